@@ -1,0 +1,139 @@
+"""What `config.json` says about an SO8T model, checked once and used everywhere."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from llama_so8t.algebra.basis import DIM
+from llama_so8t.layout import (
+    BASE_ARCHITECTURES,
+    GENERATORS,
+    OUT_GENERATOR,
+    SITES,
+    HeadSpec,
+    default_heads,
+    default_representations,
+    generator_name,
+    n_generators,
+)
+from llama_so8t.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Shapes, sites, representations and heads of one SO8T model."""
+
+    base_model_type: str
+    hidden_size: int
+    n_layer: int
+    n_head: int
+    n_head_kv: int
+    head_dim: int
+    shared_blocks: bool
+    sites: tuple[str, ...]
+    head_representation: tuple[int, ...]
+    head_kv_representation: tuple[int, ...]
+    heads: dict[str, HeadSpec]
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "ModelSpec":
+        """Reads the fields of a ``config.json`` with ``model_type`` "so8t" (or of a base model, as identity).
+
+        Raises:
+            ConfigError: a field is missing, of the wrong kind, or contradicts another.
+        """
+        base = config.get("base_model_type", config.get("model_type"))
+        if base not in BASE_ARCHITECTURES:
+            raise ConfigError(
+                f"config.json: found base model type {base!r}, supported are {', '.join(BASE_ARCHITECTURES)}"
+            )
+        n_head = _positive(config, "num_attention_heads")
+        n_head_kv = _positive(config, "num_key_value_heads", n_head)
+        hidden_size = _positive(config, "hidden_size")
+        head_dim = _positive(config, "head_dim", hidden_size // n_head)
+        for key, value in (("hidden_size", hidden_size), ("head_dim", head_dim)):
+            if value % DIM:
+                raise ConfigError(f"config.json: found {key} {value}, expected a multiple of {DIM} (SO(8) blocks)")
+        if n_head % n_head_kv:
+            raise ConfigError(
+                f"config.json: found {n_head} heads and {n_head_kv} key-value heads, expected a multiple"
+            )
+        rotation_dim = config.get("so8t_rotation_dim", DIM)
+        if rotation_dim != DIM:
+            raise ConfigError(f"config.json: found so8t_rotation_dim {rotation_dim!r}, expected {DIM}")
+
+        enabled = tuple(
+            _flag(config, f"so8t_{name}_representation") for name in ("vector", "spinor_plus", "spinor_minus")
+        )
+        if not _flag(config, "so8t_triality_symmetry"):
+            enabled = (True, False, False)
+        absent = set()
+        if not _flag(config, "so8t_non_commutative_gates"):
+            absent.add("gate")
+        if not _flag(config, "so8t_cross_head_interaction") or n_head < DIM:
+            absent.add("heads")
+
+        heads = config.get("so8t_heads")
+        if heads is None:
+            specs = default_heads()
+        elif isinstance(heads, Mapping):
+            specs = {name: HeadSpec.from_dict(name, fields) for name, fields in heads.items()}
+        else:
+            raise ConfigError(f"config.json: found so8t_heads {heads!r}, expected an object of head names")
+        return cls(
+            base_model_type=base,
+            hidden_size=hidden_size,
+            n_layer=_positive(config, "num_hidden_layers"),
+            n_head=n_head,
+            n_head_kv=n_head_kv,
+            head_dim=head_dim,
+            shared_blocks=_flag(config, "so8t_shared_blocks", False),
+            sites=tuple(site for site in SITES if site not in absent),
+            head_representation=_representations(config, "so8t_head_representation", n_head, enabled),
+            head_kv_representation=_representations(config, "so8t_head_kv_representation", n_head_kv, enabled),
+            heads=specs,
+        )
+
+    @property
+    def has_qk_norm(self) -> bool:
+        """Whether a norm stands between the q, k projections and the qk site, so that it cannot be folded."""
+        return self.base_model_type == "qwen3"
+
+    def generator_shapes(self) -> dict[str, tuple[int, int]]:
+        """Every generator tensor of the checkpoint and its shape [n, 28]."""
+        shapes = {
+            generator_name(layer, generator): (self._rows(generator), 28)
+            for layer in range(self.n_layer)
+            for site in self.sites
+            for generator in GENERATORS[site]
+        }
+        shapes[OUT_GENERATOR] = (self._rows("out"), 28)
+        return shapes
+
+    def _rows(self, generator: str) -> int:
+        return n_generators(generator, self.hidden_size, self.n_head, self.shared_blocks)
+
+
+def _positive(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
+    value = config.get(key)
+    if value is None:
+        value = default
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigError(f"config.json: found {key} {value!r}, expected a whole number above 0")
+    return value
+
+
+def _flag(config: Mapping[str, Any], key: str, default: bool = True) -> bool:
+    value = config.get(key, default)
+    if not isinstance(value, bool):
+        raise ConfigError(f"config.json: found {key} {value!r}, expected true or false")
+    return value
+
+
+def _representations(config: Mapping[str, Any], key: str, n: int, enabled: tuple[bool, ...]) -> tuple[int, ...]:
+    value = config.get(key)
+    if value is None:
+        return tuple(default_representations(n, enabled))
+    if not isinstance(value, list) or len(value) != n or not all(v in (0, 1, 2) for v in value):
+        raise ConfigError(f"config.json: found {key} {value!r}, expected {n} entries of 0, 1 or 2")
+    return tuple(v if enabled[v] else 0 for v in value)
