@@ -1,0 +1,43 @@
+"""Shared by every test: fixed seeds, tolerances with their reasons, golden numbers."""
+
+import json
+import random
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+SEED = 28
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(autouse=True)
+def seed() -> int:
+    """Every test starts from the same state of `random` and, where a test imported it, of torch."""
+    random.seed(SEED)
+    if "torch" in sys.modules:  # algebra and conversion tests must run without torch
+        sys.modules["torch"].manual_seed(SEED)
+    return SEED
+
+
+@pytest.fixture
+def rng(seed: int) -> np.random.Generator:
+    """The random numbers of a numpy test."""
+    return np.random.default_rng(seed)
+
+
+@pytest.fixture(scope="session")
+def tolerance() -> SimpleNamespace:
+    """Largest absolute error by kind of computation. Integer identities have none: they use ``==``."""
+    return SimpleNamespace(
+        float64=1e-12,  # 8x8 products of entries of size 1: a few hundred roundings of 1e-16
+        float32=1e-5,  # a whole tiny model in float32: some thousand roundings of 6e-8
+    )
+
+
+@pytest.fixture(scope="session")
+def so8_golden() -> dict:
+    """Octonion units and rotations in all three representations, float64, written by independent code."""
+    return json.loads((GOLDEN / "so8_golden.json").read_text())
