@@ -1,10 +1,11 @@
 """What `config.json` says about an SO8T model, checked once and used everywhere."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from llama_so8t.algebra.basis import DIM
+from llama_so8t.algebra.triality import VECTOR
 from llama_so8t.layout import (
     BASE_ARCHITECTURES,
     GENERATORS,
@@ -34,6 +35,8 @@ class ModelSpec:
     head_representation: tuple[int, ...]
     head_kv_representation: tuple[int, ...]
     heads: dict[str, HeadSpec]
+    stem_sizes: dict[str, int] = field(default_factory=dict)
+    """Stem -> its inner width, as far as ``so8t_stem_sizes`` says; a checkpoint's tensors say it too."""
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "ModelSpec":
@@ -80,6 +83,11 @@ class ModelSpec:
             specs = {name: HeadSpec.from_dict(name, fields) for name, fields in heads.items()}
         else:
             raise ConfigError(f"config.json: found so8t_heads {heads!r}, expected an object of head names")
+        # a representation that is switched off falls back to vector here as it does at qk and v
+        specs = {
+            name: head if enabled[head.representation] else replace(head, representation=VECTOR)
+            for name, head in specs.items()
+        }
         return cls(
             base_model_type=base,
             hidden_size=hidden_size,
@@ -92,6 +100,7 @@ class ModelSpec:
             head_representation=_representations(config, "so8t_head_representation", n_head, enabled),
             head_kv_representation=_representations(config, "so8t_head_kv_representation", n_head_kv, enabled),
             heads=specs,
+            stem_sizes=_stem_sizes(config, specs),
         )
 
     @property
@@ -137,3 +146,26 @@ def _representations(config: Mapping[str, Any], key: str, n: int, enabled: tuple
     if not isinstance(value, list) or len(value) != n or not all(v in (0, 1, 2) for v in value):
         raise ConfigError(f"config.json: found {key} {value!r}, expected {n} entries of 0, 1 or 2")
     return tuple(v if enabled[v] else 0 for v in value)
+
+
+def _stem_sizes(config: Mapping[str, Any], heads: Mapping[str, HeadSpec]) -> dict[str, int]:
+    stems: dict[str, HeadSpec] = {}
+    for head in heads.values():
+        if head.stem is None:
+            continue
+        first = stems.setdefault(head.stem, head)
+        for key in ("activation", "representation"):
+            if getattr(first, key) != getattr(head, key):
+                raise ConfigError(
+                    f"config.json: heads {first.name!r} and {head.name!r} share the stem {head.stem!r}: found {key} "
+                    f"{getattr(first, key)!r} and {getattr(head, key)!r}, expected the same"
+                )
+    sizes = config.get("so8t_stem_sizes")
+    if sizes is None:
+        return {}
+    if not isinstance(sizes, Mapping) or set(sizes) - set(stems):
+        raise ConfigError(
+            f"config.json: found so8t_stem_sizes {sizes!r}, expected an object with the stems of so8t_heads: "
+            f"{', '.join(stems) or 'none'}"
+        )
+    return {stem: _positive(sizes, stem) for stem in sizes}

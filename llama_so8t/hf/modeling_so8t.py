@@ -1,0 +1,459 @@
+"""PyTorch reference of SO8T: a base decoder with SO(8) rotations at sites and verdict heads.
+
+Norm, MLP, rotary embedding, attention kernels, masks and generation are transformers' own; every
+difference from them is marked "diff with Qwen3" (or Llama, Qwen2). With all generators zero the
+logits are the base model's, bit for bit.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.generation import GenerationMixin
+from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, slice_logits_to_keep
+from transformers.models.llama.modeling_llama import LlamaMLP
+from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP
+from transformers.models.qwen3.modeling_qwen3 import (
+    Qwen3MLP,
+    Qwen3RMSNorm,
+    Qwen3RotaryEmbedding,
+    apply_rotary_pos_emb,
+    eager_attention_forward,
+)
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from llama_so8t.algebra import DIM, N_GENERATORS, REPRESENTATIONS, VECTOR, represent
+from llama_so8t.hf.configuration_so8t import SO8TTransformerConfig
+from llama_so8t.layout import OUT_GENERATOR, generator_name, head_tensor_prefix
+from llama_so8t.model_spec import ModelSpec
+
+# the families differ in the MLP's bias, the projections' bias and the q/k norm; their other modules are the same code
+MLP = {"qwen3": Qwen3MLP, "llama": LlamaMLP, "qwen2": Qwen2MLP}
+
+STEM_ACTIVATIONS = {"gelu": nn.GELU(), "tanh": nn.Tanh(), "rmsnorm": nn.Identity()}
+
+# rho_t of the 28 unit generators; entries are 0, +-1/2 and +-1, exact in every float type
+REPRESENTED = np.stack([represent(np.eye(N_GENERATORS), t) for t in range(len(REPRESENTATIONS))])  # (3, 28, 8, 8)
+
+
+def rotation(generator: torch.Tensor, representation: int | list[int] = VECTOR) -> torch.Tensor:
+    """Rotation ``R_t = exp(rho_t(A))``, differentiable; exactly the identity for zero.
+
+    Args:
+        generator: ``(..., 28)`` coefficients of A.
+        representation: t, or one t for each entry of the axis before the last (which may be 1, shared by all).
+
+    Returns:
+        ``(..., 8, 8)`` float64 whatever the generator's dtype, acting on columns ``y = R x``.
+    """
+    # float64 costs as much as float32 at this size; Apple's GPU has none
+    dtype = torch.float32 if generator.device.type == "mps" else torch.float64
+    units = torch.as_tensor(REPRESENTED[representation], dtype=dtype, device=generator.device)
+    return torch.linalg.matrix_exp(torch.einsum("...k,...kij->...ij", generator.to(dtype), units))
+
+
+def _apply(equation: str, rotations: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    # in float32 at least: a rotation rounded to bfloat16 is orthogonal to two digits only
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    with torch.autocast(x.device.type, enabled=False):
+        return torch.einsum(equation, rotations.to(dtype), x.to(dtype)).to(x.dtype)
+
+
+def rotate_blocks(x: torch.Tensor, rotations: torch.Tensor) -> torch.Tensor:
+    """Rotates a hidden vector block by block: ``y[8b+i] = sum_j R_b[i, j] x[8b+j]``.
+
+    Args:
+        x: ``(..., d)``.
+        rotations: ``(n, 8, 8)``, n = 1 (shared by all blocks) or d/8.
+
+    Returns:
+        ``(..., d)``, dtype of x, contiguous.
+    """
+    blocks = x.unflatten(-1, (-1, DIM))  # (..., d/8, 8)
+    rotations = rotations.expand(blocks.shape[-2], DIM, DIM)  # (d/8, 8, 8)
+    return _apply("bij,...bj->...bi", rotations, blocks).flatten(-2).contiguous()  # (..., d)
+
+
+def rotate_heads(x: torch.Tensor, rotations: torch.Tensor) -> torch.Tensor:
+    """Rotates every block of a head by the head's rotation: ``y[h, 8b+i] = sum_j R_h[i, j] x[h, 8b+j]``.
+
+    Args:
+        x: ``(..., heads, head_dim)``.
+        rotations: ``(heads, 8, 8)``.
+
+    Returns:
+        ``(..., heads, head_dim)``, dtype of x, contiguous.
+    """
+    blocks = x.unflatten(-1, (-1, DIM))  # (..., heads, head_dim/8, 8)
+    return _apply("hij,...hbj->...hbi", rotations, blocks).flatten(-2).contiguous()  # (..., heads, head_dim)
+
+
+def mix_heads(x: torch.Tensor, rotations: torch.Tensor) -> torch.Tensor:
+    """Rotates groups of 8 heads into each other: ``y[8g+i] = sum_k C_g[i, k] x[8g+k]``; the rest is unchanged.
+
+    Args:
+        x: ``(..., heads, head_dim)``.
+        rotations: ``(heads // 8, 8, 8)``.
+
+    Returns:
+        ``(..., heads, head_dim)``, dtype of x, contiguous.
+    """
+    n = DIM * rotations.shape[0]
+    groups = x[..., :n, :].unflatten(-2, (-1, DIM))  # (..., groups, 8, head_dim)
+    mixed = _apply("gik,...gkd->...gid", rotations, groups).flatten(-3, -2)  # (..., n, head_dim)
+    return torch.cat((mixed, x[..., n:, :]), dim=-2)  # (..., heads, head_dim)
+
+
+class SO8TGenerators(nn.Module):
+    """Generators of one layer, or of the heads: a parameter ``(n, 28)`` float32 for each name; absent sites have none.
+
+    They stay float32 in a model of lower precision: training moves them by less than bfloat16 resolves.
+    """
+
+    def __init__(self, spec: ModelSpec, prefix: str) -> None:
+        super().__init__()
+        for name, shape in spec.generator_shapes().items():
+            if name.startswith(prefix):
+                parameter = nn.Parameter(torch.zeros(shape, dtype=torch.float32))
+                self.register_parameter(name.removeprefix(prefix), parameter)
+
+    def rotate_gate(self, x: torch.Tensor) -> torch.Tensor:
+        """Site gate: ``R_cmd R_safe x``, R_safe first. ``(..., d) -> (..., d)``."""
+        return rotate_blocks(x, rotation(self.gate_cmd) @ rotation(self.gate_safe)) if "gate_safe" in self else x
+
+    def rotate_ffn(self, x: torch.Tensor) -> torch.Tensor:
+        """Site ffn. ``(..., d) -> (..., d)``."""
+        return rotate_blocks(x, rotation(self.ffn))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._parameters
+
+
+class SO8TMultiHeadAttention(nn.Module):
+    """Attention of the base family with the sites qk, v (one representation per head) and heads."""
+
+    def __init__(self, config: SO8TTransformerConfig, layer_idx: int, spec: ModelSpec) -> None:
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.head_dim = spec.head_dim
+        self.num_key_value_groups = spec.n_head // spec.n_head_kv
+        self.scaling = self.head_dim**-0.5
+        self.attention_dropout = config.attention_dropout
+        self.is_causal = True
+        self.head_representation = list(spec.head_representation)
+        self.head_kv_representation = list(spec.head_kv_representation)
+
+        # diff with Qwen3: Qwen2 has a bias on q, k, v and none on o
+        qwen2 = config.base_model_type == "qwen2"
+        qkv_bias, o_bias = (True, False) if qwen2 else (config.attention_bias, config.attention_bias)
+        d, width, kv_width = spec.hidden_size, spec.n_head * spec.head_dim, spec.n_head_kv * spec.head_dim
+        self.q_proj = nn.Linear(d, width, bias=qkv_bias)
+        self.k_proj = nn.Linear(d, kv_width, bias=qkv_bias)
+        self.v_proj = nn.Linear(d, kv_width, bias=qkv_bias)
+        self.o_proj = nn.Linear(width, d, bias=o_bias)
+        # diff with Llama and Qwen2: Qwen3 alone has the q/k norm
+        self.q_norm = Qwen3RMSNorm(self.head_dim, eps=config.rms_norm_eps) if spec.has_qk_norm else nn.Identity()
+        self.k_norm = Qwen3RMSNorm(self.head_dim, eps=config.rms_norm_eps) if spec.has_qk_norm else nn.Identity()
+        sliding = _layer_types(config)[layer_idx] == "sliding_attention"
+        self.sliding_window = config.sliding_window if sliding else None
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        generators: SO8TGenerators,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        attention_mask: torch.Tensor | None,
+        past_key_values: Cache | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Attention of ``(batch, seq, d)`` -> ``(batch, seq, d)`` and the weights where the kernel returns them."""
+        input_shape = hidden_states.shape[:-1]  # (batch, seq)
+        hidden_shape = (*input_shape, -1, self.head_dim)
+        query = self.q_norm(self.q_proj(hidden_states).view(hidden_shape))  # (batch, seq, heads, head_dim)
+        key = self.k_norm(self.k_proj(hidden_states).view(hidden_shape))  # (batch, seq, kv_heads, head_dim)
+        value = self.v_proj(hidden_states).view(hidden_shape)  # (batch, seq, kv_heads, head_dim)
+
+        # diff with Qwen3: site qk, after the norm and before RoPE; site v
+        query = rotate_heads(query, rotation(generators.qk, self.head_representation))
+        key = rotate_heads(key, rotation(generators.qk, self.head_kv_representation))
+        value = rotate_heads(value, rotation(generators.v, self.head_kv_representation))
+
+        query, key, value = (states.transpose(1, 2) for states in (query, key, value))  # (batch, heads, seq, head_dim)
+        query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+
+        attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        output, weights = attention(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=0.0 if not self.training else self.attention_dropout,
+            scaling=self.scaling,
+            sliding_window=self.sliding_window,
+            **kwargs,
+        )  # output (batch, seq, heads, head_dim)
+        if "heads" in generators:  # diff with Qwen3: site heads
+            output = mix_heads(output, rotation(generators.heads))
+        output = output.reshape(*input_shape, -1).contiguous()  # (batch, seq, heads * head_dim)
+        return self.o_proj(output), weights
+
+
+class SO8TDecoderLayer(GradientCheckpointingLayer):
+    """Layer of the base family with its generators under ``so8t``."""
+
+    def __init__(self, config: SO8TTransformerConfig, layer_idx: int, spec: ModelSpec) -> None:
+        super().__init__()
+        self.self_attn = SO8TMultiHeadAttention(config, layer_idx, spec)
+        self.mlp = MLP[config.base_model_type](config)
+        self.input_layernorm = Qwen3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = Qwen3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.so8t = SO8TGenerators(spec, generator_name(layer_idx, ""))
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
+        """``(batch, seq, d) -> (batch, seq, d)``."""
+        residual = hidden_states
+        hidden_states = self.input_layernorm(hidden_states)
+        hidden_states = self.so8t.rotate_gate(hidden_states)  # diff with Qwen3: site gate
+        hidden_states, _ = self.self_attn(hidden_states, self.so8t, **kwargs)
+        hidden_states = residual + hidden_states
+
+        residual = hidden_states
+        hidden_states = self.post_attention_layernorm(hidden_states)
+        hidden_states = self.so8t.rotate_ffn(hidden_states)  # diff with Qwen3: site ffn
+        hidden_states = self.mlp(hidden_states)
+        return residual + hidden_states
+
+
+class SO8TPreTrainedModel(PreTrainedModel):
+    """What both models share: loading, initial weights, recorded outputs."""
+
+    config_class = SO8TTransformerConfig
+    config: SO8TTransformerConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ("SO8TDecoderLayer",)
+    _skip_keys_device_placement = ("past_key_values",)
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    # diff with Qwen3: generators and heads keep float32 in a bfloat16 model, as they do in GGUF
+    _keep_in_fp32_modules_strict = ("so8t", "safety_head", "authority_head", "heads", "stems")
+    _can_record_outputs = {"hidden_states": SO8TDecoderLayer, "attentions": SO8TMultiHeadAttention}  # noqa: RUF012
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, SO8TGenerators):
+            for generator in module.parameters():
+                init.zeros_(generator)  # the identity: a new SO8T model starts as its base
+        else:
+            super()._init_weights(module)
+
+
+class SO8TTransformerModel(SO8TPreTrainedModel):
+    """The decoder without heads."""
+
+    def __init__(self, config: SO8TTransformerConfig) -> None:
+        super().__init__(config)
+        spec = config.model_spec()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
+        self.layers = nn.ModuleList(
+            SO8TDecoderLayer(config, layer_idx, spec) for layer_idx in range(config.num_hidden_layers)
+        )
+        self.norm = Qwen3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.rotary_emb = Qwen3RotaryEmbedding(config=config)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPast:
+        """Hidden vectors ``(batch, seq, d)`` after the final norm, for ``input_ids`` ``(batch, seq)``."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids)
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        if position_ids is None:
+            past = past_key_values.get_seq_length() if past_key_values is not None else 0
+            position_ids = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + past
+            position_ids = position_ids.unsqueeze(0)  # (1, seq)
+
+        layer_types = _layer_types(self.config)
+        masks = attention_mask  # generate may have made the masks already
+        if not isinstance(masks, dict):
+            mask_arguments = {
+                "config": self.config,
+                "inputs_embeds": inputs_embeds,
+                "attention_mask": attention_mask,
+                "past_key_values": past_key_values,
+                "position_ids": position_ids,
+            }
+            masks = {"full_attention": create_causal_mask(**mask_arguments)}
+            if "sliding_attention" in layer_types:
+                masks["sliding_attention"] = create_sliding_window_causal_mask(**mask_arguments)
+
+        hidden_states = inputs_embeds
+        position_embeddings = self.rotary_emb(hidden_states, position_ids)
+        for layer, layer_type in zip(self.layers, layer_types, strict=True):
+            hidden_states = layer(
+                hidden_states,
+                attention_mask=masks[layer_type],
+                position_embeddings=position_embeddings,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                use_cache=use_cache,
+                **kwargs,
+            )
+        return BaseModelOutputWithPast(
+            last_hidden_state=self.norm(hidden_states),
+            past_key_values=past_key_values if use_cache else None,
+        )
+
+
+class SO8TStem(nn.Linear):
+    """First layer of MLP heads: ``act(W1 z + b1)``, or ``rmsnorm(W1 z)``. ``(..., d) -> (..., inner)``."""
+
+    def __init__(self, d: int, inner: int, activation: str, eps: float) -> None:
+        super().__init__(d, inner, bias=activation != "rmsnorm", dtype=torch.float32)
+        self.activation = STEM_ACTIVATIONS[activation]
+        self.norm = Qwen3RMSNorm(inner, eps=eps).float() if activation == "rmsnorm" else nn.Identity()
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.activation(super().forward(z)))
+
+
+@dataclass
+class SO8TCausalLMOutput(ModelOutput):
+    """Task logits as in every causal model, and the values of the heads at every position of the input.
+
+    ``head_logits`` maps each head, in verdict order, to ``(batch, seq, labels)``; ``safety_logits`` and
+    ``authority_logits`` are its entries of these names, or None. ``logits`` follows ``logits_to_keep``.
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    head_logits: dict[str, torch.FloatTensor] | None = None
+    safety_logits: torch.FloatTensor | None = None
+    authority_logits: torch.FloatTensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+class SO8TTransformerForCausalLM(SO8TPreTrainedModel, GenerationMixin):
+    """The decoder with the task head (language model head) and the verdict heads."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
+
+    def __init__(self, config: SO8TTransformerConfig) -> None:
+        super().__init__(config)
+        self.model = SO8TTransformerModel(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+        # diff with Qwen3: the out generator, stems and heads
+        spec = config.model_spec()
+        self.head_specs = spec.heads
+        self.so8t = SO8TGenerators(spec, OUT_GENERATOR.removesuffix("out"))
+        self.stems = nn.ModuleDict()
+        self.heads = nn.ModuleDict()
+        for name, head in self.head_specs.items():
+            width = spec.stem_sizes[head.stem] if head.stem else spec.hidden_size
+            if head.stem and head.stem not in self.stems:
+                self.stems[head.stem] = SO8TStem(spec.hidden_size, width, head.activation, config.rms_norm_eps)
+            linear = nn.Linear(width, len(head.labels), bias=head.activation != "rmsnorm", dtype=torch.float32)
+            parent, _, leaf = head_tensor_prefix(name).rpartition(".")
+            self.get_submodule(parent).add_module(leaf, linear)
+        self.post_init()
+
+    def verdicts(self, hidden_states: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Values of every head: ``W z + b`` (or behind a stem) of ``z = diag(R_rep) f``.
+
+        Args:
+            hidden_states: f, ``(batch, seq, d)``, after the final norm.
+
+        Returns:
+            name -> ``(batch, seq, labels)``, in the dtype of the heads (float32 unless the caller cast them).
+        """
+        hidden_states = hidden_states.to(self.so8t.out.dtype)
+        rotated, stems, logits = {}, {}, {}
+        for name, head in self.head_specs.items():
+            t = head.representation
+            if t not in rotated:
+                rotated[t] = rotate_blocks(hidden_states, rotation(self.so8t.out, t))  # (batch, seq, d)
+            features = rotated[t]
+            if head.stem:
+                if head.stem not in stems:
+                    stems[head.stem] = self.stems[head.stem](features)  # (batch, seq, inner)
+                features = stems[head.stem]
+            logits[name] = self.get_submodule(head_tensor_prefix(name))(features)  # (batch, seq, labels)
+        return logits
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> SO8TCausalLMOutput:
+        """Task logits and head values for ``input_ids`` ``(batch, seq)``; ``labels`` are those of the task."""
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        hidden_states = outputs.last_hidden_state  # (batch, seq, d)
+        logits = self.lm_head(slice_logits_to_keep(hidden_states, logits_to_keep))  # (batch, kept, vocab)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.vocab_size, **kwargs)
+        head_logits = self.verdicts(hidden_states)  # diff with Qwen3
+        return SO8TCausalLMOutput(
+            loss=loss,
+            logits=logits,
+            head_logits=head_logits,
+            safety_logits=head_logits.get("safety"),
+            authority_logits=head_logits.get("authority"),
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+def _layer_types(config: SO8TTransformerConfig) -> list[str]:
+    # diff with Qwen3: Llama has no layer_types, all its layers see everything
+    return getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
