@@ -157,8 +157,8 @@ def _stem_sizes(config: Mapping[str, Any], heads: Mapping[str, HeadSpec]) -> dic
         for key in ("activation", "representation"):
             if getattr(first, key) != getattr(head, key):
                 raise ConfigError(
-                    f"config.json: heads {first.name!r} and {head.name!r} share the stem {head.stem!r}: found {key} "
-                    f"{getattr(first, key)!r} and {getattr(head, key)!r}, expected the same"
+                    f"config.json: heads {first.name!r} and {head.name!r} share the stem {head.stem!r}: "
+                    f"found {key} {getattr(first, key)!r} and {getattr(head, key)!r}, expected the same"
                 )
     sizes = config.get("so8t_stem_sizes")
     if sizes is None:

@@ -1,4 +1,4 @@
-"""SO8T on PyTorch and transformers: the reference model. Importing this registers it with the Auto classes."""
+"""SO8T on PyTorch and transformers: the reference model. The import registers it with the Auto classes."""
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 

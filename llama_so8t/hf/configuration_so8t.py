@@ -15,12 +15,12 @@ from llama_so8t.model_spec import ModelSpec
 
 ARCHITECTURE = "SO8TTransformerForCausalLM"
 
-# config.json files older than transformers 5 carry RoPE in these; the base class moves them to rope_parameters
+# a config.json from before transformers 5 has RoPE in these; the base class moves them to rope_parameters
 LEGACY_ROPE_FIELDS = ("rope_theta", "rope_scaling", "partial_rotary_factor")
 
 
 class SO8TTransformerConfig(PretrainedConfig):
-    """Configuration of a base family plus rotations and heads. Every field of the base is an attribute of this.
+    """Configuration of a base family plus rotations and heads; every field of the base is an attribute.
 
     Args:
         base_model_type: "qwen3", "llama" or "qwen2"; decides which further fields exist, and their defaults.
@@ -34,8 +34,8 @@ class SO8TTransformerConfig(PretrainedConfig):
         so8t_shared_blocks: one generator for all blocks of the hidden vector, instead of one per block.
         so8t_head_representation: per query head 0, 1 or 2; None is the index mod 3.
         so8t_head_kv_representation: the same per key-value head.
-        so8t_heads: name -> entry of `HeadSpec.from_dict` (or a `HeadSpec`), in verdict order; None is safety and
-            authority, {} is no head.
+        so8t_heads: name -> entry of `HeadSpec.from_dict` (or a `HeadSpec`), in verdict order; None is safety
+            and authority, {} is no head.
         so8t_stem_sizes: stem -> inner width, one for each stem that the heads name.
 
     Raises:
@@ -66,7 +66,7 @@ class SO8TTransformerConfig(PretrainedConfig):
             raise ConfigError(f"config: found unknown {', '.join(unknown)}, expected only {', '.join(known)}")
         found_type = kwargs.pop("model_type", ARCH)
         if found_type != ARCH:
-            raise ConfigError(f"config: found model_type {found_type!r}, expected {ARCH!r}; use from_base for a base model")
+            raise ConfigError(f"config: found model_type {found_type!r}, expected {ARCH!r} (or use from_base)")
         base_class = _base_class(self.base_model_type)
         names = [f.name for f in fields(base_class) if f.name not in PretrainedConfig.__dataclass_fields__]
         # the base class fills its defaults, checks them and brings RoPE into its present form
@@ -121,7 +121,7 @@ class SO8TTransformerConfig(PretrainedConfig):
         return spec
 
     def to_json_string(self, use_diff: bool = True) -> str:
-        """JSON text of the configuration; unlike in other models the heads keep their order, which is data."""
+        """JSON text of the configuration; unlike in other models the heads keep their order: it is data."""
         sorted_fields = json.loads(super().to_json_string(use_diff))
         sorted_fields["so8t_heads"] = self.so8t_heads
         return json.dumps(sorted_fields, indent=2) + "\n"
@@ -130,7 +130,7 @@ class SO8TTransformerConfig(PretrainedConfig):
 def _base_class(base_model_type: str) -> type[PretrainedConfig]:
     if base_model_type not in BASE_ARCHITECTURES:
         raise ConfigError(
-            f"config: found base model type {base_model_type!r}, supported are {', '.join(BASE_ARCHITECTURES)}"
+            f"config: found base_model_type {base_model_type!r}, expected one of {', '.join(BASE_ARCHITECTURES)}"
         )
     return CONFIG_MAPPING[base_model_type]
 
@@ -141,7 +141,8 @@ def _complete_heads(heads: Any) -> dict[str, dict[str, Any]]:
         heads = default_heads()
     if not isinstance(heads, Mapping):
         raise ConfigError(f"config: found so8t_heads {heads!r}, expected an object of head names")
-    specs = {
-        name: head if isinstance(head, HeadSpec) else HeadSpec.from_dict(name, head) for name, head in heads.items()
-    }
-    return {name: spec.to_dict() for name, spec in specs.items()}
+    complete = {}
+    for name, head in heads.items():
+        spec = head if isinstance(head, HeadSpec) else HeadSpec.from_dict(name, head)
+        complete[name] = spec.to_dict()
+    return complete

@@ -7,7 +7,6 @@ logits are the base model's, bit for bit.
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -32,90 +31,18 @@ from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from llama_so8t.algebra import DIM, N_GENERATORS, REPRESENTATIONS, VECTOR, represent
 from llama_so8t.hf.configuration_so8t import SO8TTransformerConfig
+from llama_so8t.hf.torch_rotation import mix_heads, rotate_blocks, rotate_heads, rotation
 from llama_so8t.layout import OUT_GENERATOR, generator_name, head_tensor_prefix
 from llama_so8t.model_spec import ModelSpec
 
-# the families differ in the MLP's bias, the projections' bias and the q/k norm; their other modules are the same code
+# the families differ in the biases and the q/k norm; norm, rotary embedding and attention are one code
 MLP = {"qwen3": Qwen3MLP, "llama": LlamaMLP, "qwen2": Qwen2MLP}
 
 STEM_ACTIVATIONS = {"gelu": nn.GELU(), "tanh": nn.Tanh(), "rmsnorm": nn.Identity()}
 
-# rho_t of the 28 unit generators; entries are 0, +-1/2 and +-1, exact in every float type
-REPRESENTED = np.stack([represent(np.eye(N_GENERATORS), t) for t in range(len(REPRESENTATIONS))])  # (3, 28, 8, 8)
-
-
-def rotation(generator: torch.Tensor, representation: int | list[int] = VECTOR) -> torch.Tensor:
-    """Rotation ``R_t = exp(rho_t(A))``, differentiable; exactly the identity for zero.
-
-    Args:
-        generator: ``(..., 28)`` coefficients of A.
-        representation: t, or one t for each entry of the axis before the last (which may be 1, shared by all).
-
-    Returns:
-        ``(..., 8, 8)`` float64 whatever the generator's dtype, acting on columns ``y = R x``.
-    """
-    # float64 costs as much as float32 at this size; Apple's GPU has none
-    dtype = torch.float32 if generator.device.type == "mps" else torch.float64
-    units = torch.as_tensor(REPRESENTED[representation], dtype=dtype, device=generator.device)
-    return torch.linalg.matrix_exp(torch.einsum("...k,...kij->...ij", generator.to(dtype), units))
-
-
-def _apply(equation: str, rotations: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    # in float32 at least: a rotation rounded to bfloat16 is orthogonal to two digits only
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    with torch.autocast(x.device.type, enabled=False):
-        return torch.einsum(equation, rotations.to(dtype), x.to(dtype)).to(x.dtype)
-
-
-def rotate_blocks(x: torch.Tensor, rotations: torch.Tensor) -> torch.Tensor:
-    """Rotates a hidden vector block by block: ``y[8b+i] = sum_j R_b[i, j] x[8b+j]``.
-
-    Args:
-        x: ``(..., d)``.
-        rotations: ``(n, 8, 8)``, n = 1 (shared by all blocks) or d/8.
-
-    Returns:
-        ``(..., d)``, dtype of x, contiguous.
-    """
-    blocks = x.unflatten(-1, (-1, DIM))  # (..., d/8, 8)
-    rotations = rotations.expand(blocks.shape[-2], DIM, DIM)  # (d/8, 8, 8)
-    return _apply("bij,...bj->...bi", rotations, blocks).flatten(-2).contiguous()  # (..., d)
-
-
-def rotate_heads(x: torch.Tensor, rotations: torch.Tensor) -> torch.Tensor:
-    """Rotates every block of a head by the head's rotation: ``y[h, 8b+i] = sum_j R_h[i, j] x[h, 8b+j]``.
-
-    Args:
-        x: ``(..., heads, head_dim)``.
-        rotations: ``(heads, 8, 8)``.
-
-    Returns:
-        ``(..., heads, head_dim)``, dtype of x, contiguous.
-    """
-    blocks = x.unflatten(-1, (-1, DIM))  # (..., heads, head_dim/8, 8)
-    return _apply("hij,...hbj->...hbi", rotations, blocks).flatten(-2).contiguous()  # (..., heads, head_dim)
-
-
-def mix_heads(x: torch.Tensor, rotations: torch.Tensor) -> torch.Tensor:
-    """Rotates groups of 8 heads into each other: ``y[8g+i] = sum_k C_g[i, k] x[8g+k]``; the rest is unchanged.
-
-    Args:
-        x: ``(..., heads, head_dim)``.
-        rotations: ``(heads // 8, 8, 8)``.
-
-    Returns:
-        ``(..., heads, head_dim)``, dtype of x, contiguous.
-    """
-    n = DIM * rotations.shape[0]
-    groups = x[..., :n, :].unflatten(-2, (-1, DIM))  # (..., groups, 8, head_dim)
-    mixed = _apply("gik,...gkd->...gid", rotations, groups).flatten(-3, -2)  # (..., n, head_dim)
-    return torch.cat((mixed, x[..., n:, :]), dim=-2)  # (..., heads, head_dim)
-
-
 class SO8TGenerators(nn.Module):
-    """Generators of one layer, or of the heads: a parameter ``(n, 28)`` float32 for each name; absent sites have none.
+    """Generators of one layer, or of the heads: a parameter ``(n, 28)`` float32 for each existing site.
 
     They stay float32 in a model of lower precision: training moves them by less than bfloat16 resolves.
     """
@@ -129,7 +56,9 @@ class SO8TGenerators(nn.Module):
 
     def rotate_gate(self, x: torch.Tensor) -> torch.Tensor:
         """Site gate: ``R_cmd R_safe x``, R_safe first. ``(..., d) -> (..., d)``."""
-        return rotate_blocks(x, rotation(self.gate_cmd) @ rotation(self.gate_safe)) if "gate_safe" in self else x
+        if "gate_safe" not in self:
+            return x
+        return rotate_blocks(x, rotation(self.gate_cmd) @ rotation(self.gate_safe))
 
     def rotate_ffn(self, x: torch.Tensor) -> torch.Tensor:
         """Site ffn. ``(..., d) -> (..., d)``."""
@@ -163,8 +92,9 @@ class SO8TMultiHeadAttention(nn.Module):
         self.v_proj = nn.Linear(d, kv_width, bias=qkv_bias)
         self.o_proj = nn.Linear(width, d, bias=o_bias)
         # diff with Llama and Qwen2: Qwen3 alone has the q/k norm
-        self.q_norm = Qwen3RMSNorm(self.head_dim, eps=config.rms_norm_eps) if spec.has_qk_norm else nn.Identity()
-        self.k_norm = Qwen3RMSNorm(self.head_dim, eps=config.rms_norm_eps) if spec.has_qk_norm else nn.Identity()
+        norm = spec.has_qk_norm
+        self.q_norm = Qwen3RMSNorm(self.head_dim, eps=config.rms_norm_eps) if norm else nn.Identity()
+        self.k_norm = Qwen3RMSNorm(self.head_dim, eps=config.rms_norm_eps) if norm else nn.Identity()
         sliding = _layer_types(config)[layer_idx] == "sliding_attention"
         self.sliding_window = config.sliding_window if sliding else None
 
@@ -177,7 +107,7 @@ class SO8TMultiHeadAttention(nn.Module):
         past_key_values: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Attention of ``(batch, seq, d)`` -> ``(batch, seq, d)`` and the weights where the kernel returns them."""
+        """``(batch, seq, d) -> (batch, seq, d)``, and the attention weights where the kernel returns them."""
         input_shape = hidden_states.shape[:-1]  # (batch, seq)
         hidden_shape = (*input_shape, -1, self.head_dim)
         query = self.q_norm(self.q_proj(hidden_states).view(hidden_shape))  # (batch, seq, heads, head_dim)
@@ -189,12 +119,15 @@ class SO8TMultiHeadAttention(nn.Module):
         key = rotate_heads(key, rotation(generators.qk, self.head_kv_representation))
         value = rotate_heads(value, rotation(generators.v, self.head_kv_representation))
 
-        query, key, value = (states.transpose(1, 2) for states in (query, key, value))  # (batch, heads, seq, head_dim)
+        query = query.transpose(1, 2)  # (batch, heads, seq, head_dim)
+        key = key.transpose(1, 2)  # (batch, kv_heads, seq, head_dim)
+        value = value.transpose(1, 2)  # (batch, kv_heads, seq, head_dim)
         query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
 
-        attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        implementation = self.config._attn_implementation
+        attention = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
         output, weights = attention(
             self,
             query,
@@ -253,7 +186,10 @@ class SO8TPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     # diff with Qwen3: generators and heads keep float32 in a bfloat16 model, as they do in GGUF
     _keep_in_fp32_modules_strict = ("so8t", "safety_head", "authority_head", "heads", "stems")
-    _can_record_outputs = {"hidden_states": SO8TDecoderLayer, "attentions": SO8TMultiHeadAttention}  # noqa: RUF012
+    _can_record_outputs = {  # noqa: RUF012
+        "hidden_states": SO8TDecoderLayer,
+        "attentions": SO8TMultiHeadAttention,
+    }
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, SO8TGenerators):
@@ -384,8 +320,10 @@ class SO8TTransformerForCausalLM(SO8TPreTrainedModel, GenerationMixin):
         for name, head in self.head_specs.items():
             width = spec.stem_sizes[head.stem] if head.stem else spec.hidden_size
             if head.stem and head.stem not in self.stems:
-                self.stems[head.stem] = SO8TStem(spec.hidden_size, width, head.activation, config.rms_norm_eps)
-            linear = nn.Linear(width, len(head.labels), bias=head.activation != "rmsnorm", dtype=torch.float32)
+                stem = SO8TStem(spec.hidden_size, width, head.activation, config.rms_norm_eps)
+                self.stems[head.stem] = stem
+            bias = head.activation != "rmsnorm"  # the form of Qwen3Guard has none
+            linear = nn.Linear(width, len(head.labels), bias=bias, dtype=torch.float32)
             parent, _, leaf = head_tensor_prefix(name).rpartition(".")
             self.get_submodule(parent).add_module(leaf, linear)
         self.post_init()
@@ -426,7 +364,7 @@ class SO8TTransformerForCausalLM(SO8TPreTrainedModel, GenerationMixin):
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Unpack[TransformersKwargs],
     ) -> SO8TCausalLMOutput:
-        """Task logits and head values for ``input_ids`` ``(batch, seq)``; ``labels`` are those of the task."""
+        """Task logits and head values for ``input_ids`` ``(batch, seq)``; ``labels`` are the task's."""
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,

@@ -21,7 +21,8 @@ def test_pairs_are_the_28_index_pairs_in_lexicographic_order():
 def test_bracket_table_of_the_basis_is_exact():
     # [X_ij, X_kl] = d_jk X_il - d_ik X_jl - d_jl X_ik + d_il X_jk, with X_ii = 0
     for (i, j), (k, m) in itertools.product(PAIRS, PAIRS):
-        expected = (j == k) * basis(i, m) - (i == k) * basis(j, m) - (j == m) * basis(i, k) + (i == m) * basis(j, k)
+        expected = (j == k) * basis(i, m) - (i == k) * basis(j, m)
+        expected += (i == m) * basis(j, k) - (j == m) * basis(i, k)
         np.testing.assert_array_equal(bracket(basis(i, j), basis(k, m)), expected, err_msg=f"{i, j, k, m}")
 
 
