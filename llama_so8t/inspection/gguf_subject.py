@@ -1,0 +1,234 @@
+"""A GGUF file as a `Subject`: stored rotations and generators, or generators alone where folded."""
+
+import reprlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llama_so8t.algebra import DIM, N_GENERATORS
+from llama_so8t.checkpoint.gguf_file import GgufFile, read_gguf
+from llama_so8t.errors import CheckpointError
+from llama_so8t.inspection.subject import (
+    Generator,
+    HeadTensors,
+    RotationTensor,
+    Subject,
+    computed,
+    head_problem,
+    used_representations,
+)
+from llama_so8t.layout import ARCH, FORMAT_VERSION, GENERATORS, ROTATIONS, SITES, HeadSpec, Keys, Tensors
+
+MAX_LAYERS = 4096
+MAX_WIDTH = 1 << 17
+"""Largest hidden size that is believed; it bounds the blocks of a rotation tensor."""
+
+
+def open_gguf(path: Path) -> Subject:
+    """Reads rotations and heads of a GGUF file.
+
+    Raises:
+        CheckpointError: not GGUF, damaged, or not an SO8T file.
+    """
+    return _Reader(read_gguf(path)).subject()
+
+
+class _Reader:
+    def __init__(self, file: GgufFile) -> None:
+        self.file = file
+        self.path = file.path
+        self.arch = self._get("general.architecture", str)
+        if self.arch != ARCH and Keys.HEADS not in file.metadata:
+            raise CheckpointError(
+                f"{self.path}: found architecture {self.arch!r} without {Keys.HEADS}, expected an SO8T model"
+            )
+        self.n_layer = self._size(f"{self.arch}.block_count", MAX_LAYERS)
+        self.hidden_size = self._size(f"{self.arch}.embedding_length", MAX_WIDTH)
+        self.n_head = self._size(f"{self.arch}.attention.head_count", MAX_WIDTH)
+        self.n_head_kv = self._size(f"{self.arch}.attention.head_count_kv", self.n_head, self.n_head)
+        self.head_dim = self._size(
+            f"{self.arch}.attention.key_length", MAX_WIDTH, max(1, self.hidden_size // self.n_head)
+        )
+
+    def subject(self) -> Subject:
+        specs = self._head_specs()
+        base, version, generators = self.arch, None, ()
+        if self.arch == ARCH:
+            base = self._get(Keys.BASE_ARCHITECTURE, str)
+            version = self._get(Keys.FORMAT_VERSION, int)
+            if version != FORMAT_VERSION:
+                raise CheckpointError(
+                    f"{self.path}: found {Keys.FORMAT_VERSION} {version}, this program reads {FORMAT_VERSION}"
+                )
+            dimension = self._get(Keys.ROTATION_DIMENSION, int)
+            if dimension != DIM:
+                raise CheckpointError(
+                    f"{self.path}: found {Keys.ROTATION_DIMENSION} {dimension}, expected {DIM}"
+                )
+            generators = self._generators(specs)
+        return Subject(
+            path=str(self.path),
+            format="gguf",
+            architecture=self.arch,
+            base_architecture=base,
+            format_version=version,
+            n_layer=self.n_layer,
+            hidden_size=self.hidden_size,
+            n_head=self.n_head,
+            n_head_kv=self.n_head_kv,
+            head_dim=self.head_dim,
+            compensated=None,
+            generators=tuple(generators),
+            heads=tuple(self._head(spec) for spec in specs.values()),
+        )
+
+    # --- metadata ----------------------------------------------------------------------------
+
+    def _get(self, key: str, kind: type, default: Any = None) -> Any:
+        value = self.file.get(key, default)
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            found = "missing" if value is None else reprlib.repr(value)
+            raise CheckpointError(
+                f"{self.path}: key {key} is {found}, expected a value of type {kind.__name__}"
+            )
+        return value
+
+    def _size(self, key: str, largest: int, default: int | None = None) -> int:
+        value = self._get(key, int, default)
+        if not 1 <= value <= largest:
+            raise CheckpointError(f"{self.path}: found {key} {value}, expected 1 to {largest}")
+        return value
+
+    def _list(self, key: str, kind: type, length: int | None = None) -> list[Any]:
+        value = self._get(key, list)
+        if not all(isinstance(entry, kind) for entry in value) or (
+            length is not None and len(value) != length
+        ):
+            raise CheckpointError(
+                f"{self.path}: key {key} has {len(value)} entries, "
+                f"expected {length or 'only'} of type {kind.__name__}"
+            )
+        return value
+
+    def _sites(self, key: str) -> list[str]:
+        sites = self._list(key, str) if key in self.file.metadata else []
+        for site in sites:
+            if site not in (*SITES, "out"):
+                raise CheckpointError(
+                    f"{self.path}: key {key} names site {site!r}, "
+                    f"expected some of {', '.join((*SITES, 'out'))}"
+                )
+        return sites
+
+    def _head_specs(self) -> dict[str, HeadSpec]:
+        specs = {}
+        for name in self._list(Keys.HEADS, str) if Keys.HEADS in self.file.metadata else []:
+            options = {
+                "temperature": (Keys.HEAD_TEMPERATURE, float),
+                "debounce": (Keys.HEAD_DEBOUNCE, int),
+                "representation": (Keys.HEAD_REPRESENTATION_OF, int),
+                "activation": (Keys.HEAD_ACTIVATION, str),
+                "stem": (Keys.HEAD_STEM, str),
+                "scope": (Keys.HEAD_SCOPE, str),
+                "prompt_token": (Keys.HEAD_PROMPT_TOKEN, int),
+            }
+            fields = {
+                field: self._get(key.format(name=name), kind)
+                for field, (key, kind) in options.items()
+                if key.format(name=name) in self.file.metadata
+            }
+            specs[name] = HeadSpec(
+                name=name,
+                labels=tuple(self._list(Keys.HEAD_LABELS.format(name=name), str)),
+                actions=tuple(self._list(Keys.HEAD_ACTIONS.format(name=name), str)),
+                thresholds=tuple(self._list(Keys.HEAD_THRESHOLDS.format(name=name), float)),
+                **fields,
+            )
+        return specs
+
+    # --- tensors -----------------------------------------------------------------------------
+
+    def _array(self, name: str, shape: tuple[int | None, ...], largest: int) -> np.ndarray:
+        """A tensor of an expected shape in numpy order; None is any size from 1 to ``largest``."""
+        tensor = self.file.tensors.get(name)
+        if tensor is None:
+            raise CheckpointError(f"{self.path}: tensor {name} is missing")
+        # ggml drops trailing dimensions of size 1, which lead in numpy order
+        found = (1,) * (len(shape) - len(tensor.shape)) + tensor.shape
+        if len(found) != len(shape) or not all(
+            1 <= f <= largest if s is None else f == s for s, f in zip(shape, found, strict=True)
+        ):
+            shown = ", ".join("n" if size is None else str(size) for size in reversed(shape))
+            raise CheckpointError(
+                f"{self.path}: tensor {name} has dimensions {list(reversed(tensor.shape))}, "
+                f"expected [{shown}]{f' with n from 1 to {largest}' if None in shape else ''}"
+            )
+        if tensor.dtype != "F32":
+            raise CheckpointError(
+                f"{self.path}: tensor {name} has type {tensor.dtype}, expected F32 (never quantized)"
+            )
+        return tensor.read().reshape(found)
+
+    def _generators(self, specs: dict[str, HeadSpec]) -> list[Generator]:
+        head = tuple(self._list(Keys.HEAD_REPRESENTATION, int, self.n_head))
+        head_kv = tuple(self._list(Keys.HEAD_KV_REPRESENTATION, int, self.n_head_kv))
+        for key, values in ((Keys.HEAD_REPRESENTATION, head), (Keys.HEAD_KV_REPRESENTATION, head_kv)):
+            if not set(values) <= {0, 1, 2}:
+                raise CheckpointError(f"{self.path}: key {key} has {sorted(set(values))}, expected 0, 1 or 2")
+        explicit, folded = self._sites(Keys.ROTATION_EXPLICIT), self._sites(Keys.ROTATION_FOLDED)
+        twice = sorted(set(explicit) & set(folded))
+        if twice:
+            raise CheckpointError(
+                f"{self.path}: site {twice[0]} is listed as explicit and as folded, expected one"
+            )
+        per_matrix = {"q": head, "k": head_kv, "v": head_kv}
+        blocks = max(self.hidden_size // DIM, 1)
+        found = []
+        for layer in range(self.n_layer):
+            for site in (site for site in SITES if site in explicit or site in folded):
+                used = used_representations(site, head, head_kv, specs)
+                for name in GENERATORS[site]:
+                    tensor = Tensors.GENERATOR.format(layer=layer, name=name)
+                    coefficients = self._array(tensor, (None, N_GENERATORS), blocks).astype(np.float64)
+                    if site in folded:
+                        rotations = (computed(tensor, coefficients, used),)
+                    else:
+                        made = ROTATIONS[site] if site == "qk" else (name,)  # q and k share one generator
+                        rotations = tuple(
+                            self._stored(layer, r, per_matrix.get(r), len(coefficients)) for r in made
+                        )
+                    state = "folded" if site in folded else "explicit"
+                    found.append(Generator(layer, site, name, tensor, state, coefficients, rotations))
+        if Tensors.OUT_GENERATOR in self.file.tensors:
+            coefficients = self._array(Tensors.OUT_GENERATOR, (None, N_GENERATORS), blocks).astype(np.float64)
+            used = used_representations("out", head, head_kv, specs)
+            rotations = (computed(Tensors.OUT_GENERATOR, coefficients, used),)
+            found.append(
+                Generator(None, "out", "out", Tensors.OUT_GENERATOR, "folded", coefficients, rotations)
+            )
+        return found
+
+    def _stored(self, layer: int, name: str, per_matrix: tuple[int, ...] | None, n: int) -> RotationTensor:
+        tensor = Tensors.ROTATION.format(layer=layer, name=name)
+        count = n if per_matrix is None else len(per_matrix)
+        # element [j, i, b] = R_b[i][j] in ggml order is numpy's [b, i, j]
+        rotations = self._array(tensor, (count, DIM, DIM), count).astype(np.float64)
+        return RotationTensor(tensor, rotations, per_matrix or (0,) * n, stored=True)
+
+    def _head(self, spec: HeadSpec) -> HeadTensors:
+        weight_name = Tensors.HEAD_WEIGHT.format(name=spec.name)
+        bias_name = Tensors.HEAD_BIAS.format(name=spec.name)
+        width = self.hidden_size
+        if spec.stem is not None:
+            stem = self.file.tensors.get(Tensors.STEM_WEIGHT.format(stem=spec.stem))
+            if stem is None or len(stem.shape) != 2:
+                raise CheckpointError(
+                    f"{self.path}: stem {spec.stem} of head {spec.name} has no weight [d, inner]"
+                )
+            width = stem.shape[0]
+        weight = self._array(weight_name, (None, None), MAX_WIDTH)
+        bias = self._array(bias_name, (None,), MAX_WIDTH) if bias_name in self.file.tensors else None
+        problem = head_problem(spec, weight, bias, width)
+        norm = float(np.linalg.norm(weight.astype(np.float64)))
+        return HeadTensors(spec, weight.shape, norm, bias is not None, problem)

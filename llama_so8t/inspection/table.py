@@ -1,0 +1,145 @@
+"""The report as text: one line per generator and range of alike layers, with the worst values."""
+
+import math
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+
+from llama_so8t.algebra import TOLERANCE
+from llama_so8t.inspection.measure import ANGLE_FLOOR, Report, SiteMeasure
+from llama_so8t.inspection.subject import HeadTensors, Subject, representation_name
+
+_COLUMNS = (
+    "generator",
+    "layers",
+    "state",
+    "n",
+    "angle",
+    "max",
+    "|RtR-I|",
+    "|det-1|",
+    "|R-exp A|",
+    "triality",
+    "[R,R']",
+)
+_LEGEND = (
+    "n: 8x8 blocks per layer; angle, max: mean and largest planar rotation angle in radians; worst\n"
+    "value of the layers in the error columns; [R,R']: norm of the commutator of R_safe and R_cmd"
+)
+
+
+def render(report: Report) -> str:
+    """The whole table, ending with what is wrong, or that nothing is."""
+    parts = [_title(report.subject), ""]
+    if report.sites:
+        parts += [*_aligned([_COLUMNS, *_site_rows(report.sites)], left=3), "", _LEGEND, ""]
+    if report.subject.heads:
+        heads = [("head", "reads", "form", "labels", "scope", "debounce", "temperature")]
+        heads += [_head_row(head) for head in report.subject.heads]
+        parts += [*_aligned(heads, left=7), ""]
+    parts += [f"PROBLEM {problem}" for problem in report.problems]
+    if not report.problems:
+        rotations = sum(site.n for site in report.sites)
+        if rotations:
+            parts.append(f"ok: {rotations} generators, every rotation in SO(8) within {TOLERANCE:g}")
+        else:
+            parts.append("ok: no rotations")
+    return "\n".join(parts)
+
+
+def _title(subject: Subject) -> str:
+    lines = [
+        f"{subject.path}: {subject.format}, architecture {subject.architecture} "
+        f"on {subject.base_architecture}, {subject.n_layer} layers",
+        f"hidden {subject.hidden_size}, {subject.n_head} heads and {subject.n_head_kv} key-value heads "
+        f"of {subject.head_dim}",
+    ]
+    if subject.format_version is not None:
+        lines[1] += f", format version {subject.format_version}"
+    if subject.compensated is not None:
+        lines[1] += ", weights compensated" if subject.compensated else ", weights not compensated"
+    return "\n".join(lines)
+
+
+def _site_rows(sites: Sequence[SiteMeasure]) -> Iterable[tuple[str, ...]]:
+    names = list(dict.fromkeys(site.generator for site in sites))
+    for name in names:
+        of_name = [site for site in sites if site.generator == name]
+        for (state, n), group in groupby(of_name, key=lambda site: (_state(site), site.n)):
+            yield _row(name, state, n, list(group))
+
+
+def _state(site: SiteMeasure) -> str:
+    return f"{site.state}, identity" if site.angle_max < ANGLE_FLOOR else site.state
+
+
+def _row(name: str, state: str, n: int, sites: list[SiteMeasure]) -> tuple[str, ...]:
+    angles = [site.angle_mean for site in sites]
+    errors = ("orthogonality_error", "determinant_error", "generator_error", "triality_residual")
+    return (
+        name,
+        _layers(sites),
+        state,
+        str(n),
+        f"{sum(angles) / len(angles):.3f}",
+        f"{_worst(sites, 'angle_max')[0]:.3f}",
+        *(_error(*_worst(sites, key)) for key in errors),
+        _number(_worst(sites, "commutator_norm")[0], ".3f"),
+    )
+
+
+def _layers(sites: list[SiteMeasure]) -> str:
+    first, last = sites[0].layer, sites[-1].layer
+    if first is None:
+        return "end"
+    return str(first) if first == last else f"{first}-{last}"
+
+
+def _worst(sites: list[SiteMeasure], key: str) -> tuple[float | None, int | None]:
+    """Largest value and its layer; NaN counts as the largest."""
+    found = [(getattr(site, key), site.layer) for site in sites if getattr(site, key) is not None]
+    if not found:
+        return None, None
+    return max(found, key=lambda pair: math.inf if math.isnan(pair[0]) else pair[0])
+
+
+def _error(value: float | None, layer: int | None) -> str:
+    text = _number(value, ".1e")
+    if value is None or value <= TOLERANCE or layer is None:
+        return text
+    return f"{text} @{layer}"
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else f"{value:{form}}"
+
+
+def _head_row(head: HeadTensors) -> tuple[str, ...]:
+    spec = head.spec
+    form = "linear" if spec.stem is None else f"{spec.activation} ({spec.stem})"
+    if head.weight_norm == 0:
+        form += ", not fitted"
+    labels = [
+        label if action == "allow" else f"{label}: {action} at {threshold:.3g}"
+        for label, action, threshold in zip(spec.labels, spec.actions, spec.thresholds, strict=True)
+    ]
+    return (
+        spec.name,
+        representation_name(spec.representation),
+        form,
+        " | ".join(labels),
+        spec.scope,
+        str(spec.debounce),
+        f"{spec.temperature:g}",
+    )
+
+
+def _aligned(rows: Sequence[Sequence[str]], left: int) -> list[str]:
+    """Columns padded to their widest entry, the first ``left`` to the left, the others to the right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [
+        "  ".join(
+            cell.ljust(width) if column < left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]

@@ -1,0 +1,282 @@
+"""What `so8t inspect` says about sound, broken and foreign models. Run: pytest tests/inspection"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llama_so8t.cli import inspect as command
+from llama_so8t.errors import CheckpointError, So8tError
+from llama_so8t.inspection import inspect, render
+from llama_so8t.layout import GENERATORS, SITES, Keys
+
+
+def _run(path: Path, *options: str) -> None:
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    assert command.run(parser.parse_args([str(path), *options])) == 0
+
+
+def test_a_sound_file_has_rotations_in_so8_that_agree_with_their_generators(write_gguf, shape, tolerance):
+    report = inspect(write_gguf(explicit=SITES))
+    assert report.problems == ()
+    assert len(report.sites) == shape.n_layer * 6 + 1
+    for site in report.sites:
+        assert site.orthogonality_error < tolerance.float32
+        assert site.determinant_error < tolerance.float32
+        assert (site.generator_error is None) == (site.generator == "out")
+        assert site.generator_error is None or site.generator_error < tolerance.float32
+
+
+def test_folded_sites_are_measured_from_their_generators(write_gguf, tolerance):
+    for site in inspect(write_gguf(explicit=())).sites:
+        assert site.state == "folded"
+        assert site.generator_error is None
+        assert site.orthogonality_error < tolerance.float64
+
+
+def test_triality_residual_belongs_to_the_triality_sites(write_gguf, tolerance):
+    for site in inspect(write_gguf(explicit=("v",))).sites:
+        assert (site.triality_residual is not None) == (site.site in ("qk", "v", "out"))
+        if site.triality_residual is not None:
+            assert site.triality_residual < (tolerance.float32 if site.site == "v" else tolerance.float64)
+
+
+def test_commutator_norm_is_that_of_the_gates(write_gguf):
+    def same_gates(metadata, tensors):
+        for name in ("_gen", "_rot"):
+            safe = tensors[f"blk.1.so8t_gate_safe{name}.weight"]
+            tensors[f"blk.1.so8t_gate_cmd{name}.weight"] = safe
+
+    norms = {
+        s.layer: s.commutator_norm for s in inspect(write_gguf(edit=same_gates)).sites if s.site == "gate"
+    }
+    assert norms[1] < 1e-6 < 0.1 < norms[0]
+
+
+def test_angle_of_a_planar_rotation_is_its_coefficient(write_gguf, shape):
+    def one_plane(metadata, tensors):
+        generator = np.zeros((shape.width // 8, 28))
+        generator[4, 0] = 0.75
+        tensors["blk.2.so8t_ffn_gen.weight"] = generator
+
+    site = next(s for s in inspect(write_gguf(edit=one_plane)).sites if (s.layer, s.generator) == (2, "ffn"))
+    assert site.angle_max == pytest.approx(0.75, abs=1e-6)
+    assert site.angle_mean == pytest.approx(0.75 / (4 * shape.width // 8), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "spoil"),
+    [
+        ("blk.1.so8t_q_rot.weight", lambda r: r[2].__imul__(1.001)),
+        ("blk.2.so8t_gate_cmd_rot.weight", lambda r: r[0, 0].__imul__(-1)),
+        ("blk.0.so8t_k_rot.weight", lambda r: r[1].__setitem__((0, 0), np.nan)),
+        ("blk.0.so8t_gate_safe_rot.weight", lambda r: r[3].__imul__(1e30)),
+    ],
+)
+def test_a_rotation_out_of_so8_is_named_and_the_table_still_printed(write_gguf, capsys, tensor, spoil):
+    path = write_gguf(edit=lambda metadata, tensors: spoil(tensors[tensor]))
+    with pytest.raises(CheckpointError) as error:
+        _run(path)
+    assert tensor in str(error.value) and "not in SO(8)" in str(error.value)
+    assert "\n" not in str(error.value)
+    printed = capsys.readouterr().out
+    assert f"PROBLEM {tensor}" in printed and "gate_safe" in printed
+
+
+def test_rotations_that_differ_from_their_generator_are_named(write_gguf):
+    def swap_heads(metadata, tensors):
+        rotations = tensors["blk.1.so8t_q_rot.weight"]
+        rotations[[0, 1]] = rotations[[1, 0]]  # still in SO(8), but of another representation
+
+    (problem,) = inspect(write_gguf(edit=swap_heads)).problems
+    assert problem.startswith("blk.1.so8t_q_rot.weight: differs from exp of blk.1.so8t_qk_gen.weight")
+
+
+def test_transposed_rotations_differ_from_their_generator(write_gguf):
+    def transpose(metadata, tensors):
+        tensors["blk.0.so8t_gate_cmd_rot.weight"] = tensors["blk.0.so8t_gate_cmd_rot.weight"].swapaxes(1, 2)
+
+    (problem,) = inspect(write_gguf(edit=transpose)).problems
+    assert problem.startswith("blk.0.so8t_gate_cmd_rot.weight: differs from exp")
+
+
+def test_a_generator_that_is_not_finite_is_named(write_gguf):
+    def spoil(metadata, tensors):
+        tensors["blk.1.so8t_v_gen.weight"][0, 5] = np.inf
+
+    report = inspect(write_gguf(edit=spoil))
+    assert report.problems[0].startswith("blk.1.so8t_v_gen.weight: has NaN or infinity")
+    assert "nan" in render(report)
+
+
+def test_a_head_that_is_not_finite_is_named(write_gguf):
+    def spoil(metadata, tensors):
+        tensors["so8t_head.safety.weight"][1, 3] = np.nan
+
+    (problem,) = inspect(write_gguf(edit=spoil)).problems
+    assert problem == "head safety: weight or bias has NaN or infinity"
+
+
+def test_json_is_one_object_without_nan_and_has_the_documented_keys(write_gguf, capsys):
+    def spoil(metadata, tensors):
+        tensors["blk.0.so8t_k_rot.weight"][0] = np.nan
+
+    with pytest.raises(CheckpointError):
+        _run(write_gguf(edit=spoil), "--json")
+    printed = capsys.readouterr().out
+    assert "NaN" not in printed and "Infinity" not in printed
+    report = json.loads(printed)
+    assert report["ok"] is False and report["problems"][0].startswith("blk.0.so8t_k_rot.weight")
+    keys = {*report, *report["sites"][0], *report["heads"][0]}
+    missing = [key for key in keys if key not in command.KEYS]
+    assert missing == []
+    assert report["heads"][0]["representation"] == "spinor+"
+
+
+def test_an_adapter_shows_generators_and_unfitted_heads(adapter_directory, capsys, tolerance):
+    _run(adapter_directory, "--json")
+    report = json.loads(capsys.readouterr().out)
+    assert report["format"] == "adapter" and report["ok"] and report["compensated"] is True
+    assert [site["generator"] for site in report["sites"]] == [
+        *(g for s in SITES for g in GENERATORS[s]),
+        "out",
+    ]
+    assert all(site["state"] == "checkpoint" for site in report["sites"])
+    assert all(site["orthogonality_error"] < tolerance.float64 for site in report["sites"])
+    _run(adapter_directory)
+    assert capsys.readouterr().out.count("not fitted") == 2
+
+
+def test_a_missing_base_is_an_error_of_one_line(adapter_directory):
+    (adapter_directory.parent / "base.gguf").unlink()
+    with pytest.raises(So8tError, match="--base") as error:
+        inspect(adapter_directory)
+    assert "\n" not in str(error.value)
+
+
+def test_a_base_model_is_no_so8t_model(adapter_directory):
+    with pytest.raises(CheckpointError, match=r"architecture 'llama'.*expected an SO8T model"):
+        inspect(adapter_directory.parent / "base.gguf")
+
+
+def test_heads_in_a_file_of_another_architecture_are_shown(write_gguf):
+    report = inspect(write_gguf(arch="qwen3"))
+    assert report.sites == () and [head.spec.name for head in report.subject.heads] == ["safety", "authority"]
+    assert "no rotations" in render(report)
+
+
+def test_a_picture_is_written(write_gguf, tmp_path):
+    pytest.importorskip("matplotlib")
+    _run(write_gguf(), "--plot", str(tmp_path / "out.png"))
+    assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(CheckpointError, match=r"found suffix '\.txt'"):
+        _run(write_gguf(), "--plot", str(tmp_path / "out.txt"))
+
+
+def test_a_picture_of_a_broken_model_marks_it(write_gguf, tmp_path):
+    pytest.importorskip("matplotlib")
+    from llama_so8t.inspection.plot import _broken, draw
+
+    def spoil(metadata, tensors):
+        tensors["blk.1.so8t_k_rot.weight"][0] = np.nan
+
+    report = inspect(write_gguf(edit=spoil))
+    assert _broken(report) == {(1, "qk")}
+    draw(report, tmp_path / "out.png")
+
+
+# --- hostile files ---------------------------------------------------------------------------
+
+
+def _spoiled(change):
+    return lambda metadata, tensors: change(metadata, tensors)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m, t: m.pop(Keys.FORMAT_VERSION), Keys.FORMAT_VERSION),
+        (lambda m, t: m.update({Keys.FORMAT_VERSION: 2}), "this program reads 1"),
+        (lambda m, t: m.update({Keys.ROTATION_DIMENSION: 16}), Keys.ROTATION_DIMENSION),
+        (lambda m, t: m.update({"so8t.block_count": 4_000_000_000}), "so8t.block_count"),
+        (lambda m, t: m.update({"so8t.attention.head_count": 0}), "so8t.attention.head_count"),
+        (lambda m, t: m.update({Keys.HEAD_REPRESENTATION: [0, 1]}), Keys.HEAD_REPRESENTATION),
+        (lambda m, t: m.update({Keys.HEAD_KV_REPRESENTATION: [0, 1, 7]}), Keys.HEAD_KV_REPRESENTATION),
+        (lambda m, t: m.update({Keys.ROTATION_FOLDED: ["gate"]}), "as explicit and as folded"),
+        (lambda m, t: m.update({Keys.ROTATION_EXPLICIT: ["attention"]}), "names site 'attention'"),
+        (lambda m, t: m.update({Keys.HEADS: ["x" * 3]}), "so8t.head.xxx.labels"),
+        (lambda m, t: m.update({Keys.HEAD_ACTIONS.format(name="safety"): ["allow", "explode"]}), "'explode'"),
+        (lambda m, t: t.pop("blk.2.so8t_ffn_gen.weight"), "blk.2.so8t_ffn_gen.weight is missing"),
+        (lambda m, t: t.pop("blk.0.so8t_k_rot.weight"), "blk.0.so8t_k_rot.weight is missing"),
+        (lambda m, t: t.update({"blk.0.so8t_k_rot.weight": np.zeros((5, 8, 8))}), r"dimensions \[8, 8, 5\]"),
+        (lambda m, t: t.update({"blk.1.so8t_qk_gen.weight": np.zeros((1, 27))}), r"expected \[28, n\]"),
+        (lambda m, t: t.update({"blk.1.so8t_ffn_gen.weight": np.zeros((4000, 28))}), "n from 1 to 9"),
+        (lambda m, t: t.pop("so8t_head.safety.weight"), "so8t_head.safety.weight is missing"),
+    ],
+)
+def test_a_contradiction_is_an_error_of_one_line(write_gguf, change, message):
+    with pytest.raises(So8tError, match=message) as error:
+        inspect(write_gguf(edit=_spoiled(change)))
+    assert "\n" not in str(error.value) and len(str(error.value)) < 500
+
+
+def test_every_truncation_is_an_error_and_never_another_exception(write_gguf, tmp_path):
+    whole = write_gguf(explicit=("qk",)).read_bytes()
+    cut = tmp_path / "cut.gguf"
+    for size in [*range(64), *range(64, len(whole) - 64, 509)]:
+        cut.write_bytes(whole[:size])
+        with pytest.raises(So8tError):
+            inspect(cut)
+
+
+def test_flipped_bytes_never_raise_another_exception(write_gguf, tmp_path, rng):
+    whole = write_gguf().read_bytes()
+    header = whole.index(b"so8t_out_gen.weight") + 2000
+    path = tmp_path / "flipped.gguf"
+    refused = 0
+    for _ in range(150):
+        spoiled = bytearray(whole)
+        for at in rng.integers(4, header, size=3):
+            spoiled[at] = rng.integers(256)
+        path.write_bytes(spoiled)
+        try:
+            refused += bool(inspect(path).problems)
+        except So8tError as error:
+            assert "\n" not in str(error)
+            refused += 1
+    assert refused > 50
+
+
+def test_absurd_counts_cost_no_memory(write_gguf, tmp_path):
+    import tracemalloc
+
+    whole = bytearray(write_gguf().read_bytes())
+    path = tmp_path / "absurd.gguf"
+    for at in (8, 16, 24):  # tensor count, key count, length of the first key
+        spoiled = bytearray(whole)
+        spoiled[at : at + 8] = (1 << 40).to_bytes(8, "little")
+        path.write_bytes(spoiled)
+        tracemalloc.start()
+        with pytest.raises(So8tError):
+            inspect(path)
+        assert tracemalloc.get_traced_memory()[1] < 20_000_000
+        tracemalloc.stop()
+
+
+def test_a_directory_or_file_that_is_something_else_is_an_error(tmp_path):
+    (tmp_path / "text.gguf").write_text("no model")
+    (tmp_path / "empty.gguf").write_bytes(b"")
+    for path in (tmp_path, tmp_path / "text.gguf", tmp_path / "empty.gguf", tmp_path / "absent"):
+        with pytest.raises(So8tError):
+            inspect(path)
+
+
+def test_every_representation_in_use_is_measured(write_gguf):
+    report = inspect(write_gguf(explicit=()))
+    (v,) = (g for g in report.subject.generators if (g.layer, g.name) == (0, "v"))
+    (out,) = (g for g in report.subject.generators if g.name == "out")
+    assert set(v.tensors[0].representations) == {0, 1, 2}
+    assert set(out.tensors[0].representations) == {1, 2}  # safety reads spinor+, authority spinor-
