@@ -1,0 +1,84 @@
+"""Whether the tensors of a checkpoint are those its configuration asks for."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from llama_so8t.checkpoint.names import IGNORED_SUFFIXES, OUTPUT, OUTPUT_ALIAS, Expected
+from llama_so8t.checkpoint.tensors import StoredTensor
+from llama_so8t.errors import CheckpointError
+from llama_so8t.layout import head_tensor_prefix, stem_tensor_prefix
+from llama_so8t.model_spec import ModelSpec
+
+_SHOWN = 3
+
+
+def normalized(path: Path, tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """Tensors under their canonical names, without buffers that follow from the configuration.
+
+    Raises:
+        CheckpointError: the output matrix is there under both of its names.
+    """
+    result = {}
+    for name, tensor in tensors.items():
+        if name.endswith(IGNORED_SUFFIXES):
+            continue
+        if name == OUTPUT_ALIAS:
+            if OUTPUT in tensors:
+                raise CheckpointError(f"{path}: found both {OUTPUT_ALIAS} and {OUTPUT}, expected one of them")
+            tensor = tensor.renamed(OUTPUT)
+        result[tensor.name] = tensor
+    return result
+
+
+def check_tensors(path: Path, tensors: Mapping[str, StoredTensor], expected: Mapping[str, Expected]) -> None:
+    """Compares names and shapes.
+
+    Raises:
+        CheckpointError: a tensor is missing, unknown or of another shape; the message names it.
+    """
+    missing = [name for name, entry in expected.items() if entry.required and name not in tensors]
+    if missing:
+        raise CheckpointError(f"{path}: {_listed('tensor', missing)} missing")
+    unknown = [name for name in tensors if name not in expected]
+    if unknown:
+        raise CheckpointError(
+            f"{path}: {_listed('tensor', unknown)} not expected from config.json; remove, or correct the configuration"
+        )
+    for name, tensor in tensors.items():
+        shape = expected[name].shape
+        if len(shape) != len(tensor.shape) or any(
+            want not in (None, found) for want, found in zip(shape, tensor.shape, strict=True)
+        ):
+            wanted = ", ".join("any" if size is None else str(size) for size in shape)
+            raise CheckpointError(f"{path}: tensor {name!r}: found shape {list(tensor.shape)}, expected [{wanted}]")
+
+
+def check_stems(path: Path, tensors: Mapping[str, StoredTensor], spec: ModelSpec) -> None:
+    """Checks the sizes that only a file knows: the inner width of every stem, and one activation per stem.
+
+    Raises:
+        CheckpointError: heads and stem disagree.
+    """
+    activations: dict[str, str] = {}
+    for head in spec.heads.values():
+        if head.stem is None:
+            continue
+        if activations.setdefault(head.stem, head.activation) != head.activation:
+            raise CheckpointError(f"{path}: stem {head.stem!r}: found two activations, expected one for all its heads")
+        prefix = stem_tensor_prefix(head.stem)
+        inner = tensors[f"{prefix}.weight"].shape[0]
+        for name, axis in (
+            (f"{prefix}.bias", 0),
+            (f"{prefix}.norm.weight", 0),
+            (f"{head_tensor_prefix(head.name)}.weight", 1),
+        ):
+            if name in tensors and tensors[name].shape[axis] != inner:
+                raise CheckpointError(
+                    f"{path}: tensor {name!r}: found shape {list(tensors[name].shape)}, expected {inner} on axis {axis}"
+                )
+
+
+def _listed(noun: str, names: list[str]) -> str:
+    shown = ", ".join(repr(name) for name in names[:_SHOWN])
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"{noun}{'s' if len(names) > 1 else ''} {shown}{more} {'are' if len(names) > 1 else 'is'}"

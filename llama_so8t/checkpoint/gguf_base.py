@@ -1,0 +1,208 @@
+"""A GGUF file of arch llama, qwen2 or qwen3 seen as a Hugging Face model: config fields, names, weight order."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from llama_so8t.checkpoint.gguf_file import GgufFile
+from llama_so8t.checkpoint.names import ARCHITECTURES, GLOBAL_NAMES, LAYER_NAMES
+from llama_so8t.checkpoint.tensors import StoredTensor
+from llama_so8t.errors import CheckpointError
+
+ROPE_FREQS = "rope_freqs.weight"
+"""Llama 3 rope factors: a tensor in GGUF, ``rope_parameters`` in Hugging Face."""
+
+_UNSUPPORTED_KEYS = ("expert_count", "attention.sliding_window", "attention.scale", "logit_scale", "residual_scale",
+                     "embedding_scale", "rope.dimension_sections")  # fmt: skip
+_GLOBAL_FROM_GGUF = {gguf: hf for hf, gguf in GLOBAL_NAMES.items()}
+_LAYER_FROM_GGUF = {gguf: hf for hf, gguf in LAYER_NAMES.items()}
+
+
+def base_config(file: GgufFile) -> dict[str, Any]:
+    """``config.json`` fields of the base model, from its metadata and tensor names.
+
+    Raises:
+        CheckpointError: as `hyperparameters`, or the embedding is missing.
+    """
+    config = hyperparameters(file)
+    arch = config["model_type"]
+    embedding = file.tensors.get("token_embd.weight")
+    if embedding is None:
+        raise CheckpointError(f"{file.path}: tensor 'token_embd.weight' is missing")
+    config |= {
+        "vocab_size": embedding.shape[0],
+        "tie_word_embeddings": "output.weight" not in file.tensors,
+        "dtype": "float32",
+    }
+    if arch != "qwen2":
+        config["attention_bias"] = "blk.0.attn_q.bias" in file.tensors
+    if arch == "llama":
+        config["mlp_bias"] = "blk.0.ffn_down.bias" in file.tensors
+    for field, key in (("bos_token_id", "bos_token_id"), ("eos_token_id", "eos_token_id"),
+                       ("pad_token_id", "padding_token_id")):  # fmt: skip
+        value = file.get(f"tokenizer.ggml.{key}")
+        if value is not None:
+            config[field] = value
+    return config
+
+
+def hyperparameters(file: GgufFile) -> dict[str, Any]:
+    """The fields that follow from the metadata alone, so from ``vocab.gguf`` too.
+
+    Raises:
+        CheckpointError: another architecture, a split file, a missing key, or a feature so8t graphs lack.
+    """
+    arch = file.get("general.architecture")
+    if arch not in ARCHITECTURES:
+        hint = "; it is a converted model already" if arch == "so8t" else ""
+        raise CheckpointError(
+            f"{file.path}: found general.architecture {arch!r}, expected {', '.join(ARCHITECTURES)}{hint}"
+        )
+    if file.get("split.count", 1) > 1:
+        raise CheckpointError(f"{file.path}: is one part of a split model; join the parts with llama-gguf-split --merge")
+    for key in _UNSUPPORTED_KEYS:
+        if file.get(f"{arch}.{key}"):
+            raise CheckpointError(f"{file.path}: found {arch}.{key}, which so8t models do not support")
+
+    def required(key: str) -> Any:
+        value = file.get(f"{arch}.{key}")
+        if value is None:
+            raise CheckpointError(f"{file.path}: key {arch}.{key} is missing")
+        return value
+
+    n_head, hidden_size = required("attention.head_count"), required("embedding_length")
+    for key, value in (("attention.head_count", n_head), ("embedding_length", hidden_size)):
+        if not isinstance(value, int) or value < 1:
+            raise CheckpointError(f"{file.path}: found {arch}.{key} {value!r}, expected a whole number above 0")
+    head_dim = file.get(f"{arch}.attention.key_length", hidden_size // n_head)
+    for key in ("attention.value_length", "rope.dimension_count"):
+        found = file.get(f"{arch}.{key}", head_dim)
+        if found != head_dim:
+            raise CheckpointError(f"{file.path}: found {arch}.{key} {found}, expected the head size {head_dim}")
+    return {
+        "architectures": [ARCHITECTURES[arch]],
+        "model_type": arch,
+        "hidden_size": hidden_size,
+        "intermediate_size": required("feed_forward_length"),
+        "num_hidden_layers": required("block_count"),
+        "num_attention_heads": n_head,
+        "num_key_value_heads": file.get(f"{arch}.attention.head_count_kv", n_head),
+        "head_dim": head_dim,
+        "hidden_act": "silu",
+        "max_position_embeddings": required("context_length"),
+        "rms_norm_eps": _short(required("attention.layer_norm_rms_epsilon")),
+        "rope_parameters": _rope_parameters(file, arch),
+    }
+
+
+def base_tensors(file: GgufFile, config: dict[str, Any]) -> dict[str, StoredTensor]:
+    """Tensors under their Hugging Face names, with the rows of q and k in Hugging Face order.
+
+    Upstream's converter interleaves the two halves of each q and k head for arch llama (its rope rotates
+    neighbours); so8t rotates halves, as Hugging Face does, so the rows go back.
+
+    Raises:
+        CheckpointError: a tensor that the base families do not have.
+    """
+    tensors = {}
+    for name, tensor in file.tensors.items():
+        if name == ROPE_FREQS:
+            continue
+        hf_name = _hf_name(name)
+        if hf_name is None:
+            raise CheckpointError(f"{file.path}: tensor {name!r} is not one of a dense {config['model_type']} model")
+        tensor = tensor.renamed(hf_name)
+        if config["model_type"] == "llama":
+            for part, heads in (("q_proj", "num_attention_heads"), ("k_proj", "num_key_value_heads")):
+                if f".self_attn.{part}." in hf_name:
+                    tensor = tensor.mapped(_half_split(config[heads]))
+        tensors[hf_name] = tensor
+    return tensors
+
+
+def interleave_halves(weight: np.ndarray, n_head: int) -> np.ndarray:
+    """Hugging Face row order -> order of arch llama: row ``2i + s`` of a head is row ``s*head_dim/2 + i``."""
+    rows = weight.shape[0]
+    return weight.reshape(n_head, 2, rows // n_head // 2, -1).swapaxes(1, 2).reshape(weight.shape)
+
+
+def split_halves(weight: np.ndarray, n_head: int) -> np.ndarray:
+    """Order of arch llama -> Hugging Face row order: the inverse of `interleave_halves`."""
+    rows = weight.shape[0]
+    return weight.reshape(n_head, rows // n_head // 2, 2, -1).swapaxes(1, 2).reshape(weight.shape)
+
+
+def _half_split(n_head: int) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda weight: split_halves(weight, n_head)
+
+
+def _hf_name(name: str) -> str | None:
+    if name in _GLOBAL_FROM_GGUF:
+        return _GLOBAL_FROM_GGUF[name]
+    parts = name.split(".", 2)
+    if len(parts) == 3 and parts[0] == "blk" and parts[1].isdecimal() and parts[2] in _LAYER_FROM_GGUF:
+        return f"model.layers.{parts[1]}.{_LAYER_FROM_GGUF[parts[2]]}"
+    return None
+
+
+def _rope_parameters(file: GgufFile, arch: str) -> dict[str, Any]:
+    parameters: dict[str, Any] = {"rope_type": "default", "rope_theta": _short(file.get(f"{arch}.rope.freq_base", 10000.0))}
+    scaling = file.get(f"{arch}.rope.scaling.type", "none")
+    if scaling not in ("none", "linear", "yarn"):
+        raise CheckpointError(f"{file.path}: found {arch}.rope.scaling.type {scaling!r}, expected none, linear or yarn")
+    if scaling != "none":
+        parameters |= {"rope_type": scaling, "factor": file.get(f"{arch}.rope.scaling.factor", 1.0)}
+    if scaling == "yarn":
+        for field, key in (("original_max_position_embeddings", "original_context_length"),
+                           ("attention_factor", "yarn_attn_factor"), ("beta_fast", "yarn_beta_fast"),
+                           ("beta_slow", "yarn_beta_slow")):  # fmt: skip
+            value = file.get(f"{arch}.rope.scaling.{key}")
+            if value is not None:
+                parameters[field] = value
+    if ROPE_FREQS in file.tensors:
+        if scaling != "none":
+            raise CheckpointError(f"{file.path}: found {ROPE_FREQS} beside rope scaling {scaling!r}, expected one of them")
+        parameters |= _llama3_parameters(file, parameters["rope_theta"])
+    return parameters
+
+
+def _llama3_parameters(file: GgufFile, theta: float) -> dict[str, Any]:
+    """Recovers ``rope_type: llama3`` from its factors, which is all that a GGUF file keeps of it.
+
+    All published models use low_freq_factor 1, high_freq_factor 4 and 8192 original positions
+    (Llama 3.1, 3.2 and 3.3 config.json); other factors are refused rather than approximated.
+    """
+    found = file.tensors[ROPE_FREQS].read()
+    parameters = {
+        "rope_type": "llama3",
+        "factor": float(found.max()),
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+    expected = llama3_factors(parameters, theta, 2 * found.size)
+    if not np.allclose(found, expected, rtol=1e-5, atol=0):
+        raise CheckpointError(
+            f"{file.path}: tensor {ROPE_FREQS!r}: the factors are not those of Llama 3 scaling with factor "
+            f"{parameters['factor']:g}; convert from the Hugging Face directory instead"
+        )
+    return parameters
+
+
+def llama3_factors(parameters: dict[str, Any], theta: float, head_dim: int) -> np.ndarray:
+    """Divisors of the rope frequencies: 1 for short waves, ``factor`` for long ones, a ramp between.
+
+    Llama 3.1 scaling; the smooth part is ``1 / ((1 - s) / factor + s)`` with
+    ``s = (positions / wavelength - low) / (high - low)``. Returns ``(head_dim // 2,)`` float32.
+    """
+    wavelength = 2 * np.pi * theta ** (np.arange(0, head_dim, 2) / head_dim)
+    low, high = parameters["low_freq_factor"], parameters["high_freq_factor"]
+    positions, factor = parameters["original_max_position_embeddings"], parameters["factor"]
+    smooth = np.clip((positions / wavelength - low) / (high - low), 0.0, 1.0)
+    return (1 / ((1 - smooth) / factor + smooth)).astype(np.float32)
+
+
+def _short(value: float) -> float:
+    """The shortest decimal number that is this float32: 1e-05, not 9.999999747378752e-06."""
+    return float(str(np.float32(value)))

@@ -1,0 +1,207 @@
+"""Makes an SO8T model from a base: rotations at every site, heads that still say nothing."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llama_so8t import upstream
+from llama_so8t.algebra import N_GENERATORS, random_generators
+from llama_so8t.checkpoint import adapter, gguf_base, gguf_file, safetensors_writer
+from llama_so8t.checkpoint.atomic import new_directory
+from llama_so8t.checkpoint.checkpoint import Checkpoint
+from llama_so8t.checkpoint.names import base_tensors, so8t_tensors
+from llama_so8t.checkpoint.open import VOCABULARY_NAME, compensated, open_checkpoint
+from llama_so8t.checkpoint.tensors import StoredTensor
+from llama_so8t.errors import CheckpointError
+from llama_so8t.layout import OUT_GENERATOR, default_heads
+from llama_so8t.model_spec import ModelSpec
+
+ROTATIONS = ("zero", "random")
+HEADS = ("zero",)
+
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json",
+)  # fmt: skip
+COPIED_FILES = (*TOKENIZER_FILES, "generation_config.json", "README.md", "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE")
+
+
+@dataclass(frozen=True)
+class InitializeOptions:
+    """What `so8t init` was asked for.
+
+    ``scale`` is the standard deviation of random coefficients in radians. ``compensate`` counter-rotates the
+    weights, so that the new model computes exactly what the base does. ``adapter`` writes a few kB beside the base.
+    """
+
+    base: str
+    out: Path
+    rotations: str = "zero"
+    seed: int = 0
+    scale: float = 0.1
+    compensate: bool = False
+    adapter: bool = False
+    shared_blocks: bool = False
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class Initialized:
+    """What was made: the notes are for the user."""
+
+    out: Path
+    notes: tuple[str, ...]
+
+
+def initialize(options: InitializeOptions) -> Initialized:
+    """Writes an SO8T checkpoint or adapter for a base model.
+
+    Raises:
+        CheckpointError: the base cannot be read, is an SO8T model, or ``out`` is in use.
+        ConfigError: the base is of an unsupported family or shape.
+    """
+    _check_out(options)
+    base = open_checkpoint(options.base)
+    if base.is_so8t:
+        raise CheckpointError(f"{options.base}: is an SO8T model already, expected a base model")
+    config = adapter.so8t_config(base.config, _so8t_fields(options, base))
+    spec = ModelSpec.from_config(config)
+    added = _added_tensors(options, spec)
+    notes = []
+    if options.compensate and spec.has_qk_norm:
+        notes.append("site qk stays zero: a base with q/k norms cannot be compensated for a rotation there")
+    with new_directory(options.out) as directory:
+        if options.adapter:
+            _write_adapter(options, base, config, added, directory)
+        else:
+            notes += _write_full(options, base, config, spec, added, directory)
+    return Initialized(options.out, tuple(notes))
+
+
+def _check_out(options: InitializeOptions) -> None:
+    out = options.out
+    if out.is_dir() and not any(out.iterdir()):
+        return
+    if out.exists() and not options.force:
+        raise CheckpointError(f"{out}: exists and is not empty; choose another --out, or replace it with --force")
+    if out.exists() and not any((out / name).is_file() for name in ("config.json", adapter.CONFIG_NAME)):
+        raise CheckpointError(f"{out}: is no model directory; --force replaces nothing else")
+
+
+def _so8t_fields(options: InitializeOptions, base: Checkpoint) -> dict[str, Any]:
+    return {
+        "so8t_rotation_dim": 8,
+        "so8t_triality_symmetry": True,
+        "so8t_cross_head_interaction": True,
+        "so8t_non_commutative_gates": True,
+        "so8t_vector_representation": True,
+        "so8t_spinor_plus_representation": True,
+        "so8t_spinor_minus_representation": True,
+        "so8t_shared_blocks": options.shared_blocks,
+        "so8t_head_representation": list(base.spec.head_representation),
+        "so8t_head_kv_representation": list(base.spec.head_kv_representation),
+        "so8t_heads": {name: head.to_dict() for name, head in default_heads().items()},
+    }
+
+
+def _added_tensors(options: InitializeOptions, spec: ModelSpec) -> list[StoredTensor]:
+    """Generators and heads, each from a random stream of its own, so that no tensor depends on the order."""
+    tensors = []
+    for name, expected in so8t_tensors(spec).items():
+        shape = tuple(int(size) for size in expected.shape if size is not None)
+        values = np.zeros(shape, dtype=np.float32)
+        is_qk = name.endswith(".so8t.qk")
+        kept_zero = options.compensate and spec.has_qk_norm and is_qk
+        if options.rotations == "random" and shape[-1] == N_GENERATORS and _is_generator(name) and not kept_zero:
+            rng = np.random.default_rng([options.seed, *name.encode()])
+            values = random_generators(rng, shape[:-1], options.scale).astype(np.float32)
+        tensors.append(StoredTensor(name, shape, "F32", lambda values=values: values))
+    return tensors
+
+
+def _is_generator(name: str) -> bool:
+    return name == OUT_GENERATOR or ".so8t." in name
+
+
+def _write_adapter(options: InitializeOptions, base: Checkpoint, config: dict[str, Any], added: list[StoredTensor],
+                   directory: Path) -> None:  # fmt: skip
+    fields = {
+        "adapter_type": adapter.TYPE,
+        "base_model_name_or_path": adapter.recorded_base(options.base, options.out),
+        "base_model_sha256": adapter.weights_sha256(base.path),
+        "so8t_compensated": options.compensate,
+    }
+    fields |= {key: value for key, value in config.items() if key.startswith("so8t_")}
+    _write_json(directory / adapter.CONFIG_NAME, fields)
+    safetensors_writer.write_file(directory / adapter.WEIGHTS_NAME, added)
+
+
+def _write_full(options: InitializeOptions, base: Checkpoint, config: dict[str, Any], spec: ModelSpec,
+                added: list[StoredTensor], directory: Path) -> list[str]:  # fmt: skip
+    tensors = {**base.tensors, **{tensor.name: tensor for tensor in added}}
+    if options.compensate:
+        # counter-rotated weights rounded to 16 bits would no longer compute the base: one float32 model
+        tensors = {name: tensor.mapped(_same) for name, tensor in compensated(spec, tensors).items()}
+        config = {key: value for key, value in config.items() if key not in ("dtype", "torch_dtype")}
+        config["dtype"] = "float32"
+    order = [name for name in (*base_tensors(config, spec), *so8t_tensors(spec)) if name in tensors]
+    _write_json(directory / "config.json", config)
+    safetensors_writer.write_sharded(directory, [tensors[name] for name in order])
+    if base.vocabulary.gguf is not None:
+        write_vocabulary(gguf_file.read_gguf(base.vocabulary.gguf), directory / VOCABULARY_NAME)
+        return _write_tokenizer(directory)
+    for name in COPIED_FILES:
+        if (base.path / name).is_file():
+            shutil.copyfile(base.path / name, directory / name)
+    if base.generation_config is not None and not (directory / "generation_config.json").is_file():
+        _write_json(directory / "generation_config.json", base.generation_config)
+    return []
+
+
+def write_vocabulary(file: gguf_file.GgufFile, path: Path) -> None:
+    """Writes every key of a GGUF file, byte for byte, without its weights.
+
+    The rope factors of Llama 3 are kept too: they are configuration that GGUF happens to store as a tensor.
+    """
+    writer = upstream.gguf.GGUFWriter(path, arch=file.get("general.architecture"))
+    put_metadata(writer, file.metadata)
+    if gguf_base.ROPE_FREQS in file.tensors:
+        writer.add_tensor(gguf_base.ROPE_FREQS, file.tensors[gguf_base.ROPE_FREQS].read())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def put_metadata(writer: Any, metadata: dict[str, gguf_file.KeyValue]) -> None:
+    """Adds keys to an upstream writer as they are; empty arrays are left out, as upstream's writer does."""
+    gguf = upstream.gguf
+    for key, entry in metadata.items():
+        if entry.sub_type is not None and not entry.value:
+            continue
+        sub_type = None if entry.sub_type is None else gguf.GGUFValueType(entry.sub_type)
+        writer.kv_data[0][key] = gguf.GGUFValue(entry.value, gguf.GGUFValueType(entry.type), sub_type)
+
+
+def _write_tokenizer(directory: Path) -> list[str]:
+    """tokenizer.json and its companions for Python users; the converter reads ``vocab.gguf``."""
+    try:
+        from transformers import AutoTokenizer
+
+        AutoTokenizer.from_pretrained(str(directory), gguf_file=VOCABULARY_NAME).save_pretrained(directory)
+    except Exception as error:  # any failure of a third-party reader costs a convenience only
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return [f"no tokenizer.json: transformers cannot make it from the GGUF ({reason})"]
+    return []
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _same(weight: np.ndarray) -> np.ndarray:
+    return weight

@@ -1,0 +1,149 @@
+"""Tensors of the three base families: Hugging Face names, GGUF names, shapes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from llama_so8t.errors import CheckpointError
+from llama_so8t.layout import Tensors, head_tensor_prefix, stem_tensor_prefix
+from llama_so8t.model_spec import ModelSpec
+
+ARCHITECTURES = {"qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}
+"""Base model type -> class name in ``architectures`` of config.json."""
+
+EMBEDDING = "model.embed_tokens.weight"
+OUTPUT = "lm_head.weight"
+OUTPUT_ALIAS = "task_head.weight"
+
+GLOBAL_NAMES = {EMBEDDING: "token_embd.weight", "model.norm.weight": "output_norm.weight", OUTPUT: "output.weight"}
+"""Hugging Face name -> GGUF name, outside the layers."""
+
+LAYER_NAMES = {
+    "input_layernorm.weight": "attn_norm.weight",
+    "self_attn.q_proj.weight": "attn_q.weight",
+    "self_attn.q_proj.bias": "attn_q.bias",
+    "self_attn.k_proj.weight": "attn_k.weight",
+    "self_attn.k_proj.bias": "attn_k.bias",
+    "self_attn.v_proj.weight": "attn_v.weight",
+    "self_attn.v_proj.bias": "attn_v.bias",
+    "self_attn.o_proj.weight": "attn_output.weight",
+    "self_attn.o_proj.bias": "attn_output.bias",
+    "self_attn.q_norm.weight": "attn_q_norm.weight",
+    "self_attn.k_norm.weight": "attn_k_norm.weight",
+    "post_attention_layernorm.weight": "ffn_norm.weight",
+    "mlp.gate_proj.weight": "ffn_gate.weight",
+    "mlp.gate_proj.bias": "ffn_gate.bias",
+    "mlp.up_proj.weight": "ffn_up.weight",
+    "mlp.up_proj.bias": "ffn_up.bias",
+    "mlp.down_proj.weight": "ffn_down.weight",
+    "mlp.down_proj.bias": "ffn_down.bias",
+}
+"""After ``model.layers.{i}.`` -> after ``blk.{i}.``."""
+
+IGNORED_SUFFIXES = (".rotary_emb.inv_freq", ".attention.masked_bias")
+"""Buffers that old checkpoints carry; they follow from the configuration."""
+
+
+@dataclass(frozen=True)
+class Expected:
+    """Shape of a tensor; None stands for a size that the file decides."""
+
+    shape: tuple[int | None, ...]
+    required: bool = True
+
+
+def layer_tensor(name: str) -> tuple[int, str] | None:
+    """Layer and suffix of ``model.layers.{i}.SUFFIX``, or None."""
+    parts = name.split(".", 3)
+    if len(parts) != 4 or parts[:2] != ["model", "layers"] or not parts[2].isdecimal():
+        return None
+    return int(parts[2]), parts[3]
+
+
+def base_tensors(config: Mapping[str, Any], spec: ModelSpec) -> dict[str, Expected]:
+    """Every tensor of the base model in the order of a GGUF file.
+
+    Raises:
+        CheckpointError: vocab_size or intermediate_size is not a positive whole number.
+    """
+    d, ff, vocab = spec.hidden_size, _size(config, "intermediate_size"), _size(config, "vocab_size")
+    q, kv, head_dim = spec.n_head * spec.head_dim, spec.n_head_kv * spec.head_dim, spec.head_dim
+    attention_bias = spec.base_model_type == "qwen2" or bool(config.get("attention_bias"))
+    output_bias = spec.base_model_type != "qwen2" and bool(config.get("attention_bias"))
+    mlp_bias = spec.base_model_type == "llama" and bool(config.get("mlp_bias"))
+    linear = {
+        "self_attn.q_proj": (q, d, attention_bias),
+        "self_attn.k_proj": (kv, d, attention_bias),
+        "self_attn.v_proj": (kv, d, attention_bias),
+        "self_attn.o_proj": (d, q, output_bias),
+        "mlp.gate_proj": (ff, d, mlp_bias),
+        "mlp.up_proj": (ff, d, mlp_bias),
+        "mlp.down_proj": (d, ff, mlp_bias),
+    }
+    layer = {"input_layernorm.weight": (d,), "post_attention_layernorm.weight": (d,)}
+    if spec.has_qk_norm:
+        layer |= {"self_attn.q_norm.weight": (head_dim,), "self_attn.k_norm.weight": (head_dim,)}
+    for name, (rows, columns, bias) in linear.items():
+        layer[f"{name}.weight"] = (rows, columns)
+        if bias:
+            layer[f"{name}.bias"] = (rows,)
+    tensors = {EMBEDDING: Expected((vocab, d))}
+    for index in range(spec.n_layer):
+        for suffix in LAYER_NAMES:
+            if suffix in layer:
+                tensors[f"model.layers.{index}.{suffix}"] = Expected(layer[suffix])
+    tensors["model.norm.weight"] = Expected((d,))
+    tensors[OUTPUT] = Expected((vocab, d), required=not config.get("tie_word_embeddings"))
+    return tensors
+
+
+def so8t_tensors(spec: ModelSpec) -> dict[str, Expected]:
+    """Every tensor that SO8T adds: generators, stems, heads. An inner size of None is decided by the file."""
+    tensors = {name: Expected(shape) for name, shape in spec.generator_shapes().items()}
+    for head in spec.heads.values():
+        columns: int | None = spec.hidden_size
+        if head.stem is not None:
+            prefix, columns = stem_tensor_prefix(head.stem), None
+            tensors[f"{prefix}.weight"] = Expected((None, spec.hidden_size))
+            tensors[f"{prefix}.bias"] = Expected((None,), required=False)
+            if head.activation == "rmsnorm":
+                tensors[f"{prefix}.norm.weight"] = Expected((None,))
+        prefix = head_tensor_prefix(head.name)
+        tensors[f"{prefix}.weight"] = Expected((len(head.labels), columns))
+        tensors[f"{prefix}.bias"] = Expected((len(head.labels),), required=False)
+    return tensors
+
+
+def gguf_name(name: str, spec: ModelSpec) -> str:
+    """GGUF name of a base, head or stem tensor.
+
+    Raises:
+        KeyError: a name outside `base_tensors` and `so8t_tensors`; generators have their own form.
+    """
+    if name in GLOBAL_NAMES:
+        return GLOBAL_NAMES[name]
+    found = layer_tensor(name)
+    if found is not None:
+        return f"blk.{found[0]}.{LAYER_NAMES[found[1]]}"
+    for head in spec.heads.values():
+        prefix = head_tensor_prefix(head.name)
+        forms = {f"{prefix}.weight": Tensors.HEAD_WEIGHT, f"{prefix}.bias": Tensors.HEAD_BIAS}
+        if name in forms:
+            return forms[name].format(name=head.name)
+        if head.stem is not None:
+            prefix = stem_tensor_prefix(head.stem)
+            forms = {
+                f"{prefix}.weight": Tensors.STEM_WEIGHT,
+                f"{prefix}.bias": Tensors.STEM_BIAS,
+                f"{prefix}.norm.weight": Tensors.STEM_NORM,
+            }
+            if name in forms:
+                return forms[name].format(stem=head.stem)
+    raise KeyError(name)
+
+
+def _size(config: Mapping[str, Any], key: str) -> int:
+    value = config.get(key)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise CheckpointError(f"config.json: found {key} {value!r}, expected a whole number above 0")
+    return value

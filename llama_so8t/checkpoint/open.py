@@ -1,0 +1,124 @@
+"""Opens what a user calls a model: a Hugging Face directory, a GGUF base, or an SO8T adapter."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from llama_so8t.checkpoint import adapter, gguf_base, gguf_file, safetensors_file
+from llama_so8t.checkpoint.checkpoint import Checkpoint, RotationCache, Vocabulary
+from llama_so8t.checkpoint.checks import check_stems, check_tensors, normalized
+from llama_so8t.checkpoint.names import ARCHITECTURES, base_tensors, layer_tensor, so8t_tensors
+from llama_so8t.checkpoint.tensors import StoredTensor
+from llama_so8t.errors import CheckpointError
+from llama_so8t.folding import compensate, is_rotated
+from llama_so8t.model_spec import ModelSpec
+
+VOCABULARY_NAME = "vocab.gguf"
+"""Keys of a GGUF base without its weights: in a directory it is the tokenizer, whatever else is there."""
+
+
+def open_checkpoint(path: str | Path, base: str | Path | None = None) -> Checkpoint:
+    """Opens a model; headers are read and checked, weights are not.
+
+    Args:
+        path: Hugging Face directory of a base or SO8T model, SO8T adapter directory, or GGUF file of arch llama,
+            qwen2 or qwen3; also ``package:NAME/FILE``, a file inside an installed Python package.
+        base: for an adapter, the base to use instead of the one that the adapter names.
+
+    Raises:
+        CheckpointError: something is missing, malformed, or does not fit; names file and tensor.
+        ConfigError: the configuration contradicts itself or is of an unsupported family.
+    """
+    found = adapter.resolve(str(path), Path())
+    if found.is_file():
+        _no_base(found, base)
+        return _open_gguf(found)
+    if not found.is_dir():
+        raise CheckpointError(f"{found}: no such file or directory, expected a model directory or a GGUF file")
+    if (found / adapter.CONFIG_NAME).is_file():
+        return _open_adapter(found, base)
+    _no_base(found, base)
+    return _open_directory(found)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A JSON file of a model directory.
+
+    Raises:
+        CheckpointError: missing or malformed.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
+    return safetensors_file.parse_json(path.read_bytes(), path)
+
+
+def _open_directory(path: Path) -> Checkpoint:
+    config = read_config(path / "config.json")
+    model_type = config.get("model_type")
+    if model_type not in ("so8t", *ARCHITECTURES):
+        raise CheckpointError(
+            f"{path / 'config.json'}: found model_type {model_type!r}, expected so8t, {', '.join(ARCHITECTURES)}"
+        )
+    spec = ModelSpec.from_config(config)
+    tensors = normalized(path, safetensors_file.read_sharded(path))
+    vocab = path / VOCABULARY_NAME
+    vocabulary = Vocabulary(gguf=vocab) if vocab.is_file() else Vocabulary(directory=path)
+    generation = path / "generation_config.json"
+    return _checked(
+        Checkpoint(path, config, spec, tensors, vocabulary, read_config(generation) if generation.is_file() else None)
+    )
+
+
+def _open_gguf(path: Path) -> Checkpoint:
+    file = gguf_file.read_gguf(path)
+    config = gguf_base.base_config(file)
+    tensors = gguf_base.base_tensors(file, config)
+    return _checked(Checkpoint(path, config, ModelSpec.from_config(config), tensors, Vocabulary(gguf=path)))
+
+
+def _open_adapter(path: Path, base: str | Path | None) -> Checkpoint:
+    fields = adapter.read_fields(path)
+    base_path = adapter.find_base(path, fields, base)
+    if (base_path / adapter.CONFIG_NAME).is_file():
+        raise CheckpointError(f"{base_path}: is an adapter itself, expected the base model of {path}")
+    adapter.check_base(path, fields, base_path)
+    model = open_checkpoint(base_path)
+    if model.is_so8t:
+        raise CheckpointError(f"{base_path}: is an SO8T model already, expected the base model of {path}")
+    config = adapter.merged_config(model.config, fields)
+    spec = ModelSpec.from_config(config)
+    added = safetensors_file.read_file(path / adapter.WEIGHTS_NAME)
+    check_tensors(path / adapter.WEIGHTS_NAME, added, so8t_tensors(spec))
+    tensors = {**model.tensors, **added}
+    if fields.get("so8t_compensated"):
+        tensors = compensated(spec, tensors)
+    return _checked(Checkpoint(path, config, spec, tensors, model.vocabulary, model.generation_config))
+
+
+def compensated(spec: ModelSpec, tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """The same tensors, counter-rotated on every read where a foldable site is beside them."""
+    cache = RotationCache(spec, tensors)
+
+    def turned(name: str, tensor: StoredTensor) -> StoredTensor:
+        found = layer_tensor(name)
+        if found is None or not is_rotated(found[1]):
+            return tensor
+        layer, suffix = found
+        return tensor.mapped(lambda weight: compensate(suffix, weight, cache.get(layer), spec))
+
+    return {name: turned(name, tensor) for name, tensor in tensors.items()}
+
+
+def _checked(checkpoint: Checkpoint) -> Checkpoint:
+    expected = base_tensors(checkpoint.config, checkpoint.spec)
+    if checkpoint.is_so8t:
+        expected |= so8t_tensors(checkpoint.spec)
+    check_tensors(checkpoint.path, checkpoint.tensors, expected)
+    if checkpoint.is_so8t:
+        check_stems(checkpoint.path, checkpoint.tensors, checkpoint.spec)
+    return checkpoint
+
+
+def _no_base(path: Path, base: str | Path | None) -> None:
+    if base is not None:
+        raise CheckpointError(f"{path}: is a complete model; a base is for adapters only")
