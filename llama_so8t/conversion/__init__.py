@@ -1,0 +1,1 @@
+"""From SO8T checkpoint to GGUF file."""

@@ -1,0 +1,155 @@
+"""Keys of the base model: hyper-parameters, tokenizer and chat template, as upstream's converter writes them."""
+
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llama_so8t import upstream
+from llama_so8t.checkpoint import Checkpoint
+from llama_so8t.checkpoint.gguf_base import ROPE_FREQS, hyperparameters
+from llama_so8t.checkpoint.gguf_file import GgufFile, read_gguf
+from llama_so8t.checkpoint.names import ARCHITECTURES
+from llama_so8t.errors import ConversionError
+from llama_so8t.layout import ARCH
+
+# keys that describe the weights of the base file, or how it was cut, and would be false in the new one
+_DROPPED_PREFIXES = ("split.", "quantize.", "general.tensor_extra")
+_DROPPED_KEYS = ("general.alignment", "general.parameter_count")
+
+# weights, and files that make upstream treat the directory as something other than a plain language model
+_NOT_LINKED = ("config.json", "modules.json", "adapter_config.json")
+_NOT_LINKED_SUFFIXES = (".safetensors", ".bin", ".gguf", ".pt", ".pth", ".index.json", ".py")
+
+
+@dataclass(frozen=True)
+class BaseMetadata:
+    """Keys of the new file (values as `gguf.GGUFValue`), and tensors that are configuration, e.g. rope factors."""
+
+    keys: dict[str, Any]
+    tensors: dict[str, np.ndarray]
+
+
+def base_metadata(checkpoint: Checkpoint, file_type: int, shapes: Sequence[tuple[int, ...]],
+                  model_name: str | None = None) -> BaseMetadata:  # fmt: skip
+    """Keys of the base under the prefix ``so8t.``.
+
+    Args:
+        checkpoint: an SO8T model.
+        file_type: number for ``general.file_type``.
+        shapes: shapes of the base's tensors; their sizes make ``general.size_label``.
+        model_name: value for ``general.name`` instead of the name found.
+
+    Raises:
+        ConversionError: upstream's converter refuses the configuration or the tokenizer.
+    """
+    if checkpoint.vocabulary.gguf is not None:
+        found = _from_gguf(checkpoint, read_gguf(checkpoint.vocabulary.gguf))
+    else:
+        found = _from_directory(checkpoint, file_type, shapes)
+    gguf = upstream.gguf
+    keys = found.keys
+    spec = checkpoint.spec
+    for key, value in (
+        ("vocab_size", checkpoint.config["vocab_size"]),
+        ("attention.key_length", spec.head_dim),
+        ("attention.value_length", spec.head_dim),
+        ("rope.dimension_count", spec.head_dim),
+    ):
+        keys.setdefault(f"{ARCH}.{key}", gguf.GGUFValue(value, gguf.GGUFValueType.UINT32))
+    # with this key a server takes the model for an embedding model and refuses to chat
+    keys.pop(f"{ARCH}.pooling_type", None)
+    keys["general.architecture"] = gguf.GGUFValue(ARCH, gguf.GGUFValueType.STRING)
+    keys["general.file_type"] = gguf.GGUFValue(file_type, gguf.GGUFValueType.UINT32)
+    keys["general.quantization_version"] = gguf.GGUFValue(gguf.GGML_QUANT_VERSION, gguf.GGUFValueType.UINT32)
+    if model_name is not None:
+        keys["general.name"] = gguf.GGUFValue(model_name, gguf.GGUFValueType.STRING)
+    return found
+
+
+def _from_gguf(checkpoint: Checkpoint, file: GgufFile) -> BaseMetadata:
+    gguf = upstream.gguf
+    _check_agreement(checkpoint, file)
+    prefix = f"{checkpoint.spec.base_model_type}."
+    keys = {}
+    for key, entry in file.metadata.items():
+        if key.startswith(_DROPPED_PREFIXES) or key in _DROPPED_KEYS:
+            continue
+        if entry.sub_type is not None and not entry.value:
+            continue  # upstream's writer knows no empty arrays
+        name = f"{ARCH}.{key.removeprefix(prefix)}" if key.startswith(prefix) else key
+        sub_type = None if entry.sub_type is None else gguf.GGUFValueType(entry.sub_type)
+        keys[name] = gguf.GGUFValue(entry.value, gguf.GGUFValueType(entry.type), sub_type)
+    extra = {ROPE_FREQS: file.tensors[ROPE_FREQS].read()} if ROPE_FREQS in file.tensors else {}
+    return BaseMetadata(keys, extra)
+
+
+def _check_agreement(checkpoint: Checkpoint, file: GgufFile) -> None:
+    """The keys come from the GGUF, the weights fit config.json: refuse a file in which they say different things."""
+    said, config = hyperparameters(file), checkpoint.config
+    said["vocab_size"] = len(file.get("tokenizer.ggml.tokens", ()))
+    said["rope_theta"] = said.pop("rope_parameters")["rope_theta"]
+    found = dict(config)
+    found["rope_theta"] = (config.get("rope_parameters") or {}).get("rope_theta", config.get("rope_theta"))
+    for field in ("model_type", "architectures", "hidden_act"):
+        said.pop(field)
+    for field, value in said.items():
+        if field in found and found[field] != value:
+            raise ConversionError(
+                f"{checkpoint.path}: found {field} {found[field]!r} in config.json and {value!r} in {file.path}; "
+                f"make them agree, or remove the latter where a tokenizer.json is beside it"
+            )
+
+
+def _from_directory(checkpoint: Checkpoint, file_type: int, shapes: Sequence[tuple[int, ...]]) -> BaseMetadata:
+    """Runs upstream's model class on a directory that looks like the base and holds no weights."""
+    conversion, gguf = upstream.conversion, upstream.gguf
+    base_type = checkpoint.spec.base_model_type
+    model_class = conversion.get_model_class(ARCHITECTURES[base_type])
+    with tempfile.TemporaryDirectory(prefix="so8t-") as temporary:
+        # upstream derives names from the name of the directory
+        directory = Path(temporary) / (checkpoint.path.resolve().name or "model")
+        directory.mkdir()
+        (directory / "config.json").write_text(json.dumps(_base_fields(checkpoint)), encoding="utf-8")
+        _link_files(checkpoint, directory)
+        try:
+            model = model_class(directory, gguf.LlamaFileType(file_type), directory)
+            model.gguf_writer.arch = ARCH
+            for number, shape in enumerate(shapes):
+                model.gguf_writer.add_tensor_info(f"{number}.weight", shape, np.dtype(np.float32), 0)
+            model.prepare_metadata(vocab_only=False)
+            extra = {name: tensor.numpy() for name, tensor in model.generate_extra_tensors()}
+        except Exception as error:  # upstream raises whatever its libraries raise
+            reason = str(error).strip().splitlines()
+            raise ConversionError(
+                f"{checkpoint.path}: llama.cpp's converter refuses the configuration or the tokenizer: "
+                f"{type(error).__name__}: {reason[0] if reason else 'no message'}"
+            ) from error
+    return BaseMetadata(dict(model.gguf_writer.kv_data[0]), extra)
+
+
+def _base_fields(checkpoint: Checkpoint) -> dict[str, Any]:
+    base_type = checkpoint.spec.base_model_type
+    fields = {
+        key: value
+        for key, value in checkpoint.config.items()
+        if not key.startswith("so8t_") and key not in ("base_model_type", "auto_map")
+    }
+    return fields | {"model_type": base_type, "architectures": [ARCHITECTURES[base_type]]}
+
+
+def _link_files(checkpoint: Checkpoint, directory: Path) -> None:
+    # the model card of an adapter is its own, everything else is the base's
+    for source in (checkpoint.path, checkpoint.vocabulary.directory):
+        if source is None:
+            continue
+        for file in sorted(source.iterdir()):
+            target = directory / file.name
+            if file.name in _NOT_LINKED or file.name.endswith(_NOT_LINKED_SUFFIXES) or target.exists():
+                continue
+            os.symlink(file.resolve(), target)

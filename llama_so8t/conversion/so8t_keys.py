@@ -1,0 +1,86 @@
+"""The ``so8t.*`` keys of a file: section 4 of the format."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from llama_so8t import upstream
+from llama_so8t.algebra import DIM
+from llama_so8t.layout import FORMAT_VERSION, HeadSpec, Keys
+from llama_so8t.model_spec import ModelSpec
+
+
+def so8t_keys(spec: ModelSpec, explicit: Sequence[str], folded: Sequence[str]) -> dict[str, Any]:
+    """Keys that describe rotations and heads, values as `gguf.GGUFValue`.
+
+    An empty list is an absent key: upstream's writer has no empty arrays.
+
+    Args:
+        spec: the model.
+        explicit: sites whose rotations are in the graph.
+        folded: sites whose rotations are in the weights.
+    """
+    keys: dict[str, Any] = {}
+    put = _Putter(keys)
+    put.uint(Keys.FORMAT_VERSION, FORMAT_VERSION)
+    put.text(Keys.BASE_ARCHITECTURE, spec.base_model_type)
+    put.uint(Keys.ROTATION_DIMENSION, DIM)
+    put.texts(Keys.ROTATION_EXPLICIT, explicit)
+    put.texts(Keys.ROTATION_FOLDED, folded)
+    put.ints(Keys.HEAD_REPRESENTATION, spec.head_representation)
+    put.ints(Keys.HEAD_KV_REPRESENTATION, spec.head_kv_representation)
+    put.texts(Keys.HEADS, list(spec.heads))
+    for head in spec.heads.values():
+        _put_head(put, head)
+    return keys
+
+
+def _put_head(put: "_Putter", head: HeadSpec) -> None:
+    name = head.name
+    put.texts(Keys.HEAD_LABELS.format(name=name), head.labels)
+    put.texts(Keys.HEAD_ACTIONS.format(name=name), head.actions)
+    put.floats(Keys.HEAD_THRESHOLDS.format(name=name), head.thresholds)
+    put.float(Keys.HEAD_TEMPERATURE.format(name=name), head.temperature)
+    put.uint(Keys.HEAD_DEBOUNCE.format(name=name), head.debounce)
+    put.int(Keys.HEAD_REPRESENTATION_OF.format(name=name), head.representation)
+    put.text(Keys.HEAD_ACTIVATION.format(name=name), head.activation)
+    put.text(Keys.HEAD_SCOPE.format(name=name), head.scope)
+    if head.stem is not None:
+        put.text(Keys.HEAD_STEM.format(name=name), head.stem)
+    if head.prompt_token is not None:
+        put.int(Keys.HEAD_PROMPT_TOKEN.format(name=name), head.prompt_token)
+
+
+class _Putter:
+    """Types of the format: each method is one, so that a Python int never becomes another width by chance."""
+
+    def __init__(self, keys: dict[str, Any]) -> None:
+        self.keys = keys
+        self.types = upstream.gguf.GGUFValueType
+
+    def uint(self, key: str, value: int) -> None:
+        self._put(key, int(value), self.types.UINT32)
+
+    def int(self, key: str, value: int) -> None:
+        self._put(key, int(value), self.types.INT32)
+
+    def float(self, key: str, value: float) -> None:
+        self._put(key, value * 1.0, self.types.FLOAT32)
+
+    def text(self, key: str, value: str) -> None:
+        self._put(key, value, self.types.STRING)
+
+    def texts(self, key: str, values: Sequence[str]) -> None:
+        self._put_array(key, list(values), self.types.STRING)
+
+    def ints(self, key: str, values: Sequence[Any]) -> None:
+        self._put_array(key, list(values), self.types.INT32)
+
+    def floats(self, key: str, values: Sequence[Any]) -> None:
+        self._put_array(key, [value * 1.0 for value in values], self.types.FLOAT32)
+
+    def _put(self, key: str, value: Any, kind: Any) -> None:
+        self.keys[key] = upstream.gguf.GGUFValue(value, kind)
+
+    def _put_array(self, key: str, values: list[Any], kind: Any) -> None:
+        if values:
+            self.keys[key] = upstream.gguf.GGUFValue(values, self.types.ARRAY, kind)
