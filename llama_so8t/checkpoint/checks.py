@@ -54,17 +54,14 @@ def check_tensors(path: Path, tensors: Mapping[str, StoredTensor], expected: Map
 
 
 def check_stems(path: Path, tensors: Mapping[str, StoredTensor], spec: ModelSpec) -> None:
-    """Checks the sizes that only a file knows: the inner width of every stem, and one activation per stem.
+    """Checks the inner width of every stem, which a file may know alone.
 
     Raises:
         CheckpointError: heads and stem disagree.
     """
-    activations: dict[str, str] = {}
     for head in spec.heads.values():
         if head.stem is None:
             continue
-        if activations.setdefault(head.stem, head.activation) != head.activation:
-            raise CheckpointError(f"{path}: stem {head.stem!r}: found two activations, expected one for all its heads")
         prefix = stem_tensor_prefix(head.stem)
         inner = tensors[f"{prefix}.weight"].shape[0]
         for name, axis in (

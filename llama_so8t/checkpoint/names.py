@@ -103,11 +103,11 @@ def so8t_tensors(spec: ModelSpec) -> dict[str, Expected]:
     for head in spec.heads.values():
         columns: int | None = spec.hidden_size
         if head.stem is not None:
-            prefix, columns = stem_tensor_prefix(head.stem), None
-            tensors[f"{prefix}.weight"] = Expected((None, spec.hidden_size))
-            tensors[f"{prefix}.bias"] = Expected((None,), required=False)
+            prefix, columns = stem_tensor_prefix(head.stem), spec.stem_sizes.get(head.stem)
+            tensors[f"{prefix}.weight"] = Expected((columns, spec.hidden_size))
+            tensors[f"{prefix}.bias"] = Expected((columns,), required=False)
             if head.activation == "rmsnorm":
-                tensors[f"{prefix}.norm.weight"] = Expected((None,))
+                tensors[f"{prefix}.norm.weight"] = Expected((columns,))
         prefix = head_tensor_prefix(head.name)
         tensors[f"{prefix}.weight"] = Expected((len(head.labels), columns))
         tensors[f"{prefix}.bias"] = Expected((len(head.labels),), required=False)

@@ -49,7 +49,7 @@ def convert(options: ConvertOptions) -> Path:
     extra = [
         PlannedTensor(name, values.shape, lambda values=values: values) for name, values in metadata.tensors.items()
     ]
-    keys = metadata.keys | so8t_keys(checkpoint.spec, explicit, (*folded, "out"))
+    keys = metadata.keys | so8t_keys(checkpoint.spec, explicit, folded)
     with new_file(outfile) as temporary:
         _write(temporary, keys, [*extra, *tensors], options)
     return outfile

@@ -12,7 +12,8 @@ from llama_so8t.model_spec import ModelSpec
 def so8t_keys(spec: ModelSpec, explicit: Sequence[str], folded: Sequence[str]) -> dict[str, Any]:
     """Keys that describe rotations and heads, values as `gguf.GGUFValue`.
 
-    An empty list is an absent key: upstream's writer has no empty arrays.
+    An empty list is an absent key: upstream's writer has no empty arrays. The site out is in neither list: it is
+    always folded.
 
     Args:
         spec: the model.

@@ -10,7 +10,6 @@ from llama_so8t.algebra import rotation
 from llama_so8t.checkpoint import Checkpoint
 from llama_so8t.checkpoint.checkpoint import RotationCache, finite
 from llama_so8t.checkpoint.names import OUTPUT, base_tensors, gguf_name, layer_tensor
-from llama_so8t.errors import ConversionError
 from llama_so8t.layout import (
     GENERATORS,
     OUT_GENERATOR,
@@ -90,14 +89,8 @@ def _heads(checkpoint: Checkpoint) -> Iterator[PlannedTensor]:
     def rotated(name: str, representation: int) -> np.ndarray:
         return folding.rotate_columns(finite(checkpoint.tensors[name]), rotation(finite(generator), representation))
 
-    stems: dict[str, int] = {}
-    for head in spec.heads.values():
-        if head.stem is not None:
-            if stems.setdefault(head.stem, head.representation) != head.representation:
-                raise ConversionError(
-                    f"stem {head.stem!r}: its heads have different representations, expected one: "
-                    f"the rotation before a stem is folded into it"
-                )
+    # one representation per stem, as ModelSpec checks: the rotation before a stem is folded into it
+    stems = {head.stem: head.representation for head in spec.heads.values() if head.stem is not None}
     for stem, representation in stems.items():
         for suffix in ("weight", "bias", "norm.weight"):
             yield from _part(checkpoint, f"{stem_tensor_prefix(stem)}.{suffix}",
