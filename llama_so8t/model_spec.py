@@ -6,6 +6,7 @@ from typing import Any
 
 from llama_so8t.algebra.basis import DIM
 from llama_so8t.algebra.triality import VECTOR
+from llama_so8t.errors import ConfigError
 from llama_so8t.layout import (
     BASE_ARCHITECTURES,
     GENERATORS,
@@ -17,7 +18,6 @@ from llama_so8t.layout import (
     generator_name,
     n_generators,
 )
-from llama_so8t.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,9 @@ class ModelSpec:
         head_dim = _positive(config, "head_dim", hidden_size // n_head)
         for key, value in (("hidden_size", hidden_size), ("head_dim", head_dim)):
             if value % DIM:
-                raise ConfigError(f"config.json: found {key} {value}, expected a multiple of {DIM} (SO(8) blocks)")
+                raise ConfigError(
+                    f"config.json: found {key} {value}, expected a multiple of {DIM} (SO(8) blocks)"
+                )
         if n_head % n_head_kv:
             raise ConfigError(
                 f"config.json: found {n_head} heads and {n_head_kv} key-value heads, expected a multiple"
@@ -98,7 +100,9 @@ class ModelSpec:
             shared_blocks=_flag(config, "so8t_shared_blocks", False),
             sites=tuple(site for site in SITES if site not in absent),
             head_representation=_representations(config, "so8t_head_representation", n_head, enabled),
-            head_kv_representation=_representations(config, "so8t_head_kv_representation", n_head_kv, enabled),
+            head_kv_representation=_representations(
+                config, "so8t_head_kv_representation", n_head_kv, enabled
+            ),
             heads=specs,
             stem_sizes=_stem_sizes(config, specs),
         )
@@ -139,7 +143,9 @@ def _flag(config: Mapping[str, Any], key: str, default: bool = True) -> bool:
     return value
 
 
-def _representations(config: Mapping[str, Any], key: str, n: int, enabled: tuple[bool, ...]) -> tuple[int, ...]:
+def _representations(
+    config: Mapping[str, Any], key: str, n: int, enabled: tuple[bool, ...]
+) -> tuple[int, ...]:
     value = config.get(key)
     if value is None:
         return tuple(default_representations(n, enabled))

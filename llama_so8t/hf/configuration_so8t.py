@@ -66,7 +66,7 @@ class SO8TTransformerConfig(PretrainedConfig):
             raise ConfigError(f"config: found unknown {', '.join(unknown)}, expected only {', '.join(known)}")
         found_type = kwargs.pop("model_type", ARCH)
         if found_type != ARCH:
-            raise ConfigError(f"config: found model_type {found_type!r}, expected {ARCH!r} (or use from_base)")
+            raise ConfigError(f"config: found model_type {found_type!r}, expected {ARCH!r}, or from_base")
         base_class = _base_class(self.base_model_type)
         names = [f.name for f in fields(base_class) if f.name not in PretrainedConfig.__dataclass_fields__]
         # the base class fills its defaults, checks them and brings RoPE into its present form
@@ -130,7 +130,7 @@ class SO8TTransformerConfig(PretrainedConfig):
 def _base_class(base_model_type: str) -> type[PretrainedConfig]:
     if base_model_type not in BASE_ARCHITECTURES:
         raise ConfigError(
-            f"config: found base_model_type {base_model_type!r}, expected one of {', '.join(BASE_ARCHITECTURES)}"
+            f"config: found base_model_type {base_model_type!r}, expected {', '.join(BASE_ARCHITECTURES)}"
         )
     return CONFIG_MAPPING[base_model_type]
 

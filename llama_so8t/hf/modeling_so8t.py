@@ -41,6 +41,7 @@ MLP = {"qwen3": Qwen3MLP, "llama": LlamaMLP, "qwen2": Qwen2MLP}
 
 STEM_ACTIVATIONS = {"gelu": nn.GELU(), "tanh": nn.Tanh(), "rmsnorm": nn.Identity()}
 
+
 class SO8TGenerators(nn.Module):
     """Generators of one layer, or of the heads: a parameter ``(n, 28)`` float32 for each existing site.
 
