@@ -1,0 +1,111 @@
+"""Finds and loads ``libso8t-session``; each C prototype stands above its binding."""
+
+import ctypes as c
+import functools
+import os
+from pathlib import Path
+
+from llama_so8t.errors import RuntimeLibraryError
+
+VERSION = 1
+"""SO8T_SESSION_VERSION of so8t-session.h."""
+
+
+class SessionParams(c.Structure):
+    """``struct so8t_session_params``."""
+
+    _fields_ = [
+        ("version", c.c_uint32),
+        ("n_ctx", c.c_uint32),
+        ("n_batch", c.c_uint32),
+        ("n_ubatch", c.c_uint32),
+        ("n_seq_max", c.c_uint32),
+        ("n_threads", c.c_int32),
+        ("n_gpu_layers", c.c_int32),
+        ("flash_attn", c.c_int32),
+        ("type_k", c.c_int32),
+        ("type_v", c.c_int32),
+        ("embeddings", c.c_bool),
+    ]
+
+
+_INT32S = c.POINTER(c.c_int32)
+_FLOATS = c.POINTER(c.c_float)
+
+_PROTOTYPES = {
+    # const char * so8t_session_error(void)
+    "error": (c.c_char_p, []),
+    # struct so8t_session * so8t_session_init(const char * path, const struct so8t_session_params * params)
+    "init": (c.c_void_p, [c.c_char_p, c.POINTER(SessionParams)]),
+    # void so8t_session_free(struct so8t_session * session)
+    "free": (None, [c.c_void_p]),
+    # int32_t so8t_session_n_vocab(const struct so8t_session * session)
+    "n_vocab": (c.c_int32, [c.c_void_p]),
+    # int32_t so8t_session_n_embd(const struct so8t_session * session)
+    "n_embd": (c.c_int32, [c.c_void_p]),
+    # int32_t so8t_session_n_heads(const struct so8t_session * session)
+    "n_heads": (c.c_int32, [c.c_void_p]),
+    # const char * so8t_session_head_name(const struct so8t_session * session, int32_t head)
+    "head_name": (c.c_char_p, [c.c_void_p, c.c_int32]),
+    # int32_t so8t_session_head_n_labels(const struct so8t_session * session, int32_t head)
+    "head_n_labels": (c.c_int32, [c.c_void_p, c.c_int32]),
+    # const char * so8t_session_label_name(const struct so8t_session * session, int32_t head, int32_t label)
+    "label_name": (c.c_char_p, [c.c_void_p, c.c_int32, c.c_int32]),
+    # int32_t so8t_session_tokenize(session, const char * text, bool add_special, int32_t * tokens, int32_t n_max)
+    "tokenize": (c.c_int32, [c.c_void_p, c.c_char_p, c.c_bool, _INT32S, c.c_int32]),
+    # int32_t so8t_session_decode(session, const int32_t * tokens, positions, sequences, int32_t n)
+    "decode": (c.c_int32, [c.c_void_p, _INT32S, _INT32S, _INT32S, c.c_int32]),
+    # const float * so8t_session_logits(struct so8t_session * session, int32_t i)
+    "logits": (_FLOATS, [c.c_void_p, c.c_int32]),
+    # const float * so8t_session_embedding(struct so8t_session * session, int32_t i)
+    "embedding": (_FLOATS, [c.c_void_p, c.c_int32]),
+    # const float * so8t_session_head_logits(struct so8t_session * session, int32_t head, int32_t i)
+    "head_logits": (_FLOATS, [c.c_void_p, c.c_int32, c.c_int32]),
+    # bool so8t_session_forget(session, int32_t sequence, int32_t p0, int32_t p1, int32_t delta)
+    "forget": (c.c_bool, [c.c_void_p, c.c_int32, c.c_int32, c.c_int32, c.c_int32]),
+    # uint64_t so8t_session_state_size(struct so8t_session * session)
+    "state_size": (c.c_uint64, [c.c_void_p]),
+    # uint64_t so8t_session_state_get(struct so8t_session * session, uint8_t * dst, uint64_t size)
+    "state_get": (c.c_uint64, [c.c_void_p, c.c_char_p, c.c_uint64]),
+    # uint64_t so8t_session_state_set(struct so8t_session * session, const uint8_t * src, uint64_t size)
+    "state_set": (c.c_uint64, [c.c_void_p, c.c_char_p, c.c_uint64]),
+    # int32_t so8t_session_lora(struct so8t_session * session, const char * path, float scale)
+    "lora": (c.c_int32, [c.c_void_p, c.c_char_p, c.c_float]),
+}
+
+
+def library_directory() -> Path:
+    """Folder of the built libraries: ``$SO8T_LIBRARY_PATH``, the installed package, or ``build/cpu/bin``.
+
+    Raises:
+        RuntimeLibraryError: none of them holds the library.
+    """
+    package = Path(__file__).resolve().parents[1]
+    candidates = [package / "lib", package.parent / "build" / "cpu" / "bin"]
+    if "SO8T_LIBRARY_PATH" in os.environ:
+        candidates = [Path(os.environ["SO8T_LIBRARY_PATH"])]
+    for candidate in candidates:
+        if any(candidate.glob("*so8t-session.*")):
+            return candidate
+    raise RuntimeLibraryError(
+        f"libso8t-session: not found in {', '.join(map(str, candidates))}; run `make build`, or set SO8T_LIBRARY_PATH"
+    )
+
+
+@functools.cache
+def load() -> c.CDLL:
+    """The library, its prototypes set."""
+    path = next(iter(sorted(library_directory().glob("*so8t-session.*"))))
+    try:
+        library = c.CDLL(str(path))
+    except OSError as error:
+        raise RuntimeLibraryError(f"{path}: cannot be loaded: {error}; run `make build` again") from error
+    for name, (result, arguments) in _PROTOTYPES.items():
+        function = getattr(library, f"so8t_session_{name}")
+        function.restype, function.argtypes = result, arguments
+    return library
+
+
+def call(name: str, *arguments: object) -> object:
+    """Calls ``so8t_session_NAME``."""
+    return getattr(load(), f"so8t_session_{name}")(*arguments)

@@ -1,0 +1,187 @@
+"""A model and a context: decode tokens, read logits, embeddings and head values of every one of them."""
+
+import ctypes as c
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from llama_so8t.bindings.library import VERSION, SessionParams, call
+from llama_so8t.errors import RuntimeLibraryError
+
+F32, F16, Q8_0 = 0, 1, 8
+"""ggml types of the KV cache."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """A classification head of the loaded file."""
+
+    name: str
+    labels: tuple[str, ...]
+
+
+class Session:
+    """The patched llama.cpp with one model loaded.
+
+    Args:
+        path: GGUF file.
+        n_ctx: context length in tokens.
+        n_batch: most tokens in one `decode`.
+        n_ubatch: tokens evaluated at once inside it.
+        n_seq_max: parallel sequences.
+        n_threads: CPU threads.
+        n_gpu_layers: layers on the GPU, where one is built in.
+        flash_attn: None lets llama.cpp choose.
+        type_k: ggml type of the key cache.
+        type_v: ggml type of the value cache.
+        embeddings: also compute final hidden states.
+
+    Raises:
+        RuntimeLibraryError: the library is missing, or llama.cpp refused the file; its words are in the message.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        n_ctx: int = 512,
+        n_batch: int = 512,
+        n_ubatch: int = 512,
+        n_seq_max: int = 1,
+        n_threads: int = 2,
+        n_gpu_layers: int = 0,
+        flash_attn: bool | None = None,
+        type_k: int = F16,
+        type_v: int = F16,
+        embeddings: bool = False,
+    ) -> None:
+        params = SessionParams(
+            version=VERSION,
+            n_ctx=n_ctx,
+            n_batch=n_batch,
+            n_ubatch=n_ubatch,
+            n_seq_max=n_seq_max,
+            n_threads=n_threads,
+            n_gpu_layers=n_gpu_layers,
+            flash_attn=-1 if flash_attn is None else int(flash_attn),
+            type_k=type_k,
+            type_v=type_v,
+            embeddings=embeddings,
+        )
+        self._handle = None
+        self._handle = call("init", os.fsencode(Path(path)), c.byref(params))
+        if not self._handle:
+            raise RuntimeLibraryError(f"{path}: llama.cpp did not load it: {_error()}")
+        self._n_tokens = 0
+        self.n_vocab: int = call("n_vocab", self._handle)
+        self.n_embd: int = call("n_embd", self._handle)
+        self.heads = tuple(self._read_head(index) for index in range(call("n_heads", self._handle)))
+
+    def _read_head(self, index: int) -> Head:
+        labels = range(call("head_n_labels", self._handle, index))
+        return Head(
+            name=call("head_name", self._handle, index).decode(),
+            labels=tuple(call("label_name", self._handle, index, label).decode() for label in labels),
+        )
+
+    def tokenize(self, text: str, *, add_special: bool = True) -> list[int]:
+        """Token ids of a text; special tokens in it are parsed."""
+        n_max = len(text.encode()) + 8
+        tokens = (c.c_int32 * n_max)()
+        n = call("tokenize", self._handle, text.encode(), add_special, tokens, n_max)
+        if n < 0:
+            raise RuntimeLibraryError(f"tokenize: {-n} tokens for {n_max - 8} bytes of text")
+        return list(tokens[:n])
+
+    def decode(
+        self, tokens: Sequence[int], *, position: int = 0, sequence: int | Sequence[int] = 0,
+        positions: Sequence[int] | None = None,
+    ) -> None:
+        """Evaluates tokens; every one becomes an output.
+
+        Args:
+            tokens: ids, at most n_batch.
+            position: position of the first token, the others follow.
+            sequence: sequence of all tokens, or one for each.
+            positions: a position for each token, instead of `position`.
+
+        Raises:
+            RuntimeLibraryError: the batch is empty, too large, or holds an id that does not exist.
+        """
+        n = len(tokens)
+        positions = list(range(position, position + n)) if positions is None else list(positions)
+        sequences = [sequence] * n if isinstance(sequence, int) else list(sequence)
+        int32s = c.c_int32 * n
+        status = call("decode", self._handle, int32s(*tokens), int32s(*positions), int32s(*sequences), n)
+        if status != 0:
+            raise RuntimeLibraryError(f"decode of {n} tokens failed with status {status}: {_error()}")
+        self._n_tokens = n
+
+    def logits(self) -> np.ndarray:
+        """Task logits of the last `decode`: ``(n_tokens, n_vocab)`` float32."""
+        return self._rows(self.n_vocab, lambda i: call("logits", self._handle, i))
+
+    def embeddings(self) -> np.ndarray:
+        """Hidden states after the final norm: ``(n_tokens, n_embd)`` float32; needs ``embeddings=True``."""
+        return self._rows(self.n_embd, lambda i: call("embedding", self._handle, i))
+
+    def head_logits(self, name: str) -> np.ndarray:
+        """Values of one head: ``(n_tokens, n_labels)`` float32."""
+        index = [head.name for head in self.heads].index(name)
+        return self._rows(len(self.heads[index].labels), lambda i: call("head_logits", self._handle, index, i))
+
+    def _rows(self, width: int, row: object) -> np.ndarray:
+        result = np.empty((self._n_tokens, width), dtype=np.float32)
+        for i in range(self._n_tokens):
+            pointer = row(i)
+            if not pointer:
+                raise RuntimeLibraryError(f"token {i} of the last decode has no such output")
+            result[i] = np.ctypeslib.as_array(pointer, (width,))
+        return result
+
+    def forget(self, sequence: int = 0, start: int = 0, stop: int = -1, shift: int = 0) -> None:
+        """Removes positions ``[start, stop)`` of a sequence and moves what follows by ``shift`` (context shift)."""
+        if not call("forget", self._handle, sequence, start, stop, shift):
+            raise RuntimeLibraryError(f"positions {start} to {stop} of sequence {sequence} cannot be removed")
+
+    def save_state(self) -> bytes:
+        """The context's whole state."""
+        size = call("state_size", self._handle)
+        buffer = c.create_string_buffer(size)
+        return buffer.raw[: call("state_get", self._handle, buffer, size)]
+
+    def load_state(self, state: bytes) -> None:
+        """Restores what `save_state` gave."""
+        if call("state_set", self._handle, state, len(state)) == 0:
+            raise RuntimeLibraryError("the state does not fit this model and context")
+
+    def apply_lora(self, path: str | os.PathLike[str], scale: float = 1.0) -> None:
+        """Applies a LoRA adapter in GGUF form."""
+        if call("lora", self._handle, os.fsencode(Path(path)), scale) != 0:
+            raise RuntimeLibraryError(f"{path}: llama.cpp did not load this LoRA adapter: {_error()}")
+
+    def close(self) -> None:
+        """Frees model and context; also done at the end of a ``with`` block."""
+        if self._handle:
+            call("free", self._handle)
+            self._handle = None
+
+    def __enter__(self) -> "Session":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def _error() -> str:
+    text = call("error").decode(errors="replace")
+    return "; ".join(line.strip() for line in text.splitlines() if line.strip()) or "no reason given"

@@ -1,0 +1,178 @@
+#include "so8t-session.h"
+
+#include "so8t.h"
+
+#include "llama.h"
+
+#include <string>
+#include <vector>
+
+struct so8t_session {
+    llama_model        * model = nullptr;
+    llama_context      * ctx   = nullptr;
+    llama_adapter_lora * lora  = nullptr;
+
+    ~so8t_session() {
+        llama_free(ctx);
+        llama_model_free(model);
+    }
+};
+
+static thread_local std::string so8t_error;
+
+static void so8t_log(ggml_log_level level, const char * text, void * /*user_data*/) {
+    if (level == GGML_LOG_LEVEL_ERROR) {
+        so8t_error += text;
+    }
+}
+
+static int32_t so8t_fail(const char * text) {
+    so8t_error += text;
+    return 1;
+}
+
+const char * so8t_session_error(void) {
+    return so8t_error.c_str();
+}
+
+so8t_session * so8t_session_init(const char * path, const so8t_session_params * params) {
+    so8t_error.clear();
+    if (params->version != SO8T_SESSION_VERSION) {
+        so8t_fail("so8t-session: the library and its caller are of different versions");
+        return nullptr;
+    }
+    llama_log_set(so8t_log, nullptr);
+    llama_backend_init();
+    ggml_backend_load_all();
+
+    auto * session = new so8t_session;
+
+    llama_model_params mparams = llama_model_default_params();
+    mparams.n_gpu_layers = params->n_gpu_layers;
+    session->model = llama_model_load_from_file(path, mparams);
+
+    if (session->model) {
+        llama_context_params cparams = llama_context_default_params();
+        cparams.n_ctx           = params->n_ctx;
+        cparams.n_batch         = params->n_batch;
+        cparams.n_ubatch        = params->n_ubatch;
+        cparams.n_seq_max       = params->n_seq_max;
+        cparams.n_threads       = params->n_threads;
+        cparams.n_threads_batch = params->n_threads;
+        cparams.flash_attn_type = (llama_flash_attn_type) params->flash_attn;
+        cparams.type_k          = (ggml_type) params->type_k;
+        cparams.type_v          = (ggml_type) params->type_v;
+        cparams.embeddings      = params->embeddings;
+        cparams.kv_unified      = true;
+        session->ctx = llama_init_from_model(session->model, cparams);
+    }
+    if (!session->ctx) {
+        delete session;
+        return nullptr;
+    }
+    return session;
+}
+
+void so8t_session_free(so8t_session * session) {
+    delete session;
+}
+
+int32_t so8t_session_n_vocab(const so8t_session * session) {
+    return llama_vocab_n_tokens(llama_model_get_vocab(session->model));
+}
+
+int32_t so8t_session_n_embd(const so8t_session * session) {
+    return llama_model_n_embd(session->model);
+}
+
+int32_t so8t_session_n_heads(const so8t_session * session) {
+    return llama_so8t_n_heads(session->model);
+}
+
+static bool so8t_has_head(const so8t_session * session, int32_t head) {
+    return head >= 0 && head < llama_so8t_n_heads(session->model);
+}
+
+const char * so8t_session_head_name(const so8t_session * session, int32_t head) {
+    return so8t_has_head(session, head) ? llama_so8t_get_head(session->model, head).name : nullptr;
+}
+
+int32_t so8t_session_head_n_labels(const so8t_session * session, int32_t head) {
+    return so8t_has_head(session, head) ? llama_so8t_get_head(session->model, head).n_labels : 0;
+}
+
+const char * so8t_session_label_name(const so8t_session * session, int32_t head, int32_t label) {
+    return label >= 0 && label < so8t_session_head_n_labels(session, head) ? llama_so8t_get_label(session->model, head, label).name : nullptr;
+}
+
+int32_t so8t_session_tokenize(const so8t_session * session, const char * text, bool add_special, int32_t * tokens, int32_t n_max) {
+    return llama_tokenize(llama_model_get_vocab(session->model), text, (int32_t) std::string(text).size(), tokens, n_max, add_special, true);
+}
+
+int32_t so8t_session_decode(so8t_session * session, const int32_t * tokens, const int32_t * positions, const int32_t * sequences, int32_t n) {
+    so8t_error.clear();
+    if (n < 1 || n > (int32_t) llama_n_batch(session->ctx)) {
+        return so8t_fail("so8t_session_decode: the number of tokens is not between 1 and n_batch");
+    }
+    for (int32_t i = 0; i < n; ++i) {
+        if (tokens[i] < 0 || tokens[i] >= so8t_session_n_vocab(session) || sequences[i] < 0 || sequences[i] >= (int32_t) llama_n_seq_max(session->ctx)) {
+            return so8t_fail("so8t_session_decode: a token or sequence id is out of range");
+        }
+    }
+    llama_batch batch = llama_batch_init(n, 0, 1);
+    batch.n_tokens = n;
+    for (int32_t i = 0; i < n; ++i) {
+        batch.token   [i]    = tokens[i];
+        batch.pos     [i]    = positions[i];
+        batch.n_seq_id[i]    = 1;
+        batch.seq_id  [i][0] = sequences[i];
+        batch.logits  [i]    = true;
+    }
+    const int32_t status = llama_decode(session->ctx, batch);
+    llama_batch_free(batch);
+    return status;
+}
+
+const float * so8t_session_logits(so8t_session * session, int32_t i) {
+    return llama_get_logits_ith(session->ctx, i);
+}
+
+const float * so8t_session_embedding(so8t_session * session, int32_t i) {
+    return llama_get_embeddings_ith(session->ctx, i);
+}
+
+const float * so8t_session_head_logits(so8t_session * session, int32_t head, int32_t i) {
+    return so8t_has_head(session, head) ? llama_so8t_get_logits_ith(session->ctx, head, i) : nullptr;
+}
+
+bool so8t_session_forget(so8t_session * session, int32_t sequence, int32_t p0, int32_t p1, int32_t delta) {
+    llama_memory_t memory = llama_get_memory(session->ctx);
+    if (!llama_memory_seq_rm(memory, sequence, p0, p1)) {
+        return false;
+    }
+    if (delta != 0) {
+        llama_memory_seq_add(memory, sequence, p1, -1, delta);
+    }
+    return true;
+}
+
+uint64_t so8t_session_state_size(so8t_session * session) {
+    return llama_state_get_size(session->ctx);
+}
+
+uint64_t so8t_session_state_get(so8t_session * session, uint8_t * dst, uint64_t size) {
+    return llama_state_get_data(session->ctx, dst, size);
+}
+
+uint64_t so8t_session_state_set(so8t_session * session, const uint8_t * src, uint64_t size) {
+    return llama_state_set_data(session->ctx, src, size);
+}
+
+int32_t so8t_session_lora(so8t_session * session, const char * path, float scale) {
+    so8t_error.clear();
+    session->lora = llama_adapter_lora_init(session->model, path); // owned by the model
+    if (!session->lora) {
+        return 1;
+    }
+    return llama_set_adapters_lora(session->ctx, &session->lora, 1, &scale);
+}

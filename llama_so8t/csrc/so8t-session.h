@@ -1,0 +1,71 @@
+#pragma once
+
+#include <stdbool.h>
+#include <stdint.h>
+
+// One model and one context behind a flat C interface, for bindings by foreign function (llama_so8t/bindings).
+// No struct of llama.cpp crosses it, so the bindings survive upstream changes. No function aborts on bad input:
+// errors come back as null or non-zero, with a text in so8t_session_error().
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define SO8T_SESSION_VERSION 1
+
+struct so8t_session;
+
+struct so8t_session_params {
+    uint32_t version;      // SO8T_SESSION_VERSION
+    uint32_t n_ctx;
+    uint32_t n_batch;
+    uint32_t n_ubatch;
+    uint32_t n_seq_max;
+    int32_t  n_threads;
+    int32_t  n_gpu_layers;
+    int32_t  flash_attn;   // -1 auto, 0 off, 1 on
+    int32_t  type_k;       // ggml_type of the KV cache
+    int32_t  type_v;
+    bool     embeddings;   // every token is an output and has an embedding
+};
+
+// the text of the last error of this thread, never null
+const char * so8t_session_error(void);
+
+struct so8t_session * so8t_session_init(const char * path, const struct so8t_session_params * params);
+void                  so8t_session_free(struct so8t_session * session);
+
+int32_t so8t_session_n_vocab (const struct so8t_session * session);
+int32_t so8t_session_n_embd  (const struct so8t_session * session);
+int32_t so8t_session_n_heads (const struct so8t_session * session);
+
+// null or 0 for an index out of range
+const char * so8t_session_head_name   (const struct so8t_session * session, int32_t head);
+int32_t      so8t_session_head_n_labels(const struct so8t_session * session, int32_t head);
+const char * so8t_session_label_name  (const struct so8t_session * session, int32_t head, int32_t label);
+
+// text to tokens; returns the number of tokens, or minus the number needed when n_max is too small
+int32_t so8t_session_tokenize(const struct so8t_session * session, const char * text, bool add_special, int32_t * tokens, int32_t n_max);
+
+// evaluates n tokens with their positions and sequences, every one an output; 0 on success
+int32_t so8t_session_decode(struct so8t_session * session, const int32_t * tokens, const int32_t * positions, const int32_t * sequences, int32_t n);
+
+// of the i-th token of the last decode; null where there is none
+const float * so8t_session_logits     (struct so8t_session * session, int32_t i);
+const float * so8t_session_embedding  (struct so8t_session * session, int32_t i);
+const float * so8t_session_head_logits(struct so8t_session * session, int32_t head, int32_t i);
+
+// forgets positions [p0, p1) of a sequence (p1 < 0: to the end), then moves what follows by delta
+bool so8t_session_forget(struct so8t_session * session, int32_t sequence, int32_t p0, int32_t p1, int32_t delta);
+
+// the whole state, as bytes: size, copy out, copy in; 0 on failure
+uint64_t so8t_session_state_size(struct so8t_session * session);
+uint64_t so8t_session_state_get (struct so8t_session * session,       uint8_t * dst, uint64_t size);
+uint64_t so8t_session_state_set (struct so8t_session * session, const uint8_t * src, uint64_t size);
+
+// applies a LoRA adapter file with this scale; 0 on success
+int32_t so8t_session_lora(struct so8t_session * session, const char * path, float scale);
+
+#ifdef __cplusplus
+}
+#endif
