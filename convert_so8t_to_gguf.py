@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Converts an SO8T checkpoint or adapter to GGUF: `python convert_so8t_to_gguf.py model/`, as `so8t convert`."""
+"""Converts an SO8T checkpoint or adapter to GGUF, as `so8t convert` does."""
 
 import sys
 

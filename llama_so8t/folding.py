@@ -41,7 +41,7 @@ class LayerRotations:
     """Rotations of one layer, float64, column convention ``y = R x``; None where the model lacks the site.
 
     ``gate``: ``(nb, 8, 8)`` the product ``R_cmd R_safe``; ``gate_safe``, ``gate_cmd``: its factors.
-    ``q``: ``(n_head, 8, 8)``; ``k``, ``v``: ``(n_head_kv, 8, 8)``: one per head, in the representation of that head.
+    ``q``: ``(n_head, 8, 8)``; ``k``, ``v``: ``(n_head_kv, 8, 8)``: one per head, in its representation.
     ``heads``: ``(n_head // 8, 8, 8)`` mixing of head groups. ``ffn``: ``(nb, 8, 8)``.
     """
 
@@ -100,7 +100,7 @@ def is_rotated(suffix: str) -> bool:
 
 
 def fold(suffix: str, tensor: np.ndarray, rotations: LayerRotations, sites: Collection[str]) -> np.ndarray:
-    """Absorbs the rotations of ``sites`` into one tensor of a layer: ``W' = R_after W R_before``, ``b' = R_after b``.
+    """Absorbs the rotations of ``sites`` into a tensor: ``W' = R_after W R_before``, ``b' = R_after b``.
 
     Args:
         suffix: name after ``model.layers.{i}.``, e.g. ``"self_attn.q_proj.weight"``.
@@ -115,7 +115,7 @@ def fold(suffix: str, tensor: np.ndarray, rotations: LayerRotations, sites: Coll
 
 
 def compensate(suffix: str, tensor: np.ndarray, rotations: LayerRotations, spec: ModelSpec) -> np.ndarray:
-    """Counter-rotates one tensor, so that the rotated model computes the base: ``W' = R_after^T W R_before^T``.
+    """Counter-rotates a tensor, so that the rotated model computes the base: ``W' = R_after^T W R_before^T``.
 
     Args:
         suffix: name after ``model.layers.{i}.``.
@@ -132,7 +132,8 @@ def compensate(suffix: str, tensor: np.ndarray, rotations: LayerRotations, spec:
     """
     if spec.has_qk_norm and not (_is_identity(rotations.q) and _is_identity(rotations.k)):
         raise ConversionError(
-            "site qk: a base with q/k norms cannot be compensated for a rotation there; keep its generators zero"
+            "site qk: a base with q/k norms cannot be compensated for a rotation there; "
+            "its generators have to stay zero"
         )
     return _apply(suffix, tensor, rotations, foldable_sites(spec), inverse=True)
 
@@ -187,11 +188,12 @@ def mix_heads(weight: np.ndarray, mixing: np.ndarray, n_head: int) -> np.ndarray
 
 
 _Step = Callable[[np.ndarray, int], np.ndarray]
-"""Part of a float64 computation: some rows of the tensor and the number of the first one -> those rows, turned."""
+"""Some rows of a tensor in float64 and the number of the first one -> those rows, turned."""
 
 
-def _apply(suffix: str, tensor: np.ndarray, rotations: LayerRotations, sites: Collection[str],
-           inverse: bool) -> np.ndarray:  # fmt: skip
+def _apply(
+    suffix: str, tensor: np.ndarray, rotations: LayerRotations, sites: Collection[str], inverse: bool
+) -> np.ndarray:
     def find(entry: tuple[str, str] | None) -> np.ndarray | None:
         if entry is None or entry[0] not in sites:
             return None
@@ -227,7 +229,9 @@ def _turn(tensor: np.ndarray, first: _Step | None, second: _Step | None) -> np.n
 def _columns_step(weight: np.ndarray, rotations: np.ndarray) -> _Step | None:
     width = weight.shape[1]
     if width % DIM or rotations.shape[0] not in (1, width // DIM):
-        raise AlgebraError(f"found {rotations.shape[0]} rotations for {width} columns, expected 1 or one per {DIM}")
+        raise AlgebraError(
+            f"found {rotations.shape[0]} rotations for {width} columns, expected 1 or one per {DIM}"
+        )
     if _is_identity(rotations):
         return None
 
@@ -244,7 +248,9 @@ def _columns_step(weight: np.ndarray, rotations: np.ndarray) -> _Step | None:
 def _rows_step(tensor: np.ndarray, rotations: np.ndarray) -> _Step | None:
     n_head = rotations.shape[0]
     if tensor.shape[0] % (n_head * DIM):
-        raise AlgebraError(f"found {tensor.shape[0]} rows for {n_head} heads, expected {n_head} times a multiple of 8")
+        raise AlgebraError(
+            f"found {tensor.shape[0]} rows for {n_head} heads, expected {n_head} times a multiple of 8"
+        )
     if _is_identity(rotations):
         return None
     blocks_per_head = tensor.shape[0] // (n_head * DIM)

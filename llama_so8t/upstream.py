@@ -39,8 +39,8 @@ def source() -> Path:
         missing = _missing(Path(override))
         if missing:
             raise So8tError(
-                f"{ENVIRONMENT_VARIABLE}={override}: found no {missing} there, expected a llama.cpp source tree; "
-                f"correct the variable, or unset it and run `make source`"
+                f"{ENVIRONMENT_VARIABLE}={override}: found no {missing} there, "
+                f"expected a llama.cpp source tree; correct the variable, or unset it and run `make source`"
             )
         return Path(override)
     for candidate in (_BUNDLED, _BUILT):
@@ -84,8 +84,8 @@ def _load(name: str, folder: str) -> ModuleType:
         found = getattr(loaded, "__file__", None)
         if found is None or Path(found).resolve() != init:
             raise So8tError(
-                f"module {name!r} is already imported from {found}, expected {init}; import llama_so8t.upstream "
-                f"first, or use a process that does not import the other {name!r}"
+                f"module {name!r} is already imported from {found}, expected {init}; "
+                f"import llama_so8t.upstream first, or use a process that does not import the other {name!r}"
             )
         return loaded
     spec = importlib.util.spec_from_file_location(name, init, submodule_search_locations=[str(init.parent)])
@@ -99,7 +99,8 @@ def _load(name: str, folder: str) -> ModuleType:
     except ImportError as error:
         _forget(name)
         raise So8tError(
-            f"{init}: cannot be imported: {error}; install what is missing, e.g. `pip install llama_so8t[convert]`"
+            f"{init}: cannot be imported: {error}; install what is missing, "
+            f"e.g. with `pip install 'llama_so8t[convert]'`"
         ) from error
     except BaseException:
         _forget(name)

@@ -1,4 +1,4 @@
-"""Random base models of a few kB, with a real sentencepiece tokenizer, for tests of checkpoint and conversion."""
+"""Random base models of a few kB with a real sentencepiece tokenizer."""
 
 import io
 from functools import cache
@@ -23,14 +23,25 @@ def tokenizer_model() -> bytes:
 
     written = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(TEXT * 20), model_writer=written, model_type="bpe", vocab_size=VOCABULARY_SIZE,
-        byte_fallback=True, hard_vocab_limit=False, num_threads=1, minloglevel=2,
-        pad_id=-1, unk_id=0, bos_id=1, eos_id=2,
-    )  # fmt: skip
+        sentence_iterator=iter(TEXT * 20),
+        model_writer=written,
+        model_type="bpe",
+        vocab_size=VOCABULARY_SIZE,
+        byte_fallback=True,
+        hard_vocab_limit=False,
+        num_threads=1,
+        minloglevel=2,
+        pad_id=-1,
+        unk_id=0,
+        bos_id=1,
+        eos_id=2,
+    )
     return written.getvalue()
 
 
-def make_base(directory: Path, family: str = "qwen3", dtype: str = "float32", seed: int = 0, **fields: object) -> Path:
+def make_base(
+    directory: Path, family: str = "qwen3", dtype: str = "float32", seed: int = 0, **fields: object
+) -> Path:
     """Writes a random base model as transformers saves it.
 
     Args:
@@ -44,10 +55,20 @@ def make_base(directory: Path, family: str = "qwen3", dtype: str = "float32", se
     import transformers
 
     shape = dict(
-        vocab_size=VOCABULARY_SIZE, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
-        num_attention_heads=8, num_key_value_heads=2, head_dim=16, max_position_embeddings=256,
-        rms_norm_eps=1e-5, tie_word_embeddings=False, bos_token_id=1, eos_token_id=2, dtype=dtype,
-    )  # fmt: skip
+        vocab_size=VOCABULARY_SIZE,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        head_dim=16,
+        max_position_embeddings=256,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=False,
+        bos_token_id=1,
+        eos_token_id=2,
+        dtype=dtype,
+    )
     if family == "qwen2":
         del shape["head_dim"]  # follows from hidden_size in this family
     prefix = {"qwen3": "Qwen3", "llama": "Llama", "qwen2": "Qwen2"}[family]

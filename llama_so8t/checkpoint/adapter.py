@@ -8,12 +8,15 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from llama_so8t.checkpoint import safetensors_file
+from llama_so8t.checkpoint.json_file import read_json
 from llama_so8t.errors import CheckpointError
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 TYPE = "so8t"
 PACKAGE_PREFIX = "package:"
+
+_CHUNK = 1 << 20
 
 
 def read_fields(path: Path) -> dict[str, Any]:
@@ -23,11 +26,13 @@ def read_fields(path: Path) -> dict[str, Any]:
         CheckpointError: missing, malformed, or an adapter of another kind.
     """
     file = path / CONFIG_NAME
-    fields = safetensors_file.parse_json(file.read_bytes(), file)
+    fields = read_json(file)
     if fields.get("adapter_type") != TYPE:
         raise CheckpointError(f"{file}: found adapter_type {fields.get('adapter_type')!r}, expected {TYPE!r}")
     if not isinstance(fields.get("so8t_compensated", False), bool):
-        raise CheckpointError(f"{file}: found so8t_compensated {fields['so8t_compensated']!r}, expected true or false")
+        raise CheckpointError(
+            f"{file}: found so8t_compensated {fields['so8t_compensated']!r}, expected true or false"
+        )
     for key in ("base_model_name_or_path", "base_model_sha256"):
         if not isinstance(fields.get(key), str):
             raise CheckpointError(f"{file}: found {key} {fields.get(key)!r}, expected a string")
@@ -36,7 +41,9 @@ def read_fields(path: Path) -> dict[str, Any]:
 
 def merged_config(base: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
     """``config.json`` of the SO8T model that base and adapter make together."""
-    added = {key: value for key, value in fields.items() if key.startswith("so8t_") and key != "so8t_compensated"}
+    added = {
+        key: value for key, value in fields.items() if key.startswith("so8t_") and key != "so8t_compensated"
+    }
     return so8t_config(base, added)
 
 
@@ -65,12 +72,14 @@ def find_base(path: Path, fields: Mapping[str, Any], base: str | Path | None) ->
     name = fields["base_model_name_or_path"]
     found = resolve(name, path)
     if not found.exists():
-        raise CheckpointError(f"{path / CONFIG_NAME}: base model {name!r} is not at {found}; name it with --base")
+        raise CheckpointError(
+            f"{path / CONFIG_NAME}: base model {name!r} is not at {found}; name it with --base"
+        )
     return found
 
 
 def resolve(name: str, directory: Path) -> Path:
-    """A path, relative ones from ``directory``, or ``package:NAME/FILE``: a file of an installed Python package.
+    """A path, relative to ``directory``, or ``package:NAME/FILE``: a file of an installed Python package.
 
     Raises:
         CheckpointError: the package is not installed, or the file would be outside it.
@@ -112,7 +121,9 @@ def weights_sha256(path: Path) -> str:
     """
     if path.is_file():
         return _sha256(path)
-    if not any((path / name).is_file() for name in (safetensors_file.SINGLE_NAME, safetensors_file.INDEX_NAME)):
+    if not any(
+        (path / name).is_file() for name in (safetensors_file.SINGLE_NAME, safetensors_file.INDEX_NAME)
+    ):
         raise CheckpointError(f"{path}: found no {safetensors_file.SINGLE_NAME} and no index of shards")
     shards = safetensors_file.shard_names(path)
     if len(shards) == 1:
@@ -129,5 +140,8 @@ def recorded_base(base: str, out: Path) -> str:
 
 
 def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -28,7 +28,8 @@ def new_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def new_directory(path: Path) -> Iterator[Path]:
-    """A temporary directory beside ``path``; on success it takes the place of ``path``, otherwise it is removed."""
+    """A temporary directory beside ``path``; on success it takes its place, otherwise it is removed."""
+    path = path.resolve()  # "." has no name to put the temporary one beside
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     replaced = path.with_name(f".{path.name}.{os.getpid()}.replaced")
     with _terminable():
@@ -48,7 +49,7 @@ def new_directory(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """Turns SIGTERM into KeyboardInterrupt for the time of the block; signals belong to the main thread only."""
+    """Turns SIGTERM into KeyboardInterrupt inside the block; only the main thread can."""
 
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt

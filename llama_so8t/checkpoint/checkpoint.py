@@ -10,18 +10,11 @@ import numpy as np
 
 from llama_so8t.checkpoint.names import EMBEDDING
 from llama_so8t.checkpoint.tensors import StoredTensor
+from llama_so8t.checkpoint.vocabulary import Vocabulary
 from llama_so8t.errors import CheckpointError
 from llama_so8t.folding import LayerRotations, layer_rotations
 from llama_so8t.layout import generator_name
 from llama_so8t.model_spec import ModelSpec
-
-
-@dataclass(frozen=True)
-class Vocabulary:
-    """Where tokenizer and chat template come from: a GGUF file, copied key by key, or files in a directory."""
-
-    directory: Path | None = None
-    gguf: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -63,7 +56,7 @@ class Checkpoint:
 
     def layer_rotations(self, layer: int) -> LayerRotations:
         """Rotations of one layer in float64, from its generators."""
-        return rotations_of(self.spec, self.tensors, layer)
+        return rotations_of(self.path, self.spec, self.tensors, layer)
 
     def _find(self, name: str) -> StoredTensor:
         if name not in self.tensors:
@@ -71,21 +64,19 @@ class Checkpoint:
         return self.tensors[name]
 
 
-def rotations_of(spec: ModelSpec, tensors: Mapping[str, StoredTensor], layer: int) -> LayerRotations:
-    """Rotations of one layer from the generators among ``tensors``.
+def rotations_of(
+    path: Path, spec: ModelSpec, tensors: Mapping[str, StoredTensor], layer: int
+) -> LayerRotations:
+    """Rotations of one layer from the generators among ``tensors``; ``path`` is for errors.
 
     Raises:
         CheckpointError: a generator has NaN or infinite coefficients.
     """
 
-    def read(generator: str) -> np.ndarray:
-        tensor = tensors[generator_name(layer, generator)]
-        return finite(tensor)
-
-    return layer_rotations(spec, read)
+    return layer_rotations(spec, lambda generator: finite(path, tensors[generator_name(layer, generator)]))
 
 
-def finite(tensor: StoredTensor) -> np.ndarray:
+def finite(path: Path, tensor: StoredTensor) -> np.ndarray:
     """Reads a tensor in which NaN or infinity would silently spoil all others.
 
     Raises:
@@ -96,7 +87,8 @@ def finite(tensor: StoredTensor) -> np.ndarray:
     if len(bad):
         where = ", ".join(str(index) for index in bad[0])
         raise CheckpointError(
-            f"tensor {tensor.name!r}: found {values[tuple(bad[0])]} at [{where}], expected finite numbers"
+            f"{path}: tensor {tensor.name!r}: found {values[tuple(bad[0])]} at [{where}], "
+            f"expected finite numbers"
         )
     return values
 
@@ -104,5 +96,5 @@ def finite(tensor: StoredTensor) -> np.ndarray:
 class RotationCache:
     """Rotations of the layer asked for last: the tensors of a layer are read one after the other."""
 
-    def __init__(self, spec: ModelSpec, tensors: Mapping[str, StoredTensor]) -> None:
-        self.get = lru_cache(maxsize=1)(lambda layer: rotations_of(spec, tensors, layer))
+    def __init__(self, path: Path, spec: ModelSpec, tensors: Mapping[str, StoredTensor]) -> None:
+        self.get = lru_cache(maxsize=1)(lambda layer: rotations_of(path, spec, tensors, layer))

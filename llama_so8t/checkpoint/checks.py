@@ -42,7 +42,8 @@ def check_tensors(path: Path, tensors: Mapping[str, StoredTensor], expected: Map
     unknown = [name for name in tensors if name not in expected]
     if unknown:
         raise CheckpointError(
-            f"{path}: {_listed('tensor', unknown)} not expected from config.json; remove, or correct the configuration"
+            f"{path}: {_listed('tensor', unknown)} not expected from config.json; "
+            f"remove what does not belong, or correct the configuration"
         )
     for name, tensor in tensors.items():
         shape = expected[name].shape
@@ -50,7 +51,9 @@ def check_tensors(path: Path, tensors: Mapping[str, StoredTensor], expected: Map
             want not in (None, found) for want, found in zip(shape, tensor.shape, strict=True)
         ):
             wanted = ", ".join("any" if size is None else str(size) for size in shape)
-            raise CheckpointError(f"{path}: tensor {name!r}: found shape {list(tensor.shape)}, expected [{wanted}]")
+            raise CheckpointError(
+                f"{path}: tensor {name!r}: found shape {list(tensor.shape)}, expected [{wanted}]"
+            )
 
 
 def check_stems(path: Path, tensors: Mapping[str, StoredTensor], spec: ModelSpec) -> None:
@@ -71,7 +74,8 @@ def check_stems(path: Path, tensors: Mapping[str, StoredTensor], spec: ModelSpec
         ):
             if name in tensors and tensors[name].shape[axis] != inner:
                 raise CheckpointError(
-                    f"{path}: tensor {name!r}: found shape {list(tensors[name].shape)}, expected {inner} on axis {axis}"
+                    f"{path}: tensor {name!r}: found shape {list(tensors[name].shape)}, "
+                    f"expected {inner} on axis {axis}, the width of its stem"
                 )
 
 

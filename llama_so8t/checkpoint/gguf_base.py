@@ -1,4 +1,4 @@
-"""A GGUF file of arch llama, qwen2 or qwen3 seen as a Hugging Face model: config fields, names, weight order."""
+"""A GGUF file of arch llama, qwen2 or qwen3 seen as a Hugging Face model: fields, names, order of rows."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,8 +13,15 @@ from llama_so8t.errors import CheckpointError
 ROPE_FREQS = "rope_freqs.weight"
 """Llama 3 rope factors: a tensor in GGUF, ``rope_parameters`` in Hugging Face."""
 
-_UNSUPPORTED_KEYS = ("expert_count", "attention.sliding_window", "attention.scale", "logit_scale", "residual_scale",
-                     "embedding_scale", "rope.dimension_sections")  # fmt: skip
+_UNSUPPORTED_KEYS = (
+    "expert_count",
+    "attention.sliding_window",
+    "attention.scale",
+    "logit_scale",
+    "residual_scale",
+    "embedding_scale",
+    "rope.dimension_sections",
+)
 _GLOBAL_FROM_GGUF = {gguf: hf for hf, gguf in GLOBAL_NAMES.items()}
 _LAYER_FROM_GGUF = {gguf: hf for hf, gguf in LAYER_NAMES.items()}
 
@@ -39,8 +46,11 @@ def base_config(file: GgufFile) -> dict[str, Any]:
         config["attention_bias"] = "blk.0.attn_q.bias" in file.tensors
     if arch == "llama":
         config["mlp_bias"] = "blk.0.ffn_down.bias" in file.tensors
-    for field, key in (("bos_token_id", "bos_token_id"), ("eos_token_id", "eos_token_id"),
-                       ("pad_token_id", "padding_token_id")):  # fmt: skip
+    for field, key in (
+        ("bos_token_id", "bos_token_id"),
+        ("eos_token_id", "eos_token_id"),
+        ("pad_token_id", "padding_token_id"),
+    ):
         value = file.get(f"tokenizer.ggml.{key}")
         if value is not None:
             config[field] = value
@@ -54,44 +64,40 @@ def hyperparameters(file: GgufFile) -> dict[str, Any]:
         CheckpointError: another architecture, a split file, a missing key, or a feature so8t graphs lack.
     """
     arch = file.get("general.architecture")
-    if arch not in ARCHITECTURES:
+    if not isinstance(arch, str) or arch not in ARCHITECTURES:
         hint = "; it is a converted model already" if arch == "so8t" else ""
         raise CheckpointError(
             f"{file.path}: found general.architecture {arch!r}, expected {', '.join(ARCHITECTURES)}{hint}"
         )
-    if file.get("split.count", 1) > 1:
-        raise CheckpointError(f"{file.path}: is one part of a split model; join the parts with llama-gguf-split --merge")
+    if _number(file, "split.count", 1) > 1:
+        raise CheckpointError(
+            f"{file.path}: is one part of a split model; join the parts with llama-gguf-split --merge"
+        )
     for key in _UNSUPPORTED_KEYS:
         if file.get(f"{arch}.{key}"):
             raise CheckpointError(f"{file.path}: found {arch}.{key}, which so8t models do not support")
 
-    def required(key: str) -> Any:
-        value = file.get(f"{arch}.{key}")
-        if value is None:
-            raise CheckpointError(f"{file.path}: key {arch}.{key} is missing")
-        return value
-
-    n_head, hidden_size = required("attention.head_count"), required("embedding_length")
-    for key, value in (("attention.head_count", n_head), ("embedding_length", hidden_size)):
-        if not isinstance(value, int) or value < 1:
-            raise CheckpointError(f"{file.path}: found {arch}.{key} {value!r}, expected a whole number above 0")
+    n_head = _count(file, f"{arch}.attention.head_count")
+    hidden_size = _count(file, f"{arch}.embedding_length")
     head_dim = file.get(f"{arch}.attention.key_length", hidden_size // n_head)
     for key in ("attention.value_length", "rope.dimension_count"):
         found = file.get(f"{arch}.{key}", head_dim)
         if found != head_dim:
-            raise CheckpointError(f"{file.path}: found {arch}.{key} {found}, expected the head size {head_dim}")
+            raise CheckpointError(
+                f"{file.path}: found {arch}.{key} {found}, expected the head size {head_dim}"
+            )
     return {
         "architectures": [ARCHITECTURES[arch]],
         "model_type": arch,
         "hidden_size": hidden_size,
-        "intermediate_size": required("feed_forward_length"),
-        "num_hidden_layers": required("block_count"),
+        "intermediate_size": _count(file, f"{arch}.feed_forward_length"),
+        "num_hidden_layers": _count(file, f"{arch}.block_count"),
         "num_attention_heads": n_head,
         "num_key_value_heads": file.get(f"{arch}.attention.head_count_kv", n_head),
         "head_dim": head_dim,
         "hidden_act": "silu",
-        "max_position_embeddings": required("context_length"),
-        "rms_norm_eps": _short(required("attention.layer_norm_rms_epsilon")),
+        "max_position_embeddings": _count(file, f"{arch}.context_length"),
+        "rms_norm_eps": _number(file, f"{arch}.attention.layer_norm_rms_epsilon"),
         "rope_parameters": _rope_parameters(file, arch),
     }
 
@@ -111,7 +117,9 @@ def base_tensors(file: GgufFile, config: dict[str, Any]) -> dict[str, StoredTens
             continue
         hf_name = _hf_name(name)
         if hf_name is None:
-            raise CheckpointError(f"{file.path}: tensor {name!r} is not one of a dense {config['model_type']} model")
+            raise CheckpointError(
+                f"{file.path}: tensor {name!r} is not one of a dense {config['model_type']} model"
+            )
         tensor = tensor.renamed(hf_name)
         if config["model_type"] == "llama":
             for part, heads in (("q_proj", "num_attention_heads"), ("k_proj", "num_key_value_heads")):
@@ -147,22 +155,31 @@ def _hf_name(name: str) -> str | None:
 
 
 def _rope_parameters(file: GgufFile, arch: str) -> dict[str, Any]:
-    parameters: dict[str, Any] = {"rope_type": "default", "rope_theta": _short(file.get(f"{arch}.rope.freq_base", 10000.0))}
+    parameters: dict[str, Any] = {
+        "rope_type": "default",
+        "rope_theta": _number(file, f"{arch}.rope.freq_base", 10000.0),
+    }
     scaling = file.get(f"{arch}.rope.scaling.type", "none")
     if scaling not in ("none", "linear", "yarn"):
-        raise CheckpointError(f"{file.path}: found {arch}.rope.scaling.type {scaling!r}, expected none, linear or yarn")
+        raise CheckpointError(
+            f"{file.path}: found {arch}.rope.scaling.type {scaling!r}, expected none, linear or yarn"
+        )
     if scaling != "none":
-        parameters |= {"rope_type": scaling, "factor": file.get(f"{arch}.rope.scaling.factor", 1.0)}
+        parameters |= {"rope_type": scaling, "factor": _number(file, f"{arch}.rope.scaling.factor", 1.0)}
     if scaling == "yarn":
-        for field, key in (("original_max_position_embeddings", "original_context_length"),
-                           ("attention_factor", "yarn_attn_factor"), ("beta_fast", "yarn_beta_fast"),
-                           ("beta_slow", "yarn_beta_slow")):  # fmt: skip
-            value = file.get(f"{arch}.rope.scaling.{key}")
-            if value is not None:
-                parameters[field] = value
+        for field, key in (
+            ("original_max_position_embeddings", "original_context_length"),
+            ("attention_factor", "yarn_attn_factor"),
+            ("beta_fast", "yarn_beta_fast"),
+            ("beta_slow", "yarn_beta_slow"),
+        ):
+            if f"{arch}.rope.scaling.{key}" in file.metadata:
+                parameters[field] = _number(file, f"{arch}.rope.scaling.{key}")
     if ROPE_FREQS in file.tensors:
         if scaling != "none":
-            raise CheckpointError(f"{file.path}: found {ROPE_FREQS} beside rope scaling {scaling!r}, expected one of them")
+            raise CheckpointError(
+                f"{file.path}: found {ROPE_FREQS} beside rope scaling {scaling!r}, expected one of them"
+            )
         parameters |= _llama3_parameters(file, parameters["rope_theta"])
     return parameters
 
@@ -203,6 +220,16 @@ def llama3_factors(parameters: dict[str, Any], theta: float, head_dim: int) -> n
     return (1 / ((1 - smooth) / factor + smooth)).astype(np.float32)
 
 
-def _short(value: float) -> float:
-    """The shortest decimal number that is this float32: 1e-05, not 9.999999747378752e-06."""
-    return float(str(np.float32(value)))
+def _count(file: GgufFile, key: str) -> int:
+    value = file.get(key)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise CheckpointError(f"{file.path}: found {key} {value!r}, expected a whole number above 0")
+    return value
+
+
+def _number(file: GgufFile, key: str, default: float | None = None) -> float:
+    """A number; of a float32 the shortest decimal, so 1e-05 and not 9.999999747378752e-06."""
+    value = file.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise CheckpointError(f"{file.path}: found {key} {value!r}, expected a number")
+    return float(str(np.float32(value))) if isinstance(value, float) else value

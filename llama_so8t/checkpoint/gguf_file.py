@@ -43,6 +43,17 @@ class KeyValue:
             return [item.decode("utf-8", "replace") for item in self.value]
         return self.value
 
+    def for_writer(self) -> Any:
+        """The value as a `gguf.GGUFValue`, which upstream's writer writes back byte for byte."""
+        gguf = upstream.gguf
+        sub_type = None if self.sub_type is None else gguf.GGUFValueType(self.sub_type)
+        return gguf.GGUFValue(self.value, gguf.GGUFValueType(self.type), sub_type)
+
+    @property
+    def is_empty_array(self) -> bool:
+        """Upstream's writer refuses these; its own converter leaves them out."""
+        return self.sub_type is not None and not self.value
+
 
 @dataclass(frozen=True)
 class GgufFile:
@@ -55,12 +66,6 @@ class GgufFile:
     def get(self, key: str, default: Any = None) -> Any:
         """Decoded value of a key, or ``default``."""
         return self.metadata[key].text() if key in self.metadata else default
-
-
-def is_gguf(path: Path) -> bool:
-    """Whether the file starts with the magic of GGUF."""
-    with path.open("rb") as file:
-        return file.read(4) == b"GGUF"
 
 
 def read_gguf(path: Path) -> GgufFile:
@@ -81,7 +86,9 @@ def read_gguf(path: Path) -> GgufFile:
         raise CheckpointError(f"{path}: found GGUF version {version}, expected 2 or 3 in little endian")
     n_tensors, n_keys = cursor.scalar("Q"), cursor.scalar("Q")
     if n_tensors > MAX_TENSORS or n_keys > MAX_KEYS:
-        raise CheckpointError(f"{path}: found {n_tensors} tensors and {n_keys} keys, expected at most {MAX_TENSORS}")
+        raise CheckpointError(
+            f"{path}: found {n_tensors} tensors and {n_keys} keys, expected at most {MAX_TENSORS}"
+        )
     metadata: dict[str, KeyValue] = {}
     for _ in range(n_keys):
         key = cursor.name("key")
@@ -108,7 +115,9 @@ class _Cursor:
     def take(self, count: int) -> bytes:
         end = self.offset + count
         if end > len(self.data):
-            raise CheckpointError(f"{self.path}: is truncated: found {len(self.data)} bytes, expected {end} or more")
+            raise CheckpointError(
+                f"{self.path}: is truncated: found {len(self.data)} bytes, expected {end} or more"
+            )
         taken = self.data[self.offset : end]
         self.offset = end
         return taken
@@ -123,7 +132,9 @@ class _Cursor:
         try:
             return self.string().decode("utf-8")
         except UnicodeDecodeError:
-            raise CheckpointError(f"{self.path}: found a {kind} that is not UTF-8 before byte {self.offset}") from None
+            raise CheckpointError(
+                f"{self.path}: found a {kind} that is not UTF-8 before byte {self.offset}"
+            ) from None
 
 
 def _read_value(cursor: _Cursor, key: str) -> KeyValue:
@@ -136,12 +147,18 @@ def _read_value(cursor: _Cursor, key: str) -> KeyValue:
         raise CheckpointError(f"{cursor.path}: key {key!r}: found value type {kind}, expected 0 to 12")
     item, count = cursor.scalar("I"), cursor.scalar("Q")
     if count > MAX_ARRAY:
-        raise CheckpointError(f"{cursor.path}: key {key!r}: found {count} items, expected at most {MAX_ARRAY}")
+        raise CheckpointError(
+            f"{cursor.path}: key {key!r}: found {count} items, expected at most {MAX_ARRAY}"
+        )
     if item in _SCALARS:
         form = _SCALARS[item]
-        return KeyValue(list(struct.unpack(f"<{count}{form}", cursor.take(count * struct.calcsize(form)))), kind, item)
+        return KeyValue(
+            list(struct.unpack(f"<{count}{form}", cursor.take(count * struct.calcsize(form)))), kind, item
+        )
     if item != _STRING:
-        raise CheckpointError(f"{cursor.path}: key {key!r}: found an array of type {item}, expected numbers or strings")
+        raise CheckpointError(
+            f"{cursor.path}: key {key!r}: found an array of type {item}, expected numbers or strings"
+        )
     return KeyValue([cursor.string() for _ in range(count)], kind, item)
 
 
@@ -149,27 +166,34 @@ def _read_info(cursor: _Cursor) -> tuple[str, tuple[int, ...], int, int]:
     name = cursor.name("tensor name")
     n_dims = cursor.scalar("I")
     if not 1 <= n_dims <= _MAX_DIMS:
-        raise CheckpointError(f"{cursor.path}: tensor {name!r}: found {n_dims} dimensions, expected 1 to {_MAX_DIMS}")
+        raise CheckpointError(
+            f"{cursor.path}: tensor {name!r}: found {n_dims} dimensions, expected 1 to {_MAX_DIMS}"
+        )
     dims = [cursor.scalar("Q") for _ in range(n_dims)]
     type_number, offset = cursor.scalar("I"), cursor.scalar("Q")
     return name, tuple(reversed(dims)), type_number, offset
 
 
-def _tensor(path: Path, mapped: mmap.mmap, name: str, shape: tuple[int, ...], type_number: int,
-            start: int) -> StoredTensor:  # fmt: skip
+def _tensor(
+    path: Path, mapped: mmap.mmap, name: str, shape: tuple[int, ...], type_number: int, start: int
+) -> StoredTensor:
     gguf = upstream.gguf
     where = f"{path}: tensor {name!r}"
     try:
         kind = gguf.GGMLQuantizationType(type_number)
     except ValueError:
-        raise CheckpointError(f"{where}: found type number {type_number}, which the pinned llama.cpp lacks") from None
+        raise CheckpointError(
+            f"{where}: found type number {type_number}, which the pinned llama.cpp lacks"
+        ) from None
     block_size, type_size = gguf.GGML_QUANT_SIZES[kind]
     if shape[-1] % block_size:
-        raise CheckpointError(f"{where}: found rows of {shape[-1]}, expected a multiple of {block_size} for {kind.name}")
+        raise CheckpointError(
+            f"{where}: found rows of {shape[-1]}, expected a multiple of {block_size} for {kind.name}"
+        )
     count = math.prod(shape) // block_size * type_size
     if start + count > len(mapped):
         raise CheckpointError(
-            f"{where}: found data up to byte {start + count} in a file of {len(mapped)} bytes; it is truncated"
+            f"{where}: is truncated: found {len(mapped)} bytes in the file, expected {start + count} or more"
         )
 
     def read() -> np.ndarray:
@@ -177,6 +201,8 @@ def _tensor(path: Path, mapped: mmap.mmap, name: str, shape: tuple[int, ...], ty
         try:
             return gguf.dequantize(raw.reshape(*shape[:-1], -1), kind).reshape(shape)
         except NotImplementedError:
-            raise CheckpointError(f"{where}: found type {kind.name}, which gguf-py cannot read back") from None
+            raise CheckpointError(
+                f"{where}: found type {kind.name}, which gguf-py cannot read back"
+            ) from None
 
     return StoredTensor(name, shape, kind.name, read)

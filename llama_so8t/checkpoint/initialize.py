@@ -8,26 +8,39 @@ from typing import Any
 
 import numpy as np
 
-from llama_so8t import upstream
-from llama_so8t.algebra import N_GENERATORS, random_generators
-from llama_so8t.checkpoint import adapter, gguf_base, gguf_file, safetensors_writer
+from llama_so8t.algebra import random_generators
+from llama_so8t.checkpoint import adapter, gguf_file, safetensors_writer, vocabulary
 from llama_so8t.checkpoint.atomic import new_directory
 from llama_so8t.checkpoint.checkpoint import Checkpoint
 from llama_so8t.checkpoint.names import base_tensors, so8t_tensors
-from llama_so8t.checkpoint.open import VOCABULARY_NAME, compensated, open_checkpoint
+from llama_so8t.checkpoint.open import compensated, open_checkpoint
 from llama_so8t.checkpoint.tensors import StoredTensor
-from llama_so8t.errors import CheckpointError
-from llama_so8t.layout import OUT_GENERATOR, default_heads
+from llama_so8t.errors import CheckpointError, ConfigError
+from llama_so8t.layout import default_heads
 from llama_so8t.model_spec import ModelSpec
 
 ROTATIONS = ("zero", "random")
-HEADS = ("zero",)
 
-TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
-    "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json",
-)  # fmt: skip
-COPIED_FILES = (*TOKENIZER_FILES, "generation_config.json", "README.md", "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE")
+COPIED_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+    "README.md",
+    "LICENSE",
+    "LICENSE.txt",
+    "LICENSE.md",
+    "NOTICE",
+)
+"""Tokenizer, sampling defaults, and what a copy of the weights has to carry: model card and licence."""
+
+COPIED_FOLDER = "additional_chat_templates"
 
 
 @dataclass(frozen=True)
@@ -35,7 +48,8 @@ class InitializeOptions:
     """What `so8t init` was asked for.
 
     ``scale`` is the standard deviation of random coefficients in radians. ``compensate`` counter-rotates the
-    weights, so that the new model computes exactly what the base does. ``adapter`` writes a few kB beside the base.
+    weights, so that the new model computes exactly what the base does. ``adapter`` writes only generators and
+    heads, beside the base.
     """
 
     base: str
@@ -64,7 +78,7 @@ def initialize(options: InitializeOptions) -> Initialized:
         CheckpointError: the base cannot be read, is an SO8T model, or ``out`` is in use.
         ConfigError: the base is of an unsupported family or shape.
     """
-    _check_out(options)
+    _check_options(options)
     base = open_checkpoint(options.base)
     if base.is_so8t:
         raise CheckpointError(f"{options.base}: is an SO8T model already, expected a base model")
@@ -82,12 +96,20 @@ def initialize(options: InitializeOptions) -> Initialized:
     return Initialized(options.out, tuple(notes))
 
 
-def _check_out(options: InitializeOptions) -> None:
+def _check_options(options: InitializeOptions) -> None:
+    if options.rotations not in ROTATIONS:
+        raise ConfigError(f"rotations: found {options.rotations!r}, expected one of {', '.join(ROTATIONS)}")
+    if options.seed < 0:
+        raise ConfigError(f"seed: found {options.seed}, expected 0 or more")
+    if not 0 <= options.scale < np.inf:
+        raise ConfigError(f"scale: found {options.scale}, expected a finite number of radians, 0 or more")
     out = options.out
     if out.is_dir() and not any(out.iterdir()):
         return
     if out.exists() and not options.force:
-        raise CheckpointError(f"{out}: exists and is not empty; choose another --out, or replace it with --force")
+        raise CheckpointError(
+            f"{out}: exists and is not empty; choose another --out, or replace it with --force"
+        )
     if out.exists() and not any((out / name).is_file() for name in ("config.json", adapter.CONFIG_NAME)):
         raise CheckpointError(f"{out}: is no model directory; --force replaces nothing else")
 
@@ -116,19 +138,20 @@ def _added_tensors(options: InitializeOptions, spec: ModelSpec) -> list[StoredTe
         values = np.zeros(shape, dtype=np.float32)
         is_qk = name.endswith(".so8t.qk")
         kept_zero = options.compensate and spec.has_qk_norm and is_qk
-        if options.rotations == "random" and shape[-1] == N_GENERATORS and _is_generator(name) and not kept_zero:
+        if options.rotations == "random" and name in spec.generator_shapes() and not kept_zero:
             rng = np.random.default_rng([options.seed, *name.encode()])
             values = random_generators(rng, shape[:-1], options.scale).astype(np.float32)
         tensors.append(StoredTensor(name, shape, "F32", lambda values=values: values))
     return tensors
 
 
-def _is_generator(name: str) -> bool:
-    return name == OUT_GENERATOR or ".so8t." in name
-
-
-def _write_adapter(options: InitializeOptions, base: Checkpoint, config: dict[str, Any], added: list[StoredTensor],
-                   directory: Path) -> None:  # fmt: skip
+def _write_adapter(
+    options: InitializeOptions,
+    base: Checkpoint,
+    config: dict[str, Any],
+    added: list[StoredTensor],
+    directory: Path,
+) -> None:
     fields = {
         "adapter_type": adapter.TYPE,
         "base_model_name_or_path": adapter.recorded_base(options.base, options.out),
@@ -140,62 +163,35 @@ def _write_adapter(options: InitializeOptions, base: Checkpoint, config: dict[st
     safetensors_writer.write_file(directory / adapter.WEIGHTS_NAME, added)
 
 
-def _write_full(options: InitializeOptions, base: Checkpoint, config: dict[str, Any], spec: ModelSpec,
-                added: list[StoredTensor], directory: Path) -> list[str]:  # fmt: skip
+def _write_full(
+    options: InitializeOptions,
+    base: Checkpoint,
+    config: dict[str, Any],
+    spec: ModelSpec,
+    added: list[StoredTensor],
+    directory: Path,
+) -> list[str]:
     tensors = {**base.tensors, **{tensor.name: tensor for tensor in added}}
     if options.compensate:
         # counter-rotated weights rounded to 16 bits would no longer compute the base: one float32 model
-        tensors = {name: tensor.mapped(_same) for name, tensor in compensated(spec, tensors).items()}
+        tensors = {
+            name: tensor.mapped(_same) for name, tensor in compensated(options.out, spec, tensors).items()
+        }
         config = {key: value for key, value in config.items() if key not in ("dtype", "torch_dtype")}
         config["dtype"] = "float32"
     order = [name for name in (*base_tensors(config, spec), *so8t_tensors(spec)) if name in tensors]
     _write_json(directory / "config.json", config)
     safetensors_writer.write_sharded(directory, [tensors[name] for name in order])
     if base.vocabulary.gguf is not None:
-        write_vocabulary(gguf_file.read_gguf(base.vocabulary.gguf), directory / VOCABULARY_NAME)
-        return _write_tokenizer(directory)
+        vocabulary.write_vocabulary(gguf_file.read_gguf(base.vocabulary.gguf), directory / vocabulary.NAME)
+        return vocabulary.write_tokenizer(directory)
     for name in COPIED_FILES:
         if (base.path / name).is_file():
             shutil.copyfile(base.path / name, directory / name)
+    if (base.path / COPIED_FOLDER).is_dir():
+        shutil.copytree(base.path / COPIED_FOLDER, directory / COPIED_FOLDER)
     if base.generation_config is not None and not (directory / "generation_config.json").is_file():
         _write_json(directory / "generation_config.json", base.generation_config)
-    return []
-
-
-def write_vocabulary(file: gguf_file.GgufFile, path: Path) -> None:
-    """Writes every key of a GGUF file, byte for byte, without its weights.
-
-    The rope factors of Llama 3 are kept too: they are configuration that GGUF happens to store as a tensor.
-    """
-    writer = upstream.gguf.GGUFWriter(path, arch=file.get("general.architecture"))
-    put_metadata(writer, file.metadata)
-    if gguf_base.ROPE_FREQS in file.tensors:
-        writer.add_tensor(gguf_base.ROPE_FREQS, file.tensors[gguf_base.ROPE_FREQS].read())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
-def put_metadata(writer: Any, metadata: dict[str, gguf_file.KeyValue]) -> None:
-    """Adds keys to an upstream writer as they are; empty arrays are left out, as upstream's writer does."""
-    gguf = upstream.gguf
-    for key, entry in metadata.items():
-        if entry.sub_type is not None and not entry.value:
-            continue
-        sub_type = None if entry.sub_type is None else gguf.GGUFValueType(entry.sub_type)
-        writer.kv_data[0][key] = gguf.GGUFValue(entry.value, gguf.GGUFValueType(entry.type), sub_type)
-
-
-def _write_tokenizer(directory: Path) -> list[str]:
-    """tokenizer.json and its companions for Python users; the converter reads ``vocab.gguf``."""
-    try:
-        from transformers import AutoTokenizer
-
-        AutoTokenizer.from_pretrained(str(directory), gguf_file=VOCABULARY_NAME).save_pretrained(directory)
-    except Exception as error:  # any failure of a third-party reader costs a convenience only
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        return [f"no tokenizer.json: transformers cannot make it from the GGUF ({reason})"]
     return []
 
 

@@ -15,7 +15,11 @@ EMBEDDING = "model.embed_tokens.weight"
 OUTPUT = "lm_head.weight"
 OUTPUT_ALIAS = "task_head.weight"
 
-GLOBAL_NAMES = {EMBEDDING: "token_embd.weight", "model.norm.weight": "output_norm.weight", OUTPUT: "output.weight"}
+GLOBAL_NAMES = {
+    EMBEDDING: "token_embd.weight",
+    "model.norm.weight": "output_norm.weight",
+    OUTPUT: "output.weight",
+}
 """Hugging Face name -> GGUF name, outside the layers."""
 
 LAYER_NAMES = {
@@ -39,6 +43,9 @@ LAYER_NAMES = {
     "mlp.down_proj.bias": "ffn_down.bias",
 }
 """After ``model.layers.{i}.`` -> after ``blk.{i}.``."""
+
+MAX_LAYERS = 512
+"""LLAMA_MAX_LAYERS of llama.cpp."""
 
 IGNORED_SUFFIXES = (".rotary_emb.inv_freq", ".attention.masked_bias")
 """Buffers that old checkpoints carry; they follow from the configuration."""
@@ -64,8 +71,10 @@ def base_tensors(config: Mapping[str, Any], spec: ModelSpec) -> dict[str, Expect
     """Every tensor of the base model in the order of a GGUF file.
 
     Raises:
-        CheckpointError: vocab_size or intermediate_size is not a positive whole number.
+        CheckpointError: vocab_size or intermediate_size is not a positive whole number, or too many layers.
     """
+    if spec.n_layer > MAX_LAYERS:
+        raise CheckpointError(f"config.json: found {spec.n_layer} layers, expected at most {MAX_LAYERS}")
     d, ff, vocab = spec.hidden_size, _size(config, "intermediate_size"), _size(config, "vocab_size")
     q, kv, head_dim = spec.n_head * spec.head_dim, spec.n_head_kv * spec.head_dim, spec.head_dim
     attention_bias = spec.base_model_type == "qwen2" or bool(config.get("attention_bias"))

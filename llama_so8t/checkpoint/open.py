@@ -2,27 +2,24 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from llama_so8t.checkpoint import adapter, gguf_base, gguf_file, safetensors_file
-from llama_so8t.checkpoint.checkpoint import Checkpoint, RotationCache, Vocabulary
+from llama_so8t.checkpoint import adapter, gguf_base, gguf_file, safetensors_file, vocabulary
+from llama_so8t.checkpoint.checkpoint import Checkpoint, RotationCache
 from llama_so8t.checkpoint.checks import check_stems, check_tensors, normalized
+from llama_so8t.checkpoint.json_file import read_json
 from llama_so8t.checkpoint.names import ARCHITECTURES, base_tensors, layer_tensor, so8t_tensors
 from llama_so8t.checkpoint.tensors import StoredTensor
 from llama_so8t.errors import CheckpointError
 from llama_so8t.folding import compensate, is_rotated
 from llama_so8t.model_spec import ModelSpec
 
-VOCABULARY_NAME = "vocab.gguf"
-"""Keys of a GGUF base without its weights: in a directory it is the tokenizer, whatever else is there."""
-
 
 def open_checkpoint(path: str | Path, base: str | Path | None = None) -> Checkpoint:
     """Opens a model; headers are read and checked, weights are not.
 
     Args:
-        path: Hugging Face directory of a base or SO8T model, SO8T adapter directory, or GGUF file of arch llama,
-            qwen2 or qwen3; also ``package:NAME/FILE``, a file inside an installed Python package.
+        path: Hugging Face directory of a base or SO8T model, SO8T adapter directory, or GGUF file of arch
+            llama, qwen2 or qwen3; also ``package:NAME/FILE``, a file inside an installed Python package.
         base: for an adapter, the base to use instead of the one that the adapter names.
 
     Raises:
@@ -34,38 +31,32 @@ def open_checkpoint(path: str | Path, base: str | Path | None = None) -> Checkpo
         _no_base(found, base)
         return _open_gguf(found)
     if not found.is_dir():
-        raise CheckpointError(f"{found}: no such file or directory, expected a model directory or a GGUF file")
+        raise CheckpointError(
+            f"{found}: no such file or directory, expected a model directory or a GGUF file"
+        )
     if (found / adapter.CONFIG_NAME).is_file():
         return _open_adapter(found, base)
     _no_base(found, base)
     return _open_directory(found)
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """A JSON file of a model directory.
-
-    Raises:
-        CheckpointError: missing or malformed.
-    """
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file")
-    return safetensors_file.parse_json(path.read_bytes(), path)
-
-
 def _open_directory(path: Path) -> Checkpoint:
-    config = read_config(path / "config.json")
+    config = read_json(path / "config.json")
     model_type = config.get("model_type")
     if model_type not in ("so8t", *ARCHITECTURES):
         raise CheckpointError(
-            f"{path / 'config.json'}: found model_type {model_type!r}, expected so8t, {', '.join(ARCHITECTURES)}"
+            f"{path / 'config.json'}: found model_type {model_type!r}, "
+            f"expected so8t, {', '.join(ARCHITECTURES)}"
         )
     spec = ModelSpec.from_config(config)
     tensors = normalized(path, safetensors_file.read_sharded(path))
-    vocab = path / VOCABULARY_NAME
-    vocabulary = Vocabulary(gguf=vocab) if vocab.is_file() else Vocabulary(directory=path)
+    vocab = path / vocabulary.NAME
+    source = vocabulary.Vocabulary(gguf=vocab) if vocab.is_file() else vocabulary.Vocabulary(directory=path)
     generation = path / "generation_config.json"
     return _checked(
-        Checkpoint(path, config, spec, tensors, vocabulary, read_config(generation) if generation.is_file() else None)
+        Checkpoint(
+            path, config, spec, tensors, source, read_json(generation) if generation.is_file() else None
+        )
     )
 
 
@@ -73,7 +64,9 @@ def _open_gguf(path: Path) -> Checkpoint:
     file = gguf_file.read_gguf(path)
     config = gguf_base.base_config(file)
     tensors = gguf_base.base_tensors(file, config)
-    return _checked(Checkpoint(path, config, ModelSpec.from_config(config), tensors, Vocabulary(gguf=path)))
+    return _checked(
+        Checkpoint(path, config, ModelSpec.from_config(config), tensors, vocabulary.Vocabulary(gguf=path))
+    )
 
 
 def _open_adapter(path: Path, base: str | Path | None) -> Checkpoint:
@@ -91,13 +84,13 @@ def _open_adapter(path: Path, base: str | Path | None) -> Checkpoint:
     check_tensors(path / adapter.WEIGHTS_NAME, added, so8t_tensors(spec))
     tensors = {**model.tensors, **added}
     if fields.get("so8t_compensated"):
-        tensors = compensated(spec, tensors)
+        tensors = compensated(path, spec, tensors)
     return _checked(Checkpoint(path, config, spec, tensors, model.vocabulary, model.generation_config))
 
 
-def compensated(spec: ModelSpec, tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
-    """The same tensors, counter-rotated on every read where a foldable site is beside them."""
-    cache = RotationCache(spec, tensors)
+def compensated(path: Path, spec: ModelSpec, tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """The same tensors, counter-rotated on every read where a foldable site is; ``path`` is for errors."""
+    cache = RotationCache(path, spec, tensors)
 
     def turned(name: str, tensor: StoredTensor) -> StoredTensor:
         found = layer_tensor(name)

@@ -4,26 +4,27 @@ Of our own, because the safetensors library names no tensor in its errors and ha
 Format: https://huggingface.co/docs/safetensors (8 bytes header length, JSON header, data without holes).
 """
 
-import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from llama_so8t.checkpoint.json_file import parse_json, read_json
 from llama_so8t.checkpoint.tensors import StoredTensor
 from llama_so8t.errors import CheckpointError
 
 MAX_HEADER_BYTES = 100_000_000
 """Limit of the safetensors library itself."""
 
-MAX_INDEX_BYTES = 100_000_000
-
-_DTYPE_BYTES = {
-    "F64": 8, "F32": 4, "F16": 2, "BF16": 2,
-    "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
-    "F8_E4M3": 1, "F8_E5M2": 1,
-}  # fmt: skip
+_DTYPES_BY_BYTES = {
+    8: "F64 I64 U64",
+    4: "F32 I32 U32",
+    2: "F16 BF16 I16 U16",
+    1: "F8_E4M3 F8_E5M2 I8 U8 BOOL",
+}
+_DTYPE_BYTES = {dtype: size for size, dtypes in _DTYPES_BY_BYTES.items() for dtype in dtypes.split()}
 _READABLE = {"F64": np.dtype("<f8"), "F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
 
 INDEX_NAME = "model.safetensors.index.json"
@@ -41,8 +42,10 @@ def read_file(path: Path) -> dict[str, StoredTensor]:
         with path.open("rb") as file:
             header_bytes = int.from_bytes(file.read(8), "little")
             if size < 8 or header_bytes > min(MAX_HEADER_BYTES, size - 8):
-                raise CheckpointError(f"{path}: found a header of {header_bytes} bytes in a file of {size} bytes, "
-                                      f"expected a safetensors file; it is truncated or of another kind")
+                raise CheckpointError(
+                    f"{path}: found a header of {header_bytes} bytes in a file of {size} bytes, "
+                    f"expected a safetensors file; it is truncated or of another kind"
+                )
             raw = file.read(header_bytes)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
@@ -55,9 +58,13 @@ def read_file(path: Path) -> dict[str, StoredTensor]:
     end, previous = 0, None
     for name, _, _, start, stop in entries:
         if start < end:
-            raise CheckpointError(f"{path}: tensor {name!r}: found data from byte {start}, which overlaps {previous!r}")
+            raise CheckpointError(
+                f"{path}: tensor {name!r}: found data from byte {start}, which overlaps {previous!r}"
+            )
         if start > end:
-            raise CheckpointError(f"{path}: tensor {name!r}: found data from byte {start}, expected {end} (no holes)")
+            raise CheckpointError(
+                f"{path}: tensor {name!r}: found data from byte {start}, expected {end} (no holes)"
+            )
         end, previous = stop, name
     if end != data_bytes:
         raise CheckpointError(f"{path}: found {data_bytes} bytes of data, expected {end} from the header")
@@ -77,21 +84,27 @@ def read_sharded(directory: Path) -> dict[str, StoredTensor]:
         return read_file(directory / SINGLE_NAME)
     index_path = directory / INDEX_NAME
     if not index_path.is_file():
-        raise CheckpointError(f"{directory}: found neither {SINGLE_NAME} nor {INDEX_NAME}, expected one of them"
-                              + _hint_of_pickle(directory))
+        raise CheckpointError(
+            f"{directory}: found neither {SINGLE_NAME} nor {INDEX_NAME}, expected one of them"
+            + _hint_of_pickle(directory)
+        )
     shards = shard_names(directory)
-    weight_map = parse_json(index_path.read_bytes(), index_path)["weight_map"]
+    weight_map = read_json(index_path)["weight_map"]
     tensors: dict[str, StoredTensor] = {}
     for shard in shards:
         for name, tensor in read_file(directory / shard).items():
             if name in tensors:
                 raise CheckpointError(f"{directory / shard}: tensor {name!r} is in an earlier shard too")
             if weight_map.get(name) != shard:
-                raise CheckpointError(f"{directory / shard}: tensor {name!r}: the index says {weight_map.get(name)!r}")
+                raise CheckpointError(
+                    f"{directory / shard}: tensor {name!r}: the index says {weight_map.get(name)!r}"
+                )
             tensors[name] = tensor
     for name, shard in weight_map.items():
         if name not in tensors:
-            raise CheckpointError(f"{directory / shard}: tensor {name!r} is in {INDEX_NAME}, but not in the shard")
+            raise CheckpointError(
+                f"{directory / shard}: tensor {name!r} is in {INDEX_NAME}, but not in the shard"
+            )
     return tensors
 
 
@@ -104,56 +117,46 @@ def shard_names(directory: Path) -> list[str]:
     if (directory / SINGLE_NAME).is_file():
         return [SINGLE_NAME]
     path = directory / INDEX_NAME
-    if path.stat().st_size > MAX_INDEX_BYTES:
-        raise CheckpointError(f"{path}: found {path.stat().st_size} bytes, expected at most {MAX_INDEX_BYTES}")
-    weight_map = parse_json(path.read_bytes(), path).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
+    weight_map = read_json(path).get("weight_map")
+    if (
+        not isinstance(weight_map, dict)
+        or not weight_map
+        or not all(isinstance(v, str) for v in weight_map.values())
+    ):
         raise CheckpointError(f"{path}: found no weight_map, expected an object of tensor names and shards")
-    shards = sorted(set(map(str, weight_map.values())))
+    shards = sorted(set(weight_map.values()))
     for shard in shards:
-        if Path(shard).name != shard or "\\" in shard or shard.startswith(".") or not shard.endswith(".safetensors"):
-            raise CheckpointError(f"{path}: found shard {shard!r}, expected a plain file name NAME.safetensors")
+        if (
+            Path(shard).name != shard
+            or "\\" in shard
+            or shard.startswith(".")
+            or not shard.endswith(".safetensors")
+        ):
+            raise CheckpointError(
+                f"{path}: found shard {shard!r}, expected a plain file name NAME.safetensors"
+            )
         if not (directory / shard).is_file():
             raise CheckpointError(f"{path}: shard {shard} is missing; finish the download of the model")
     return shards
 
 
-def parse_json(raw: bytes, path: Path) -> dict[str, Any]:
-    """A JSON object; duplicate names are refused, because readers disagree on which one counts.
-
-    Raises:
-        CheckpointError: not UTF-8, not JSON, not an object, nested too deep, or a name twice.
-    """
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        result = dict(pairs)
-        if len(result) != len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
-            raise CheckpointError(f"{path}: name {twice!r} appears twice")
-        return result
-
-    try:
-        value = json.loads(raw.decode("utf-8"), object_pairs_hook=unique)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise CheckpointError(f"{path}: is not valid JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: found a JSON {type(value).__name__}, expected an object")
-    return value
-
-
+@dataclass(frozen=True)
 class _Reader:
     """Reads one tensor as float32; a class, not a closure, so that it names itself in errors."""
 
-    def __init__(self, path: Path, name: str, dtype: str, shape: tuple[int, ...], mapped: np.ndarray,
-                 start: int, stop: int) -> None:  # fmt: skip
-        self.path, self.name, self.dtype, self.shape = path, name, dtype, shape
-        self.mapped, self.start, self.stop = mapped, start, stop
+    path: Path
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    mapped: np.ndarray
+    start: int
+    stop: int
 
     def __call__(self) -> np.ndarray:
         if self.dtype not in _READABLE:
             raise CheckpointError(
-                f"{self.path}: tensor {self.name!r}: found dtype {self.dtype}, expected one of {', '.join(_READABLE)}"
+                f"{self.path}: tensor {self.name!r}: found dtype {self.dtype}, "
+                f"expected one of {', '.join(_READABLE)}"
             )
         raw = self.mapped[self.start : self.stop]
         values = np.frombuffer(raw, dtype=_READABLE[self.dtype]).reshape(self.shape)
@@ -176,7 +179,9 @@ def _entry(path: Path, name: str, fields: Any, data_bytes: int) -> tuple[str, tu
         raise CheckpointError(f"{where}: found data_offsets {offsets!r}, expected [start, end]")
     start, stop = offsets
     if not start <= stop <= data_bytes:
-        raise CheckpointError(f"{where}: found data_offsets {offsets}, expected them inside {data_bytes} bytes of data")
+        raise CheckpointError(
+            f"{where}: found data_offsets {offsets}, expected them inside {data_bytes} bytes of data"
+        )
     expected = math.prod(shape) * _DTYPE_BYTES[dtype]
     if stop - start != expected:
         raise CheckpointError(f"{where}: found {stop - start} bytes, expected {expected} for {dtype} {shape}")

@@ -48,7 +48,11 @@ def write_file(path: Path, tensors: Sequence[StoredTensor]) -> None:
     offset = 0
     for tensor in tensors:
         end = offset + _size(tensor)
-        header[tensor.name] = {"dtype": _dtype(tensor), "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        header[tensor.name] = {
+            "dtype": _dtype(tensor),
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, end],
+        }
         offset = end
     raw = json.dumps(header, separators=(",", ":")).encode()
     raw += b" " * (-len(raw) % 8)

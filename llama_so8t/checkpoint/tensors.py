@@ -10,7 +10,7 @@ import numpy as np
 class StoredTensor:
     """Name, shape (rows first) and stored dtype of a tensor, and how to read it.
 
-    ``read`` returns a float32 array of ``shape``. It may be a read-only view of a mapped file; copy before writing.
+    ``read`` returns a float32 array of ``shape``. It may be a read-only view of a mapped file.
     """
 
     name: str

@@ -11,13 +11,22 @@ HELP = "convert an SO8T checkpoint or adapter to GGUF"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `so8t convert`."""
     parser.add_argument("model", type=Path, help="directory of an SO8T checkpoint or adapter")
-    parser.add_argument("--outfile", type=Path, metavar="FILE",
-                        help="file to write (default: MODEL/NAME-so8t-OUTTYPE.gguf)")  # fmt: skip
-    parser.add_argument("--outtype", choices=OUTTYPES, default="q8_0", help="type of the weights (default: q8_0)")
-    parser.add_argument("--rotations", choices=ROTATION_MODES, default="fold",
-                        help="absorb the rotations into the weights where that is exact, or leave them in the graph "
-                             "(default: fold)")  # fmt: skip
-    parser.add_argument("--base", metavar="MODEL", help="base model of an adapter, instead of the one it names")
+    parser.add_argument(
+        "--outfile", type=Path, metavar="FILE", help="file to write (default: MODEL/NAME-so8t-OUTTYPE.gguf)"
+    )
+    parser.add_argument(
+        "--outtype", choices=OUTTYPES, default="q8_0", help="type of the weights (default: q8_0)"
+    )
+    parser.add_argument(
+        "--rotations",
+        choices=ROTATION_MODES,
+        default="fold",
+        help="absorb the rotations into the weights where that is exact, or leave them in the graph "
+        "(default: fold)",
+    )
+    parser.add_argument(
+        "--base", metavar="MODEL", help="base model of an adapter, instead of the one it names"
+    )
     parser.add_argument("--model-name", metavar="NAME", help="general.name of the file")
     parser.add_argument("--verbose", action="store_true", help="show the messages of llama.cpp's Python code")
 

@@ -8,20 +8,42 @@ HELP = "make an SO8T checkpoint or adapter from a base model"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `so8t init`."""
-    parser.add_argument("--base", required=True, metavar="MODEL",
-                        help="base model: a Hugging Face directory, a GGUF file, or package:NAME/FILE")  # fmt: skip
+    parser.add_argument(
+        "--base",
+        required=True,
+        metavar="MODEL",
+        help="base model: a Hugging Face directory, a GGUF file, or package:NAME/FILE",
+    )
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="directory to write")
-    parser.add_argument("--rotations", choices=("zero", "random"), default="zero",
-                        help="start values of the generators (default: zero, which is exactly the base)")  # fmt: skip
+    parser.add_argument(
+        "--rotations",
+        choices=("zero", "random"),
+        default="zero",
+        help="start values of the generators (default: zero, which is exactly the base)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of random generators (default: 0)")
-    parser.add_argument("--scale", type=float, default=0.1,
-                        help="standard deviation of random generators in radians (default: 0.1)")  # fmt: skip
-    parser.add_argument("--heads", choices=("zero",), default="zero", help="start values of the heads (default: zero)")
-    parser.add_argument("--compensate", action="store_true",
-                        help="counter-rotate the weights, so that the model still computes what the base does")
-    parser.add_argument("--adapter", action="store_true", help="write only generators and heads, beside the base")
-    parser.add_argument("--shared-blocks", action="store_true",
-                        help="one rotation for all blocks of a hidden vector instead of one per block")
+    parser.add_argument(
+        "--scale",
+        type=float,
+        default=0.1,
+        help="standard deviation of random generators in radians (default: 0.1)",
+    )
+    parser.add_argument(
+        "--heads", choices=("zero",), default="zero", help="start values of the heads (default: zero)"
+    )
+    parser.add_argument(
+        "--compensate",
+        action="store_true",
+        help="counter-rotate the weights, so that the model still computes what the base does",
+    )
+    parser.add_argument(
+        "--adapter", action="store_true", help="write only generators and heads, beside the base"
+    )
+    parser.add_argument(
+        "--shared-blocks",
+        action="store_true",
+        help="one rotation for all blocks of a hidden vector instead of one per block",
+    )
     parser.add_argument("--force", action="store_true", help="replace an existing model directory")
     parser.add_argument("--verbose", action="store_true", help="show the messages of llama.cpp's Python code")
 

@@ -1,5 +1,6 @@
 """An SO8T checkpoint or adapter becomes a GGUF file, one tensor at a time."""
 
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ from tqdm import tqdm
 from llama_so8t import upstream
 from llama_so8t.checkpoint import Checkpoint, open_checkpoint
 from llama_so8t.checkpoint.atomic import new_file
-from llama_so8t.checkpoint.names import EMBEDDING, OUTPUT
+from llama_so8t.checkpoint.checkpoint import finite
+from llama_so8t.checkpoint.names import EMBEDDING, OUTPUT, so8t_tensors
 from llama_so8t.conversion.metadata import base_metadata
 from llama_so8t.conversion.options import OUTTYPES, ROTATION_MODES, ConvertOptions
 from llama_so8t.conversion.so8t_keys import so8t_keys
@@ -34,20 +36,25 @@ def convert(options: ConvertOptions) -> Path:
         ConversionError: the model cannot be written in the form asked for.
     """
     if options.outtype not in OUTTYPES or options.rotations not in ROTATION_MODES:
-        raise ConversionError(f"found outtype {options.outtype!r} and rotations {options.rotations!r}, expected one of "
-                              f"{', '.join(OUTTYPES)} and one of {', '.join(ROTATION_MODES)}")
+        raise ConversionError(
+            f"found outtype {options.outtype!r} and rotations {options.rotations!r}, expected one of "
+            f"{', '.join(OUTTYPES)} and one of {', '.join(ROTATION_MODES)}"
+        )
     checkpoint = open_checkpoint(options.model, options.base)
     _check_model(checkpoint)
     folded = foldable_sites(checkpoint.spec) if options.rotations == "fold" else ()
     explicit = tuple(site for site in checkpoint.spec.sites if site not in folded)
     outfile = options.outfile or default_outfile(options)
+    if not outfile.parent.is_dir() or outfile.is_dir():
+        raise ConversionError(f"{outfile}: expected a file name in an existing directory")
     tensors = list(plan_tensors(checkpoint, folded, explicit))
     file_type = int(upstream.gguf.LlamaFileType[_FILE_TYPES[options.outtype]])
     metadata = base_metadata(
         checkpoint, file_type, [tensor.shape for tensor in tensors if not tensor.exact], options.model_name
     )
     extra = [
-        PlannedTensor(name, values.shape, lambda values=values: values) for name, values in metadata.tensors.items()
+        PlannedTensor(name, values.shape, lambda values=values: values)
+        for name, values in metadata.tensors.items()
     ]
     keys = metadata.keys | so8t_keys(checkpoint.spec, explicit, folded)
     with new_file(outfile) as temporary:
@@ -83,10 +90,18 @@ def _check_model(checkpoint: Checkpoint) -> None:
             f"{checkpoint.path}: is a plain {config.get('model_type')} model without rotations and heads; "
             f"make an SO8T model of it first: so8t init --base {checkpoint.path} --out DIR"
         )
+    for name in so8t_tensors(checkpoint.spec):
+        # small, so before any work: NaN in one generator would spoil every weight beside it
+        if name in checkpoint.tensors:
+            finite(checkpoint.path, checkpoint.tensors[name])
     if config.get("hidden_act", "silu") != "silu":
-        raise ConversionError(f"{checkpoint.path}: found hidden_act {config['hidden_act']!r}, expected 'silu'")
+        raise ConversionError(
+            f"{checkpoint.path}: found hidden_act {config['hidden_act']!r}, expected 'silu'"
+        )
     if config.get("use_sliding_window"):
-        raise ConversionError(f"{checkpoint.path}: found use_sliding_window true, but so8t attends to all positions")
+        raise ConversionError(
+            f"{checkpoint.path}: found use_sliding_window true, but so8t attends to all positions"
+        )
     if config.get("tie_word_embeddings") and OUTPUT in checkpoint.tensors:
         if not np.array_equal(checkpoint.load(OUTPUT), checkpoint.load(EMBEDDING)):
             raise ConversionError(
@@ -107,10 +122,14 @@ def _write(path: Path, keys: dict[str, Any], tensors: list[PlannedTensor], optio
         writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), sizes[-1], raw_dtype=kind)
     try:
         writer.write_header_to_file()
-        writer.write_kv_data_to_file()
+        try:
+            writer.write_kv_data_to_file()
+        except (struct.error, OverflowError, UnicodeEncodeError) as error:
+            raise ConversionError(f"{options.model}: a key does not fit its type in GGUF: {error}") from error
         writer.write_ti_data_to_file()
-        with tqdm(total=sum(sizes), unit="B", unit_scale=True, desc=options.outtype,
-                  disable=not options.progress) as bar:  # fmt: skip
+        with tqdm(
+            total=sum(sizes), unit="B", unit_scale=True, desc=options.outtype, disable=not options.progress
+        ) as bar:
             for tensor, kind, size in zip(tensors, types, sizes, strict=True):
                 values = tensor.read()
                 if values.shape != tensor.shape:

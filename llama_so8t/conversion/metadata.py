@@ -1,4 +1,4 @@
-"""Keys of the base model: hyper-parameters, tokenizer and chat template, as upstream's converter writes them."""
+"""Keys of the base model, as upstream's converter writes them: hyper-parameters, tokenizer, chat template."""
 
 import json
 import os
@@ -29,14 +29,15 @@ _NOT_LINKED_SUFFIXES = (".safetensors", ".bin", ".gguf", ".pt", ".pth", ".index.
 
 @dataclass(frozen=True)
 class BaseMetadata:
-    """Keys of the new file (values as `gguf.GGUFValue`), and tensors that are configuration, e.g. rope factors."""
+    """Keys of the new file (values are `gguf.GGUFValue`) and tensors that are configuration: rope factors."""
 
     keys: dict[str, Any]
     tensors: dict[str, np.ndarray]
 
 
-def base_metadata(checkpoint: Checkpoint, file_type: int, shapes: Sequence[tuple[int, ...]],
-                  model_name: str | None = None) -> BaseMetadata:  # fmt: skip
+def base_metadata(
+    checkpoint: Checkpoint, file_type: int, shapes: Sequence[tuple[int, ...]], model_name: str | None = None
+) -> BaseMetadata:
     """Keys of the base under the prefix ``so8t.``.
 
     Args:
@@ -73,40 +74,40 @@ def base_metadata(checkpoint: Checkpoint, file_type: int, shapes: Sequence[tuple
 
 
 def _from_gguf(checkpoint: Checkpoint, file: GgufFile) -> BaseMetadata:
-    gguf = upstream.gguf
     _check_agreement(checkpoint, file)
     prefix = f"{checkpoint.spec.base_model_type}."
     keys = {}
     for key, entry in file.metadata.items():
         if key.startswith(_DROPPED_PREFIXES) or key in _DROPPED_KEYS:
             continue
-        if entry.sub_type is not None and not entry.value:
-            continue  # upstream's writer knows no empty arrays
+        if entry.is_empty_array:
+            continue
         name = f"{ARCH}.{key.removeprefix(prefix)}" if key.startswith(prefix) else key
-        sub_type = None if entry.sub_type is None else gguf.GGUFValueType(entry.sub_type)
-        keys[name] = gguf.GGUFValue(entry.value, gguf.GGUFValueType(entry.type), sub_type)
+        keys[name] = entry.for_writer()
     extra = {ROPE_FREQS: file.tensors[ROPE_FREQS].read()} if ROPE_FREQS in file.tensors else {}
     return BaseMetadata(keys, extra)
 
 
 def _check_agreement(checkpoint: Checkpoint, file: GgufFile) -> None:
-    """The keys come from the GGUF, the weights fit config.json: refuse a file in which they say different things."""
+    """The keys come from the GGUF, the weights fit config.json: both have to say the same."""
     said, config = hyperparameters(file), checkpoint.config
     said["vocab_size"] = len(file.get("tokenizer.ggml.tokens", ()))
-    said["rope_theta"] = said.pop("rope_parameters")["rope_theta"]
-    found = dict(config)
-    found["rope_theta"] = (config.get("rope_parameters") or {}).get("rope_theta", config.get("rope_theta"))
+    said |= said.pop("rope_parameters")
+    found = config | (config.get("rope_parameters") or {})
     for field in ("model_type", "architectures", "hidden_act"):
         said.pop(field)
     for field, value in said.items():
         if field in found and found[field] != value:
             raise ConversionError(
-                f"{checkpoint.path}: found {field} {found[field]!r} in config.json and {value!r} in {file.path}; "
-                f"make them agree, or remove the latter where a tokenizer.json is beside it"
+                f"{checkpoint.path}: found {field} {found[field]!r} in config.json, "
+                f"but {value!r} in {file.path}; make them agree, "
+                f"or remove the latter where a tokenizer.json is beside it"
             )
 
 
-def _from_directory(checkpoint: Checkpoint, file_type: int, shapes: Sequence[tuple[int, ...]]) -> BaseMetadata:
+def _from_directory(
+    checkpoint: Checkpoint, file_type: int, shapes: Sequence[tuple[int, ...]]
+) -> BaseMetadata:
     """Runs upstream's model class on a directory that looks like the base and holds no weights."""
     conversion, gguf = upstream.conversion, upstream.gguf
     base_type = checkpoint.spec.base_model_type

@@ -12,7 +12,8 @@ class ConvertOptions:
     """Options of `so8t convert`.
 
     ``outfile`` None means ``MODEL/NAME-so8t-OUTTYPE.gguf``. ``base`` replaces the base that an adapter names.
-    ``rotations``: ``fold`` absorbs every site that can be absorbed, ``explicit`` leaves all but out in the graph.
+    ``rotations``: ``fold`` absorbs every site that can be absorbed, ``explicit`` leaves all but out in the
+    graph.
     """
 
     model: Path

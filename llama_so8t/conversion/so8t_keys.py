@@ -5,15 +5,18 @@ from typing import Any
 
 from llama_so8t import upstream
 from llama_so8t.algebra import DIM
+from llama_so8t.errors import ConversionError
 from llama_so8t.layout import FORMAT_VERSION, HeadSpec, Keys
 from llama_so8t.model_spec import ModelSpec
+
+_FLOAT32_LIMIT = 2.0**128
 
 
 def so8t_keys(spec: ModelSpec, explicit: Sequence[str], folded: Sequence[str]) -> dict[str, Any]:
     """Keys that describe rotations and heads, values as `gguf.GGUFValue`.
 
-    An empty list is an absent key: upstream's writer has no empty arrays. The site out is in neither list: it is
-    always folded.
+    An empty list is an absent key: upstream's writer has no empty arrays. The site out is in neither list,
+    because it is always folded.
 
     Args:
         spec: the model.
@@ -59,13 +62,13 @@ class _Putter:
         self.types = upstream.gguf.GGUFValueType
 
     def uint(self, key: str, value: int) -> None:
-        self._put(key, int(value), self.types.UINT32)
+        self._put(key, _whole(key, value, 0, 2**32 - 1), self.types.UINT32)
 
     def int(self, key: str, value: int) -> None:
-        self._put(key, int(value), self.types.INT32)
+        self._put(key, _whole(key, value, -(2**31), 2**31 - 1), self.types.INT32)
 
     def float(self, key: str, value: float) -> None:
-        self._put(key, value * 1.0, self.types.FLOAT32)
+        self._put(key, _real(key, value), self.types.FLOAT32)
 
     def text(self, key: str, value: str) -> None:
         self._put(key, value, self.types.STRING)
@@ -77,7 +80,7 @@ class _Putter:
         self._put_array(key, list(values), self.types.INT32)
 
     def floats(self, key: str, values: Sequence[Any]) -> None:
-        self._put_array(key, [value * 1.0 for value in values], self.types.FLOAT32)
+        self._put_array(key, [_real(key, value) for value in values], self.types.FLOAT32)
 
     def _put(self, key: str, value: Any, kind: Any) -> None:
         self.keys[key] = upstream.gguf.GGUFValue(value, kind)
@@ -85,3 +88,15 @@ class _Putter:
     def _put_array(self, key: str, values: list[Any], kind: Any) -> None:
         if values:
             self.keys[key] = upstream.gguf.GGUFValue(values, self.types.ARRAY, kind)
+
+
+def _whole(key: str, value: Any, low: int, high: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise ConversionError(f"key {key}: found {value!r}, expected a whole number from {low} to {high}")
+    return value
+
+
+def _real(key: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < _FLOAT32_LIMIT:
+        raise ConversionError(f"key {key}: found {value!r}, expected a number that fits float32")
+    return float(value)
