@@ -135,7 +135,12 @@ void so8t_load_heads(llama_model_base & model, llama_model_loader & ml) {
     model.so8t = result;
 }
 
-void so8t_save_kv(const llama_model & model, gguf_context * ctx) {
+void so8t_save(const llama_model & model, gguf_context * ctx) {
+    for (const auto & [name, tensor] : model.tensors_by_name) {
+        if (name.find("so8t_") != std::string::npos) {
+            gguf_add_tensor(ctx, tensor);
+        }
+    }
     so8t_save_rotation_kv(model, ctx);
     if (!model.so8t) {
         return;

@@ -70,5 +70,5 @@ void so8t_load_heads(llama_model_base & model, llama_model_loader & ml);
 // adds the heads on top of the embeddings of every output; after build_arch_graph
 void so8t_build_heads(llm_graph_context & llm, const llama_model & model);
 
-// writes the keys of rotations and heads; in llama_model_saver
-void so8t_save_kv(const llama_model & model, gguf_context * ctx);
+// writes the keys and tensors of rotations and heads; in llama_model_saver
+void so8t_save(const llama_model & model, gguf_context * ctx);

@@ -102,20 +102,21 @@ static ggml_tensor * so8t_create_rotation(llama_model_so8t & model, llama_model_
     return rotation;
 }
 
-static ggml_tensor * so8t_create_generator(llama_model_so8t & model, llama_model_loader & ml, const LLM_TN_IMPL & tn) {
+// generators [28, n] as the file has them, null if it has none; n > 0: made so for a model that comes from no file
+static ggml_tensor * so8t_create_generator(llama_model_so8t & model, llama_model_loader & ml, const LLM_TN_IMPL & tn, int64_t n) {
     const ggml_tensor * meta = ml.get_tensor_meta(tn.str().c_str());
-    if (!meta) {
+    if (!meta && (n == 0 || !ml.files.empty())) {
         return nullptr;
     }
-    if (meta->type != GGML_TYPE_F32) {
+    if (meta && meta->type != GGML_TYPE_F32) {
         throw std::runtime_error(format("so8t: tensor '%s' is %s, expected f32", tn.str().c_str(), ggml_type_name(meta->type)));
     }
-    return model.create_tensor(tn, { SO8T_N_GENERATORS, meta->ne[1] }, 0);
+    return model.create_tensor(tn, { SO8T_N_GENERATORS, meta ? meta->ne[1] : n }, 0);
 }
 
-static ggml_tensor * so8t_create_layer_generator(llama_model_so8t & model, llama_model_loader & ml, const char * name, int il) {
+static ggml_tensor * so8t_create_layer_generator(llama_model_so8t & model, llama_model_loader & ml, const char * name, int il, int64_t n) {
     const std::string suffix = format(SO8T_TENSOR_LAYER_GEN, name);
-    return so8t_create_generator(model, ml, LLM_TN(model.arch)(LLM_TENSOR_SO8T_LAYER, suffix.c_str(), il));
+    return so8t_create_generator(model, ml, LLM_TN(model.arch)(LLM_TENSOR_SO8T_LAYER, suffix.c_str(), il), n);
 }
 
 static void so8t_create_layer(llama_model_so8t & model, llama_model_loader & ml, int il) {
@@ -139,12 +140,14 @@ static void so8t_create_layer(llama_model_so8t & model, llama_model_loader & ml,
     if (model.is_explicit(SO8T_SITE_FFN)) {
         layer.ffn = so8t_create_rotation(model, ml, "ffn", il, -1);
     }
-    layer.gate_safe_gen = so8t_create_layer_generator(model, ml, "gate_safe", il);
-    layer.gate_cmd_gen  = so8t_create_layer_generator(model, ml, "gate_cmd",  il);
-    layer.qk_gen        = so8t_create_layer_generator(model, ml, "qk",        il);
-    layer.v_gen         = so8t_create_layer_generator(model, ml, "v",         il);
-    layer.heads_gen     = so8t_create_layer_generator(model, ml, "heads",     il);
-    layer.ffn_gen       = so8t_create_layer_generator(model, ml, "ffn",       il);
+    auto n_matrices = [](const ggml_tensor * rotation) { return rotation ? rotation->ne[2] : 0; };
+
+    layer.gate_safe_gen = so8t_create_layer_generator(model, ml, "gate_safe", il, n_matrices(layer.gate_safe));
+    layer.gate_cmd_gen  = so8t_create_layer_generator(model, ml, "gate_cmd",  il, n_matrices(layer.gate_cmd));
+    layer.qk_gen        = so8t_create_layer_generator(model, ml, "qk",        il, layer.q ? 1 : 0);
+    layer.v_gen         = so8t_create_layer_generator(model, ml, "v",         il, layer.v ? 1 : 0);
+    layer.heads_gen     = so8t_create_layer_generator(model, ml, "heads",     il, n_matrices(layer.heads));
+    layer.ffn_gen       = so8t_create_layer_generator(model, ml, "ffn",       il, n_matrices(layer.ffn));
 }
 
 void llama_model_so8t::load_arch_tensors(llama_model_loader & ml) {
@@ -162,7 +165,7 @@ void llama_model_so8t::load_arch_tensors(llama_model_loader & ml) {
         output = create_tensor(tn(LLM_TENSOR_TOKEN_EMBD, "weight"), {n_embd, n_vocab}, TENSOR_DUPLICATED);
     }
 
-    out_gen = so8t_create_generator(*this, ml, tn(LLM_TENSOR_SO8T_OUT_GEN, SO8T_TENSOR_OUT_GEN));
+    out_gen = so8t_create_generator(*this, ml, tn(LLM_TENSOR_SO8T_OUT_GEN, SO8T_TENSOR_OUT_GEN), 0);
     so8t_layers.resize(n_layer);
 
     for (int i = 0; i < n_layer; ++i) {
@@ -233,8 +236,7 @@ static void so8t_check(const ggml_tensor * rotation, const ggml_tensor * generat
         for (int i = 0; i < SO8T_DIM; ++i) {
             for (int j = 0; j < SO8T_DIM; ++j) {
                 m[i][j] = matrices[(b*SO8T_DIM + i)*SO8T_DIM + j];
-                const double d = std::fabs(m[i][j] - target[i][j]);
-                difference = d <= difference ? difference : d; // max() would drop a NaN
+                difference = so8t_max(difference, std::fabs(m[i][j] - target[i][j]));
             }
         }
         const double orthogonality = so8t_orthogonality_error(m);

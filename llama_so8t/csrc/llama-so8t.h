@@ -61,5 +61,5 @@ struct llama_model_so8t : public llama_model_base {
 // throws where a rotation is not in SO(8), or is not exp of its stored generator; after all data is loaded
 void so8t_check_rotations(const llama_model & model);
 
-// part of so8t_save_kv
+// part of so8t_save
 void so8t_save_rotation_kv(const llama_model & model, gguf_context * ctx);

@@ -117,6 +117,10 @@ so8t_matrix so8t_rotation(const float * generator, so8t_representation represent
     return so8t_exp(so8t_represent(generator, representation));
 }
 
+double so8t_max(double a, double b) {
+    return a >= b || std::isnan(a) ? a : b;
+}
+
 double so8t_orthogonality_error(const so8t_matrix & rotation) {
     double error = 0;
     for (int i = 0; i < SO8T_DIM; ++i) {
@@ -125,8 +129,7 @@ double so8t_orthogonality_error(const so8t_matrix & rotation) {
             for (int k = 0; k < SO8T_DIM; ++k) {
                 sum += rotation[k][i]*rotation[k][j];
             }
-            // max() would drop a NaN
-            error = std::fabs(sum) <= error ? error : std::fabs(sum);
+            error = so8t_max(error, std::fabs(sum));
         }
     }
     return error;

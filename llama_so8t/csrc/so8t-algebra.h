@@ -22,5 +22,8 @@ so8t_matrix so8t_rotation(const float * generator, so8t_representation represent
 // largest absolute entry of R^T R - I
 double so8t_orthogonality_error(const so8t_matrix & rotation);
 
+// the larger of two values, NaN if one of them is
+double so8t_max(double a, double b);
+
 // determinant by elimination with partial pivoting
 double so8t_determinant(const so8t_matrix & rotation);
