@@ -9,6 +9,7 @@ import importlib
 import importlib.util
 import logging
 import os
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -22,6 +23,7 @@ _PACKAGE = Path(__file__).parent
 _BUNDLED = _PACKAGE / "_upstream"
 _BUILT = _PACKAGE.parent / "build" / "llama.cpp"
 _PARTS = ("gguf-py/gguf/__init__.py", "conversion/__init__.py")
+_verbose = False
 _LOGGERS = ("hf-to-gguf", "gguf", "metadata", "gguf-convert", "transformers")
 
 
@@ -54,6 +56,8 @@ def source() -> Path:
 
 def set_verbose(verbose: bool) -> None:
     """Lets the messages of upstream's own modules through, or holds them back (the default)."""
+    global _verbose
+    _verbose = verbose
     for name in _LOGGERS:
         logging.getLogger(name).setLevel(logging.INFO if verbose else logging.CRITICAL + 1)
     if verbose:
@@ -98,10 +102,7 @@ def _load(name: str, folder: str) -> ModuleType:
         spec.loader.exec_module(module)
     except ImportError as error:
         _forget(name)
-        raise So8tError(
-            f"{init}: cannot be imported: {error}; install what is missing, "
-            f"e.g. with `pip install 'llama_so8t[convert]'`"
-        ) from error
+        raise So8tError(f"{init}: cannot be imported: {error}; install what is missing with pip") from error
     except BaseException:
         _forget(name)
         raise
@@ -110,7 +111,16 @@ def _load(name: str, folder: str) -> ModuleType:
             del os.environ["NO_LOCAL_GGUF"]
         else:
             os.environ["NO_LOCAL_GGUF"] = held
+    if name == "gguf":
+        module.__version__ = _version(init.parents[1] / "pyproject.toml")
+    set_verbose(_verbose)  # transformers sets its own level while it is imported
     return module
+
+
+def _version(file: Path) -> str:
+    # transformers asks for it before it reads the tokenizer of a GGUF file, and finds no wheel to ask
+    found = re.search(r'^version = "([^"]+)"', file.read_text(), re.MULTILINE) if file.is_file() else None
+    return found[1] if found else "0"
 
 
 def _forget(name: str) -> None:

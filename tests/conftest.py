@@ -41,3 +41,15 @@ def tolerance() -> SimpleNamespace:
 def so8_golden() -> dict:
     """Octonion units and rotations in all three representations, float64, written by independent code."""
     return json.loads((GOLDEN / "so8_golden.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def pinned_tree() -> Path:
+    """Folder of the pinned llama.cpp source: LLAMA_CPP_SOURCE or build/llama.cpp."""
+    from llama_so8t import upstream
+    from llama_so8t.errors import So8tError
+
+    try:
+        return upstream.source()
+    except So8tError as error:
+        pytest.skip(str(error))

@@ -1,8 +1,20 @@
-"""Random base models of a few kB with a real sentencepiece tokenizer."""
+"""Random base models of a few kB: by numpy alone, or by transformers with a sentencepiece tokenizer."""
 
 import io
+import json
 from functools import cache
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llama_so8t.checkpoint import safetensors_writer
+from llama_so8t.checkpoint.names import ARCHITECTURES, OUTPUT, base_tensors
+from llama_so8t.checkpoint.tensors import StoredTensor
+from llama_so8t.model_spec import ModelSpec
+
+FAMILIES = tuple(ARCHITECTURES)
+VOCABULARY_SIZE = 320
 
 TEXT = (
     "The quick brown fox jumps over the lazy dog.",
@@ -12,8 +24,53 @@ TEXT = (
     "Zwei Drehungen hintereinander sind eine Drehung.",
 )
 
-FAMILIES = ("qwen3", "llama", "qwen2")
-VOCABULARY_SIZE = 320
+
+def base_config(family: str = "qwen3", **fields: Any) -> dict[str, Any]:
+    """``config.json`` of a tiny base model; ``fields`` replace or add."""
+    config = {
+        "architectures": [ARCHITECTURES[family]],
+        "model_type": family,
+        "vocab_size": VOCABULARY_SIZE,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+        "head_dim": 8 if family == "qwen2" else 16,  # follows from hidden_size in this family
+        "max_position_embeddings": 256,
+        "rms_norm_eps": 1e-5,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+        "tie_word_embeddings": False,
+        "hidden_act": "silu",
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    return config | fields
+
+
+def write_base(
+    directory: Path, family: str = "qwen3", dtype: str = "F32", seed: int = 0, **fields: Any
+) -> Path:
+    """Writes a random base model without tokenizer and without torch."""
+    config = base_config(family, **fields)
+    rng = np.random.default_rng(seed)
+    tensors = []
+    for name, expected in base_tensors(config, ModelSpec.from_config(config)).items():
+        if name == OUTPUT and config["tie_word_embeddings"]:
+            continue
+        values = rng.normal(0.0, 0.3, expected.shape).astype(np.float32)
+        tensors.append(stored(name, values, dtype))
+    directory.mkdir(parents=True)
+    (directory / "config.json").write_text(json.dumps(config))
+    safetensors_writer.write_sharded(directory, tensors)
+    return directory
+
+
+def stored(name: str, values: np.ndarray, dtype: str = "F32") -> StoredTensor:
+    """An array as a tensor that can be written; for BF16 the lower half of each value is cut off."""
+    if dtype == "BF16":
+        values = (values.view(np.uint32) & 0xFFFF0000).view(np.float32)
+    return StoredTensor(name, values.shape, dtype, lambda: values)
 
 
 @cache
@@ -39,42 +96,24 @@ def tokenizer_model() -> bytes:
     return written.getvalue()
 
 
-def make_base(
-    directory: Path, family: str = "qwen3", dtype: str = "float32", seed: int = 0, **fields: object
-) -> Path:
-    """Writes a random base model as transformers saves it.
+def make_base(directory: Path, family: str = "qwen3", dtype: str = "float32", **fields: Any) -> Path:
+    """Writes a random base model as transformers saves it, with a tokenizer.
 
     Args:
         directory: where to; its name becomes the name of the model.
         family: one of `FAMILIES`.
         dtype: of the weights.
-        seed: of the weights.
         fields: replace fields of the configuration.
     """
     import torch
     import transformers
 
-    shape = dict(
-        vocab_size=VOCABULARY_SIZE,
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=8,
-        num_key_value_heads=2,
-        head_dim=16,
-        max_position_embeddings=256,
-        rms_norm_eps=1e-5,
-        tie_word_embeddings=False,
-        bos_token_id=1,
-        eos_token_id=2,
-        dtype=dtype,
-    )
-    if family == "qwen2":
-        del shape["head_dim"]  # follows from hidden_size in this family
-    prefix = {"qwen3": "Qwen3", "llama": "Llama", "qwen2": "Qwen2"}[family]
-    config = getattr(transformers, f"{prefix}Config")(**(shape | fields))
-    torch.manual_seed(seed)
-    model = getattr(transformers, f"{prefix}ForCausalLM")(config)
+    config = base_config(family, dtype=dtype, **fields)
+    for key in ("architectures", "model_type") + (("head_dim",) if family == "qwen2" else ()):
+        del config[key]
+    model_class = getattr(transformers, ARCHITECTURES[family])
+    torch.manual_seed(0)
+    model = model_class(model_class.config_class(**config))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim == 1:  # norms of all ones and biases of zero would hide mistakes

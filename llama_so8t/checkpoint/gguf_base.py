@@ -10,6 +10,9 @@ from llama_so8t.checkpoint.names import ARCHITECTURES, GLOBAL_NAMES, LAYER_NAMES
 from llama_so8t.checkpoint.tensors import StoredTensor
 from llama_so8t.errors import CheckpointError
 
+LLAMA3_POSITIONS = 8192
+"""``original_max_position_embeddings`` of every published Llama 3 (config.json of 3.1, 3.2 and 3.3)."""
+
 ROPE_FREQS = "rope_freqs.weight"
 """Llama 3 rope factors: a tensor in GGUF, ``rope_parameters`` in Hugging Face."""
 
@@ -187,8 +190,8 @@ def _rope_parameters(file: GgufFile, arch: str) -> dict[str, Any]:
 def _llama3_parameters(file: GgufFile, theta: float) -> dict[str, Any]:
     """Recovers ``rope_type: llama3`` from its factors, which is all that a GGUF file keeps of it.
 
-    All published models use low_freq_factor 1, high_freq_factor 4 and 8192 original positions
-    (Llama 3.1, 3.2 and 3.3 config.json); other factors are refused rather than approximated.
+    All published models use low_freq_factor 1, high_freq_factor 4 and LLAMA3_POSITIONS
+    (config.json of 3.1, 3.2 and 3.3); other factors are refused rather than approximated.
     """
     found = file.tensors[ROPE_FREQS].read()
     parameters = {
@@ -196,7 +199,7 @@ def _llama3_parameters(file: GgufFile, theta: float) -> dict[str, Any]:
         "factor": float(found.max()),
         "low_freq_factor": 1.0,
         "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 8192,
+        "original_max_position_embeddings": LLAMA3_POSITIONS,
     }
     expected = llama3_factors(parameters, theta, 2 * found.size)
     if not np.allclose(found, expected, rtol=1e-5, atol=0):

@@ -15,11 +15,12 @@ MAX_SHARD_BYTES = 2_000_000_000
 _BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 
 
-def write_sharded(directory: Path, tensors: Sequence[StoredTensor], max_bytes: int = MAX_SHARD_BYTES) -> None:
-    """Writes ``model.safetensors``, or shards of at most ``max_bytes`` and their index.
+def write_sharded(directory: Path, tensors: Sequence[StoredTensor], max_bytes: int | None = None) -> None:
+    """Writes ``model.safetensors``, or shards of at most ``max_bytes`` (MAX_SHARD_BYTES) and their index.
 
     A tensor keeps its dtype where that is F32, F16 or BF16; all others are written as F32.
     """
+    max_bytes = max_bytes or MAX_SHARD_BYTES
     shards: list[list[StoredTensor]] = [[]]
     filled = 0
     for tensor in tensors:

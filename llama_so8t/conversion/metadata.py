@@ -111,7 +111,7 @@ def _from_directory(
     """Runs upstream's model class on a directory that looks like the base and holds no weights."""
     conversion, gguf = upstream.conversion, upstream.gguf
     base_type = checkpoint.spec.base_model_type
-    model_class = conversion.get_model_class(ARCHITECTURES[base_type])
+    model_class = _plain(conversion.get_model_class(ARCHITECTURES[base_type]))
     with tempfile.TemporaryDirectory(prefix="so8t-") as temporary:
         # upstream derives names from the name of the directory
         directory = Path(temporary) / (checkpoint.path.resolve().name or "model")
@@ -132,6 +132,12 @@ def _from_directory(
                 f"{type(error).__name__}: {reason[0] if reason else 'no message'}"
             ) from error
     return BaseMetadata(dict(model.gguf_writer.kv_data[0]), extra)
+
+
+def _plain(model_class: type) -> type:
+    # upstream makes a reranker of every Qwen3 directory with that word in its name or model card
+    members = {"model_arch": model_class.model_arch, "_is_qwen3_reranker": lambda model: False}
+    return type(model_class.__name__, (model_class,), members)
 
 
 def _base_fields(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -1,0 +1,81 @@
+"""GGUF files made with gguf-py of the pinned tree."""
+
+import numpy as np
+import pytest
+from tiny_models import base_config
+
+from llama_so8t import upstream
+from llama_so8t.checkpoint.names import base_tensors, gguf_name
+from llama_so8t.errors import So8tError
+from llama_so8t.model_spec import ModelSpec
+
+
+@pytest.fixture(scope="session")
+def gguf():
+    """gguf-py of the pinned tree."""
+    try:
+        return upstream.gguf
+    except So8tError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def write_gguf_base(gguf, tmp_path):
+    """Writes a random base model as GGUF and returns its path and its tensors in Hugging Face order.
+
+    ``edit(writer, tensors)`` may spoil both before the file is written.
+    """
+
+    def write(family="llama", edit=None, qtype="F32", **fields):
+        config = base_config(family, **fields)
+        spec = ModelSpec.from_config(config)
+        path = tmp_path / f"{family}-base.gguf"
+        writer = gguf.GGUFWriter(path, arch=family)
+        writer.add_name("Tiny")
+        writer.add_block_count(spec.n_layer)
+        writer.add_context_length(config["max_position_embeddings"])
+        writer.add_embedding_length(spec.hidden_size)
+        writer.add_feed_forward_length(config["intermediate_size"])
+        writer.add_head_count(spec.n_head)
+        writer.add_head_count_kv(spec.n_head_kv)
+        writer.add_key_length(spec.head_dim)
+        writer.add_value_length(spec.head_dim)
+        writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+        writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
+        writer.add_tokenizer_model("gpt2")
+        writer.add_token_list([f"t{i}" for i in range(config["vocab_size"])])
+        writer.add_eos_token_id(2)
+        rng = np.random.default_rng(1)
+        expected = {
+            name: rng.normal(size=entry.shape).astype(np.float32)
+            for name, entry in base_tensors(config, spec).items()
+            if entry.required
+        }
+        tensors = {}
+        for name, values in expected.items():
+            if family == "llama" and ("q_proj" in name or "k_proj" in name):
+                values = interleaved(values, spec.head_dim)
+            tensors[gguf_name(name, spec)] = values
+        if edit:
+            edit(writer, tensors)
+        for name, values in tensors.items():
+            kind = gguf.GGMLQuantizationType[qtype if values.ndim == 2 else "F32"]
+            writer.add_tensor(name, gguf.quantize(values, kind), raw_dtype=kind)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        return path, config, expected
+
+    return write
+
+
+def interleaved(values, head_dim):
+    """Row order of arch llama, row by row: row 2i + s of a head was row s*head_dim/2 + i."""
+    result = np.empty_like(values)
+    half = head_dim // 2
+    for start in range(0, len(values), head_dim):
+        for i in range(half):
+            result[start + 2 * i] = values[start + i]
+            result[start + 2 * i + 1] = values[start + half + i]
+    return result
