@@ -152,12 +152,13 @@ class Session:
         """The context's whole state."""
         size = call("state_size", self._handle)
         buffer = c.create_string_buffer(size)
-        return buffer.raw[: call("state_get", self._handle, buffer, size)]
+        n_written = call("state_get", self._handle, buffer, size)
+        return buffer.raw[:n_written]
 
     def load_state(self, state: bytes) -> None:
         """Restores what `save_state` gave."""
         if call("state_set", self._handle, state, len(state)) == 0:
-            raise RuntimeLibraryError("the state does not fit this model and context")
+            raise RuntimeLibraryError(f"the state does not fit this model and context: {_error()}")
 
     def apply_lora(self, path: str | os.PathLike[str], scale: float = 1.0) -> None:
         """Applies a LoRA adapter in GGUF form."""
