@@ -11,6 +11,8 @@ transformers = pytest.importorskip("transformers")
 
 from torch.func import functional_call  # noqa: E402
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm  # noqa: E402
+from transformers.quantizers.base import HfQuantizer  # noqa: E402
+from transformers.quantizers.quantizers_utils import should_convert_module  # noqa: E402
 
 from llama_so8t.hf import (  # noqa: E402
     SO8TMultiHeadAttention,
@@ -352,6 +354,14 @@ def test_low_precision_keeps_generators_and_heads_in_float32(model, tokens, tmp_
     low.save_pretrained(tmp_path / "low")
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "low", dtype="auto")
     assert again.dtype == dtype and torch.equal(again(tokens).logits, found.logits)
+
+
+def test_quantizers_leave_heads_and_generators_alone(model, head_forms):
+    m = model(**head_forms)
+    skipped = HfQuantizer.get_modules_to_not_convert(m, None, m._keep_in_fp32_modules)
+    linear = {name for name, module in m.named_modules() if isinstance(module, torch.nn.Linear)}
+    converted = {name for name in linear if should_convert_module(name, skipped)}
+    assert len(converted) == 2 * 7 and all(name.startswith("model.layers.") for name in converted)
 
 
 @torch.no_grad()
