@@ -23,8 +23,8 @@ _PACKAGE = Path(__file__).parent
 _BUNDLED = _PACKAGE / "_upstream"
 _BUILT = _PACKAGE.parent / "build" / "llama.cpp"
 _PARTS = ("gguf-py/gguf/__init__.py", "conversion/__init__.py")
-_verbose = False
 _LOGGERS = ("hf-to-gguf", "gguf", "metadata", "gguf-convert", "transformers")
+_verbose = False
 
 
 def source() -> Path:
@@ -58,13 +58,18 @@ def set_verbose(verbose: bool) -> None:
     """Lets the messages of upstream's own modules through, or holds them back (the default)."""
     global _verbose
     _verbose = verbose
+    apply_verbosity()
+
+
+def apply_verbosity() -> None:
+    """Sets the levels that `set_verbose` asked for; again after an import of transformers, which sets its own."""
     for name in _LOGGERS:
-        logging.getLogger(name).setLevel(logging.INFO if verbose else logging.CRITICAL + 1)
-    if verbose:
+        logging.getLogger(name).setLevel(logging.INFO if _verbose else logging.CRITICAL + 1)
+    if _verbose:
         logging.basicConfig(level=logging.INFO)
 
 
-set_verbose(False)
+apply_verbosity()
 
 
 def __getattr__(name: str) -> Any:
@@ -113,7 +118,7 @@ def _load(name: str, folder: str) -> ModuleType:
             os.environ["NO_LOCAL_GGUF"] = held
     if name == "gguf":
         module.__version__ = _version(init.parents[1] / "pyproject.toml")
-    set_verbose(_verbose)  # transformers sets its own level while it is imported
+    apply_verbosity()
     return module
 
 

@@ -80,6 +80,8 @@ def hyperparameters(file: GgufFile) -> dict[str, Any]:
         if file.get(f"{arch}.{key}"):
             raise CheckpointError(f"{file.path}: found {arch}.{key}, which so8t models do not support")
 
+    if not file.get(f"{arch}.attention.causal", True):
+        raise CheckpointError(f"{file.path}: found {arch}.attention.causal false, expected a language model")
     n_head = _count(file, f"{arch}.attention.head_count")
     hidden_size = _count(file, f"{arch}.embedding_length")
     head_dim = file.get(f"{arch}.attention.key_length", hidden_size // n_head)
@@ -167,8 +169,12 @@ def _rope_parameters(file: GgufFile, arch: str) -> dict[str, Any]:
         raise CheckpointError(
             f"{file.path}: found {arch}.rope.scaling.type {scaling!r}, expected none, linear or yarn"
         )
+    # files from before 2023-11 have linear scaling as one key
+    linear = _number(file, f"{arch}.rope.scale_linear", 1.0)
+    if scaling == "none" and linear != 1.0:
+        scaling = "linear"
     if scaling != "none":
-        parameters |= {"rope_type": scaling, "factor": _number(file, f"{arch}.rope.scaling.factor", 1.0)}
+        parameters |= {"rope_type": scaling, "factor": _number(file, f"{arch}.rope.scaling.factor", linear)}
     if scaling == "yarn":
         for field, key in (
             ("original_max_position_embeddings", "original_context_length"),

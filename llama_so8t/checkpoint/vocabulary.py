@@ -46,6 +46,7 @@ def write_tokenizer(directory: Path) -> list[str]:
     try:
         from transformers import AutoTokenizer
 
+        upstream.apply_verbosity()
         AutoTokenizer.from_pretrained(str(directory), gguf_file=NAME).save_pretrained(directory)
     except Exception as error:  # whatever a third-party reader raises, it costs a convenience only
         reason = str(error).strip().splitlines() or [type(error).__name__]

@@ -1,5 +1,6 @@
 """An SO8T checkpoint or adapter becomes a GGUF file, one tensor at a time."""
 
+import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ def convert(options: ConvertOptions) -> Path:
 
 def default_outfile(options: ConvertOptions) -> Path:
     """``MODEL/NAME-so8t-OUTTYPE.gguf`` with the name of the directory."""
-    name = options.model.resolve().name or "model"
+    name = Path(os.path.abspath(options.model)).name
     return options.model / f"{name}-so8t-{options.outtype}.gguf"
 
 
@@ -132,11 +133,11 @@ def _write(path: Path, keys: dict[str, Any], tensors: list[PlannedTensor], optio
         ) as bar:
             for tensor, kind, size in zip(tensors, types, sizes, strict=True):
                 values = tensor.read()
-                if values.shape != tensor.shape:
-                    raise AssertionError(f"{tensor.name}: planned {tensor.shape}, computed {values.shape}")
+                assert values.shape == tensor.shape, (
+                    f"{tensor.name}: planned {tensor.shape}, found {values.shape}"
+                )
                 data = gguf.quantize(values, kind)
-                if data.nbytes != size:
-                    raise AssertionError(f"{tensor.name}: planned {size} bytes, computed {data.nbytes}")
+                assert data.nbytes == size, f"{tensor.name}: planned {size} bytes, found {data.nbytes}"
                 writer.write_tensor_data(data)
                 bar.update(size)
     finally:

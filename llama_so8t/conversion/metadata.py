@@ -20,7 +20,7 @@ from llama_so8t.layout import ARCH
 
 # keys that describe the weights of the base file, or how it was cut, and would be false in the new one
 _DROPPED_PREFIXES = ("split.", "quantize.", "general.tensor_extra")
-_DROPPED_KEYS = ("general.alignment", "general.parameter_count")
+_DROPPED_KEYS = ("general.alignment", "general.parameter_count", "llama.tensor_data_layout")
 
 # weights, and files that make upstream treat the directory as something other than a plain language model
 _NOT_LINKED = ("config.json", "modules.json", "adapter_config.json")
@@ -114,7 +114,7 @@ def _from_directory(
     model_class = _plain(conversion.get_model_class(ARCHITECTURES[base_type]))
     with tempfile.TemporaryDirectory(prefix="so8t-") as temporary:
         # upstream derives names from the name of the directory
-        directory = Path(temporary) / (checkpoint.path.resolve().name or "model")
+        directory = Path(temporary) / Path(os.path.abspath(checkpoint.path)).name
         directory.mkdir()
         (directory / "config.json").write_text(json.dumps(_base_fields(checkpoint)), encoding="utf-8")
         _link_files(checkpoint, directory)

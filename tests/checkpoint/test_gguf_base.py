@@ -76,6 +76,29 @@ def test_llama_3_scaling_is_recognised_by_its_factors(write_gguf_base):
         open_checkpoint(path)
 
 
+def test_scaling_is_read_from_new_and_from_old_keys(gguf, write_gguf_base):
+    def linear(writer, tensors):
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(4.0)
+
+    def old(writer, tensors):
+        writer.add_float32("llama.rope.scale_linear", 4.0)
+
+    def yarn(writer, tensors):
+        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(4.0)
+        writer.add_rope_scaling_orig_ctx_len(64)
+        writer.add_rope_scaling_yarn_beta_fast(32.5)
+
+    theta = {"rope_theta": 10000.0, "factor": 4.0}
+    for edit in (linear, old):
+        path, _, _ = write_gguf_base("llama", edit)
+        assert open_checkpoint(path).config["rope_parameters"] == {"rope_type": "linear", **theta}
+    path, _, _ = write_gguf_base("llama", yarn)
+    expected = {"rope_type": "yarn", "original_max_position_embeddings": 64, "beta_fast": 32.5, **theta}
+    assert open_checkpoint(path).config["rope_parameters"] == expected
+
+
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
@@ -85,6 +108,7 @@ def test_llama_3_scaling_is_recognised_by_its_factors(write_gguf_base):
         ("add_value_length", 32, "llama.attention.value_length 32"),
         ("add_rope_scaling_type", "longrope", "scaling.type 'longrope'"),
         ("add_block_count", 100_000, "100000 layers"),
+        ("add_causal_attention", False, "llama.attention.causal false"),
     ],
 )
 def test_features_without_an_so8t_graph_are_refused(gguf, write_gguf_base, key, value, message):
