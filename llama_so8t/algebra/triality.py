@@ -44,11 +44,11 @@ def represent(generator: np.ndarray, representation: int) -> np.ndarray:
     """
     if representation not in (VECTOR, SPINOR_PLUS, SPINOR_MINUS):
         raise AlgebraError(f"representation: found {representation!r}, expected 0 (vector), 1 (spinor+) or 2 (spinor-)")
-    generator = np.asarray(generator)
+    vector = skew(generator)
     if representation == VECTOR:
-        return skew(generator)
-    table = DOUBLED[representation].astype(generator.dtype) / 2
-    return skew(generator @ table.T)
+        return vector
+    table = DOUBLED[representation].astype(vector.dtype) / 2
+    return skew(coefficients(vector) @ table.T)
 
 
 def triality_residual(vector: np.ndarray, spinor_plus: np.ndarray, spinor_minus: np.ndarray) -> np.ndarray:

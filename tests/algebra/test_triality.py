@@ -139,12 +139,8 @@ def test_unknown_representation_is_refused(representation):
         represent(np.zeros(N_GENERATORS), representation)
 
 
-SPINOR_LENGTH = pytest.mark.xfail(strict=True, reason="represent leaves the length to numpy for the spinors")
 
-
-@pytest.mark.parametrize(
-    "representation", [VECTOR, *(pytest.param(t, marks=SPINOR_LENGTH) for t in (SPINOR_PLUS, SPINOR_MINUS))]
-)
+@pytest.mark.parametrize("representation", [VECTOR, SPINOR_PLUS, SPINOR_MINUS])
 def test_generator_of_the_wrong_length_is_refused(representation):
     with pytest.raises(AlgebraError, match=r"generator: found shape \(27,\), expected \(\.\.\., 28\)"):
         represent(np.zeros(27), representation)
