@@ -1,0 +1,208 @@
+"""llama.cpp's own tools on SO8T files."""
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llama_so8t.bindings import Session
+from llama_so8t.errors import RuntimeLibraryError
+
+TEXT = "The quick brown fox jumps over the lazy dog. A rotation keeps the length of every vector. " * 60
+
+
+@pytest.fixture(scope="module")
+def model(make_model):
+    return make_model("qwen3", hidden_size=256, num_attention_heads=9, num_key_value_heads=3, head_dim=64)
+
+
+@pytest.fixture(scope="module")
+def file(model, to_gguf):
+    return to_gguf(model, "explicit")
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text(TEXT)
+    return path
+
+
+def run(runtime: Path, tool: str, *arguments: object) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [runtime / tool, *map(str, arguments)], capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL, timeout=300
+    )
+
+
+def contents(path: Path) -> tuple[dict, dict]:
+    """Metadata and tensors (type, shape without trailing ones, which ggml drops, bytes) of a GGUF file."""
+    from llama_so8t import upstream
+
+    reader = upstream.gguf.GGUFReader(path)
+    keys = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("GGUF.")}
+    tensors = {
+        t.name: (t.tensor_type.name, "x".join(map(str, t.shape)).removesuffix("x1"), t.data.tobytes())
+        for t in reader.tensors
+    }
+    return keys, tensors
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_K_M", "COPY"])
+def test_quantize_keeps_every_key_and_leaves_so8t_tensors_alone(runtime, file, tmp_path, kind):
+    out = tmp_path / "out.gguf"
+    result = run(runtime, "llama-quantize", "--allow-requantize", file, out, kind)
+    assert result.returncode == 0, result.stderr
+    keys, tensors = contents(file)
+    new_keys, new_tensors = contents(out)
+    changes = {"general.file_type", "general.quantization_version"}
+    assert {k: v for k, v in keys.items() if k not in changes} == {k: v for k, v in new_keys.items() if k not in changes}
+    ours = [name for name in tensors if "so8t_" in name]
+    assert len(ours) == 2 * (6 + 7) + 1 + 4
+    assert all(new_tensors[name] == tensors[name] and tensors[name][0] == "F32" for name in ours)
+    kinds = {new_tensors[name][0] for name in tensors if name.endswith("ffn_down.weight")}
+    assert kinds == ({"F32"} if kind == "COPY" else {"Q8_0"} if kind == "Q8_0" else kinds - {"F32"})
+    with Session(out) as session:
+        session.decode([5, 6, 7])
+        assert np.isfinite(session.logits()).all()
+
+
+def test_imatrix_and_quantize_with_it(runtime, file, text, tmp_path):
+    matrix = tmp_path / "imatrix.gguf"
+    result = run(runtime, "llama-imatrix", "-m", file, "-f", text, "-o", matrix, "-c", 64, "--chunks", 4)
+    assert result.returncode == 0, result.stderr
+    out = tmp_path / "out.gguf"
+    result = run(runtime, "llama-quantize", "--imatrix", matrix, file, out, "Q4_K_M")
+    assert result.returncode == 0, result.stderr
+    assert "so8t" not in " ".join(re.findall(r"converting to (\S+).*so8t_", result.stdout + result.stderr))
+
+
+def test_bench_measures_prompt_and_generation(runtime, file):
+    result = run(runtime, "llama-bench", "-m", file, "-p", 32, "-n", 8, "-r", 1, "-o", "json")
+    assert result.returncode == 0, result.stderr
+    rows = json.loads(result.stdout)
+    assert [(row["n_prompt"], row["n_gen"]) for row in rows] == [(32, 0), (0, 8)]
+    assert all(row["model_type"].startswith("so8t") for row in rows)
+
+
+def test_perplexity_is_that_of_the_reference(runtime, model, file, text):
+    """The tool's number against the same sum over the reference model's logits."""
+    from .conftest import reference
+
+    result = run(runtime, "llama-perplexity", "-m", file, "-f", text, "-c", 64, "--chunks", 3, "-fa", "off")
+    found = float(re.search(r"Final estimate: PPL = ([0-9.]+)", result.stdout + result.stderr)[1])
+
+    with Session(file) as session:
+        tokens = session.tokenize(text.read_text()[: 4 * 64 * 3], add_special=True)
+    losses = []
+    for chunk in range(3):
+        part = tokens[chunk * 64 : (chunk + 1) * 64]
+        part = [tokens[0], *part[1:]]  # every chunk starts with BOS
+        logits = reference(model, part)["task"].astype(np.float64)
+        log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        losses += [-log_p[i, part[i + 1]] for i in range(32, 63)]
+    assert found == pytest.approx(np.exp(np.mean(losses)), rel=1e-3)
+
+
+def edited(file: Path, out: Path, tensor: str, change) -> Path:
+    """A copy of the file with one tensor's float32 values changed in place."""
+    from llama_so8t import upstream
+
+    out.write_bytes(file.read_bytes())
+    reader = upstream.gguf.GGUFReader(out, "r+")
+    data = next(t for t in reader.tensors if t.name == tensor).data
+    change(data)
+    data.base.flush() if hasattr(data.base, "flush") else reader.data.flush()
+    return out
+
+
+def scale(data):
+    data[...] *= 1.01
+
+
+def nan(data):
+    data.reshape(-1)[3] = np.nan
+
+
+def reflect(data):
+    data.reshape(-1, 8, 8)[0, 0] *= -1
+
+
+def swap_rows(data):  # still in SO(8), but not exp of the generator
+    block = data.reshape(-1, 8, 8)[0]
+    block[[0, 1]] = block[[1, 0]]
+    block[0] *= -1
+
+
+@pytest.mark.parametrize("name", ["gate_safe", "gate_cmd", "q", "k", "v", "heads", "ffn"])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (scale, "is not in SO(8)"),
+        (nan, "is not in SO(8)"),
+        (reflect, "is not in SO(8)"),
+        (swap_rows, "differs from exp of its generator"),
+    ],
+)
+def test_loader_refuses_a_rotation_edited_out_of_the_group(runtime, file, tmp_path, name, change, words):
+    tensor = f"blk.1.so8t_{name}_rot.weight"
+    bad = edited(file, tmp_path / "bad.gguf", tensor, change)
+    with pytest.raises(RuntimeLibraryError) as error:
+        Session(bad)
+    assert tensor in str(error.value) and words in str(error.value)
+
+
+def test_a_refused_file_ends_the_tool_with_code_1_and_names_the_tensor(runtime, file, tmp_path):
+    bad = edited(file, tmp_path / "bad.gguf", "blk.0.so8t_q_rot.weight", scale)
+    result = run(runtime, "llama-completion", "-m", bad, "-p", "a", "-n", 1, "-no-cnv")
+    assert result.returncode == 1
+    assert "blk.0.so8t_q_rot.weight" in result.stderr and "is not in SO(8)" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("so8t.format_version", 2, "this program reads version 1"),
+        ("so8t.rotation.dimension", 4, "expected 8"),
+        ("so8t.base_architecture", "phi3", "expected qwen3, qwen2 or llama"),
+        ("so8t.rotation.explicit", ["gate", "nose"], "expected gate, qk, v, heads or ffn"),
+        ("so8t.head.safety.actions", ["allow"], "expected the same number of each"),
+        ("so8t.head.safety.actions", ["allow", "explode"], "expected allow, escalate or refuse"),
+        ("so8t.head.safety.temperature", 0.0, "expected a number above 0"),
+        ("so8t.head.safety.debounce", 0, "expected 1 or more"),
+        ("so8t.head.safety.scope", "nowhere", "expected prompt, answer or both"),
+        ("so8t.attention.head_representation", [0, 1], "expected 9 entries of 0, 1 or 2"),
+        ("so8t.heads", ["safety", "safety"], "twice"),
+        ("so8t.heads", ["safety", "other"], "so8t.head.other.labels"),
+    ],
+)
+def test_loader_names_the_key_that_is_wrong(runtime, file, tmp_path, key, value, words):
+    bad = rewritten(file, tmp_path / "bad.gguf", key, value)
+    with pytest.raises(RuntimeLibraryError) as error:
+        Session(bad)
+    assert words in str(error.value), str(error.value)
+
+
+def rewritten(file: Path, out: Path, key: str, value: object) -> Path:
+    """A copy of the file with one metadata value replaced."""
+    from llama_so8t import upstream
+
+    gguf = upstream.gguf
+    reader = gguf.GGUFReader(file)
+    writer = gguf.GGUFWriter(out, "so8t")
+    for name, field in reader.fields.items():
+        if name.startswith("GGUF.") or name == "general.architecture":
+            continue
+        new = value if name == key else field.contents()
+        kind = field.types[0]
+        sub = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
+        writer.add_key_value(name, new, kind, sub)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return out
