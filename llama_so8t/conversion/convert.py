@@ -70,14 +70,9 @@ def default_outfile(options: ConvertOptions) -> Path:
 
 
 def tensor_type(tensor: PlannedTensor, outtype: str) -> Any:
-    """Type of a tensor by the rules of upstream's converter; SO8T tensors are F32 always."""
+    """Type of a tensor by the rules of upstream's converter: 1-D tensors stay F32, as all of SO8T's do."""
     types = upstream.gguf.GGMLQuantizationType
-    if (
-        tensor.exact
-        or len(tensor.shape) == 1
-        or tensor.name.endswith("_norm.weight")
-        or not tensor.name.endswith(".weight")
-    ):
+    if tensor.exact or len(tensor.shape) == 1:
         return types.F32
     wanted = types[outtype.upper()]
     block_size, _ = upstream.gguf.GGML_QUANT_SIZES[wanted]

@@ -21,7 +21,7 @@ from llama_so8t.checkpoint.names import gguf_name, layer_tensor
 from llama_so8t.conversion.convert import convert
 from llama_so8t.conversion.options import ConvertOptions
 from llama_so8t.errors import CheckpointError, ConfigError, ConversionError
-from llama_so8t.layout import GENERATORS, generator_name
+from llama_so8t.layout import GENERATORS, default_heads, generator_name
 
 NAMES = ["Tiny-Qwen3-0.1M-Instruct", "tiny-llama", "odd-qwen2-yarn"]
 FOLD_ONLY = {"gate", "v", "heads", "ffn"}
@@ -327,6 +327,13 @@ def spoil_generator(value, name="model.layers.1.so8t.heads"):
     return edit
 
 
+def heads(**fields):
+    """The default heads with fields of the safety head replaced."""
+    entries = {name: head.to_dict() for name, head in default_heads().items()}
+    entries["safety"] |= fields
+    return entries
+
+
 @pytest.mark.parametrize(
     ("edit", "fields", "error", "message"),
     [
@@ -356,14 +363,13 @@ def spoil_generator(value, name="model.layers.1.so8t.heads"):
         ),
         (
             None,
-            {
-                "so8t_heads": {
-                    "safety": {"labels": ["a", "b"], "actions": ["allow"] * 2, "thresholds": [1, 1e300]}
-                }
-            },
-            (ConversionError, CheckpointError),
-            "authority_head|fits float32",
+            {"so8t_heads": heads(thresholds=[1, 1e300])},
+            ConversionError,
+            "safety.thresholds.*fits float32",
         ),
+        (None, {"so8t_heads": heads(debounce=2**32)}, ConversionError, "safety.debounce: found 4294967296"),
+        (None, {"so8t_heads": heads(debounce=1.5)}, ConversionError, "safety.debounce: found 1.5"),
+        (None, {"so8t_heads": heads(prompt_token=2**31)}, ConversionError, "prompt_token.*whole number"),
         (None, {"vocab_size": 319}, CheckpointError, r"expected \[319, 64\]"),
         (None, {"max_position_embeddings": 2**40}, ConversionError, "does not fit its type"),
     ],
