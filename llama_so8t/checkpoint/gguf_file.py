@@ -128,6 +128,22 @@ class _Cursor:
     def string(self) -> bytes:
         return self.take(self.scalar("Q"))
 
+    def strings(self, count: int) -> list[bytes]:
+        # a vocabulary has 300 000 of them: no method call for each
+        data, offset, size, length = self.data, self.offset, len(self.data), struct.Struct("<Q").unpack_from
+        items = []
+        for _ in range(count):
+            start = offset + 8
+            end = start + length(data, offset)[0] if start <= size else start
+            if end > size:
+                raise CheckpointError(
+                    f"{self.path}: is truncated: found {size} bytes, expected {end} or more"
+                )
+            items.append(data[start:end])
+            offset = end
+        self.offset = offset
+        return items
+
     def name(self, kind: str) -> str:
         try:
             return self.string().decode("utf-8")
@@ -159,7 +175,7 @@ def _read_value(cursor: _Cursor, key: str) -> KeyValue:
         raise CheckpointError(
             f"{cursor.path}: key {key!r}: found an array of type {item}, expected numbers or strings"
         )
-    return KeyValue([cursor.string() for _ in range(count)], kind, item)
+    return KeyValue(cursor.strings(count), kind, item)
 
 
 def _read_info(cursor: _Cursor) -> tuple[str, tuple[int, ...], int, int]:
