@@ -1,0 +1,1 @@
+"""Safety and authority heads: labelled data, hidden states, logistic regression, honest numbers."""
