@@ -140,3 +140,13 @@ def test_names_appear_once(write):
     path.write_bytes(raw.replace(b"q4_1", b"q8_0"))
     with pytest.raises(CheckpointError, match="'q8_0' appears twice"):
         read_gguf(path)
+
+
+def test_a_string_longer_than_the_file_ends_the_reading_at_once(write):
+    path = write()
+    raw = bytearray(path.read_bytes())
+    string = raw.index(struct.pack("<Q", 1) + b"a" + struct.pack("<Q", 0))
+    raw[string : string + 8] = struct.pack("<Q", 2**40)
+    path.write_bytes(raw)
+    with pytest.raises(CheckpointError, match=rf"expected {string + 8 + 2**40} or more"):
+        read_gguf(path)
