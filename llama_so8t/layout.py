@@ -105,7 +105,8 @@ class HeadSpec:
         if self.representation not in range(len(REPRESENTATIONS)):
             raise ConfigError(f"{where}: found representation {self.representation!r}, expected 0, 1 or 2")
         if self.activation not in ACTIVATIONS:
-            raise ConfigError(f"{where}: found activation {self.activation!r}, expected one of {', '.join(ACTIVATIONS)}")
+            allowed = ", ".join(ACTIVATIONS)
+            raise ConfigError(f"{where}: found activation {self.activation!r}, expected one of {allowed}")
         if (self.stem is None) != (self.activation == "none"):
             raise ConfigError(f"{where}: an activation needs a stem, and a stem an activation")
         if not (math.isfinite(self.temperature) and self.temperature > 0):

@@ -33,8 +33,9 @@ def text(tmp_path_factory):
 
 def run(runtime: Path, tool: str, *arguments: object) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [runtime / tool, *map(str, arguments)], capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL, timeout=300
-    )
+        [runtime / tool, *map(str, arguments)],
+        capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL, timeout=300,
+    )  # fmt: skip
 
 
 def contents(path: Path) -> tuple[dict, dict]:
@@ -57,8 +58,10 @@ def test_quantize_keeps_every_key_and_leaves_so8t_tensors_alone(runtime, file, t
     assert result.returncode == 0, result.stderr
     keys, tensors = contents(file)
     new_keys, new_tensors = contents(out)
-    changes = {"general.file_type", "general.quantization_version"}
-    assert {k: v for k, v in keys.items() if k not in changes} == {k: v for k, v in new_keys.items() if k not in changes}
+    for key in ("general.file_type", "general.quantization_version"):
+        keys.pop(key, None)
+        new_keys.pop(key, None)
+    assert keys == new_keys
     ours = [name for name in tensors if "so8t_" in name]
     assert len(ours) == 2 * (6 + 7) + 1 + 4
     assert all(new_tensors[name] == tensors[name] and tensors[name][0] == "F32" for name in ours)

@@ -145,7 +145,8 @@ class Server:
 
 
 def completion(**fields):
-    return {"prompt": PROMPT, "n_predict": N_PREDICT, "temperature": 0, "ignore_eos": True, "cache_prompt": True} | fields
+    body = {"prompt": PROMPT, "n_predict": N_PREDICT, "temperature": 0, "ignore_eos": True, "cache_prompt": True}
+    return body | fields
 
 
 @pytest.fixture(scope="module")
