@@ -6,9 +6,30 @@ from pathlib import Path
 
 HELP = "fit the safety and authority heads on labelled data, or measure them"
 
+KEYS = """
+The data are read from Python packages, which the command names if they are missing. Hidden states are kept in
+~/.cache/so8t/features (or $XDG_CACHE_HOME, or the folder that $SO8T_CACHE names); no text is kept.
+
+The object of --json, and of heads_report.json:
+  format, backbone         1; a hash of all that the hidden states depend on
+  packages                 data package -> version
+  heads                    head -> its entry in so8t_heads of the configuration
+  tasks                    one object per head and position (prompt or answer):
+    head, position
+    fit, held_out          examples by set and label (1 acts): n, and the groups that are never divided
+    rates                  position, set, label, n, rate: the part of held-out examples on which the head acts
+    auroc                  acting and benign set ("all" is every one), n of each, and the area under the ROC
+                           curve of head, first_word, function_words (with the length) and all_words
+  fit                      `so8t heads fit` only: made_by, seed, max_false_positives, and for every head strength
+                           (C of the regression), debounce and validation: folds, decided_by, caught, auroc,
+                           rates, all of these out of fold
+"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares `so8t heads fit` and `so8t heads evaluate`."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = KEYS
     commands = parser.add_subparsers(dest="heads_command", required=True, metavar="fit|evaluate")
     fit = commands.add_parser("fit", help="fit the heads and write them with thresholds and a report")
     evaluate = commands.add_parser("evaluate", help="measure the heads that a model has on held-out data")

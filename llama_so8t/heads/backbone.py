@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,10 @@ class Backbone:
 
     def __init__(self, path: Path, base: str | None = None) -> None:
         self.checkpoint = open_checkpoint(path, base)
+        if not self.checkpoint.is_so8t:
+            raise CheckpointError(
+                f"{path}: is a base model, expected an SO8T model; make one with `so8t init`"
+            )
         self._source = self.checkpoint
         fields = adapter.read_fields(path) if (path / adapter.CONFIG_NAME).is_file() else None
         if fields is not None:
@@ -42,12 +47,12 @@ class Backbone:
         else:
             self._weights = _tensor_digest(self.checkpoint, self.checkpoint.spec.generator_shapes())
             self._weights += adapter.weights_sha256(path)
-        if not self.checkpoint.is_so8t:
-            raise CheckpointError(
-                f"{path}: is a base model, expected an SO8T model; make one with `so8t init`"
-            )
-        self.tokenizer = ChatTokenizer(self.checkpoint.vocabulary)
         self._model: torch.nn.Module | None = None
+
+    @cached_property
+    def tokenizer(self) -> ChatTokenizer:
+        """Tokenizer with the chat template of the model."""
+        return ChatTokenizer(self.checkpoint.vocabulary)
 
     @property
     def digest(self) -> str:

@@ -40,7 +40,7 @@ def fit(options: FitOptions, progress: Progress) -> dict[str, Any]:
     """Fits the heads, measures them, and writes tensors, thresholds, report and README.
 
     Returns:
-        The report, see `report.KEYS`.
+        The report; `so8t heads --help` lists its keys.
 
     Raises:
         DatasetError: a package with data is missing.
@@ -69,7 +69,7 @@ def fit(options: FitOptions, progress: Progress) -> dict[str, Any]:
     report["fit"] = _fit_fields(options, fitted)
     files = {
         REPORT_NAME: json.dumps(report, indent=2) + "\n",
-        "README.md": model_card(report, options.out or options.model, options.made_by),
+        "README.md": model_card(report, options.out or options.model),
     }
     store.write(session.checkpoint, options.out or options.model, directions, heads, files)
     return report
@@ -126,6 +126,7 @@ class _Session:
 
 def _fit_fields(options: FitOptions, fitted: dict[str, Fitted]) -> dict[str, Any]:
     return {
+        "made_by": options.made_by,
         "seed": options.seed,
         "max_false_positives": options.max_false_positives,
         "heads": {

@@ -37,12 +37,15 @@ def fit(rows: Rows, strength: float) -> Direction:
     ``w' . (f - m) / s + b' = (w' / s) . f + (b' - sum m w' / s)``, checked by test_standardization_is_folded.
     """
     from sklearn.linear_model import LogisticRegression
+    from threadpoolctl import threadpool_limits
 
     mean = np.average(rows.states, axis=0, weights=rows.weights)
     scale = np.sqrt(np.average((rows.states - mean) ** 2, axis=0, weights=rows.weights))
     scale[scale == 0] = 1.0  # a constant feature gets weight 0 from the penalty
     model = LogisticRegression(C=strength, max_iter=2000)
-    model.fit((rows.states - mean) / scale, rows.labels, sample_weight=rows.weights / rows.weights.sum())
+    # one thread: sums in one order give one result on every machine, and so small a problem is no slower
+    with threadpool_limits(1):
+        model.fit((rows.states - mean) / scale, rows.labels, sample_weight=rows.weights / rows.weights.sum())
     weight = model.coef_[0] / scale
     return Direction(weight, float(model.intercept_[0] - mean @ weight))
 

@@ -1,6 +1,5 @@
 """The report of `so8t heads` as tables for a terminal and as the README of a model."""
 
-import shlex
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,21 +7,6 @@ from typing import Any
 
 from llama_so8t.heads.datasets import INSTALL
 from llama_so8t.heads.features import MAX_ANSWER_TOKENS
-
-KEYS = """
-The object of --json:
-  format, backbone         1; a hash of all that the hidden states depend on
-  packages                 data package -> version
-  heads                    head -> its entry in so8t_heads of the configuration
-  tasks                    one object per head and position (prompt or answer):
-    head, position
-    fit, held_out          examples by set and label (1 acts), n, and groups that were never divided
-    rates                  position, set, label, n, rate: the part of held-out examples on which the head acts
-    auroc                  acting and benign set ("all" is every one), n of each, and the area under the ROC
-                           curve of head, first_word, function_words (with the length) and all_words
-  fit                      `so8t heads fit` only: seed, max_false_positives, and for every head strength (C of the
-                           regression), debounce and validation: folds, decided_by, caught, auroc, rates (out of fold)
-"""
 
 REPORT_NAME = "heads_report.json"
 
@@ -66,7 +50,7 @@ def render(report: dict[str, Any]) -> str:
     return "\n\n".join([*blocks, "\n".join(heads)])
 
 
-def model_card(report: dict[str, Any], path: Path, made_by: str | None) -> str:
+def model_card(report: dict[str, Any], path: Path) -> str:
     """README of a model whose heads were fitted: numbers, how they came about, what they do not say."""
     options = report["fit"]
     seed = f" --seed {options['seed']}" if options["seed"] else ""
@@ -82,7 +66,7 @@ def model_card(report: dict[str, Any], path: Path, made_by: str | None) -> str:
         "",
         "```sh",
         INSTALL,
-        *_recipe(fit_command, made_by),
+        *_recipe(fit_command, options["made_by"]),
         "```",
         "",
         "The hidden states are cached after the first run, which takes some minutes to half an hour without an",
@@ -106,7 +90,7 @@ def model_card(report: dict[str, Any], path: Path, made_by: str | None) -> str:
 def _recipe(fit_command: str, made_by: str | None) -> list[str]:
     if made_by is None:
         return [fit_command]
-    return [f"MADE_BY={shlex.quote(made_by)}", f'$MADE_BY && {fit_command} --made-by "$MADE_BY"']
+    return [made_by, fit_command]
 
 
 def _title(task: dict[str, Any]) -> str:

@@ -57,6 +57,8 @@ def tasks() -> tuple[Task, ...]:
 def safety_prompts() -> Task:
     """Harmful prompts against benign ones. The held-out rho pairs differ in topic only, not in source or style."""
     ordinary, ordinary_held_out = _ordinary()
+    # 11 requests of HarmBench come with held-out answers in PyRIT
+    answered = {normalized(example.prompt) for example in datasets.pyrit_objective()}
     return Task(
         head="safety",
         position="prompt",
@@ -64,7 +66,7 @@ def safety_prompts() -> Task:
             datasets.rho_pairs("harmful_benign_50"),
             datasets.rho_edgy("benign_edgy_80"),
             datasets.strongreject(),
-            datasets.harmbench(),
+            [example for example in datasets.harmbench() if normalized(example.prompt) not in answered],
             ordinary,
         ),
         held_out=_labelled(

@@ -1,20 +1,33 @@
 """Harmless stand-ins for data, and a small adapter to write heads into."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.tiny_models import write_base
 
 from llama_so8t.checkpoint.initialize import InitializeOptions, initialize
 from llama_so8t.heads import datasets
 from llama_so8t.heads.datasets import DatasetError, Example
 from llama_so8t.heads.splits import Labelled, Task
+from tests.tiny_models import write_base
 
 MARK = "zyzzyva"
 """A word in every stand-in text, and in no file that a command writes."""
 
 WIDTH = 64
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny matrices: on a busy machine threads that wait for each other take most of the time."""
+    try:
+        from threadpoolctl import threadpool_limits
+    except ImportError:  # comes with scikit-learn
+        yield
+        return
+    with threadpool_limits(1):
+        yield
 
 
 @pytest.fixture
@@ -33,7 +46,9 @@ def model(request, tmp_path: Path, pinned_tree: Path) -> Path:
     out = tmp_path / "model"
     is_adapter = request.param == "adapter"
     initialize(
-        InitializeOptions(str(base), out, rotations="random", seed=8, scale=0.3, compensate=True, adapter=is_adapter)
+        InitializeOptions(
+            str(base), out, rotations="random", seed=8, scale=0.3, compensate=True, adapter=is_adapter
+        )
     )
     return out
 
@@ -49,7 +64,8 @@ def task(head: str, position: str, n: int = 60) -> Task:
 
     def rows(side: str, count: int) -> tuple[Labelled, ...]:
         examples = [
-            example(f"{head}/{side}{index % 4}", index, index % 2, position == "answer") for index in range(count)
+            example(f"{head}/{side}{index % 4}", index, index % 2, position == "answer")
+            for index in range(count)
         ]
         return tuple(Labelled(e, round(e.score), e.id) for e in examples)
 
@@ -75,4 +91,6 @@ class SyntheticFeatures:
 
     def _states(self, e: Example, n: int) -> np.ndarray:
         rng = np.random.default_rng([*e.id.encode()])
-        return (rng.normal(size=(n, WIDTH)) + self.separation * (e.score - 0.5) * self.direction).astype(np.float32)
+        return (rng.normal(size=(n, WIDTH)) + self.separation * (e.score - 0.5) * self.direction).astype(
+            np.float32
+        )

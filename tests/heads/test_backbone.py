@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.tiny_models import write_base
 
 from llama_so8t.checkpoint import Vocabulary
 from llama_so8t.checkpoint.initialize import InitializeOptions, initialize
@@ -14,6 +13,7 @@ from llama_so8t.heads.backbone import Backbone, common_prefix
 from llama_so8t.heads.datasets import Example
 from llama_so8t.heads.features import MAX_ANSWER_TOKENS, Features
 from llama_so8t.heads.tokenization import ChatTokenizer
+from tests.tiny_models import write_base
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -69,7 +69,7 @@ def test_the_digest_follows_what_the_hidden_states_depend_on(tmp_path, pinned_tr
     assert Backbone(tmp_path / "u").digest != digests[1]
 
 
-def test_a_base_model_is_refused(tmp_path):
+def test_a_base_model_is_refused(tmp_path, pinned_tree):
     with pytest.raises(CheckpointError, match="is a base model"):
         Backbone(write_base(tmp_path / "base", "llama"))
 
@@ -86,7 +86,7 @@ class CountingBackbone:
     digest = "d"
     calls = 0
 
-    class tokenizer:  # noqa: N801
+    class tokenizer:
         @staticmethod
         def prompt(text):
             return list(range(3))
@@ -121,7 +121,9 @@ def test_features_are_computed_once_and_the_cache_has_no_text(tmp_path):
     assert features.answer(rows[2]).shape == (5, 8)
     assert all(b"question" not in file.read_bytes() for file in tmp_path.iterdir())
     changed = CountingBackbone()
-    Features(changed, tmp_path, lambda line: None).compute([Example("set", 0, "another question", "reply"), *rows[1:]])
+    Features(changed, tmp_path, lambda line: None).compute(
+        [Example("set", 0, "another question", "reply"), *rows[1:]]
+    )
     assert changed.calls == 1
 
 
@@ -139,6 +141,7 @@ ANSWERS = {
     "don't I'LL we've": [12420, 982, 339, 23, 16421, 392, 3543],
     "x\u00b2+\u00bd na\u00efve": [104, 19133, 27, 16738, 15486, 46494],
     "<|im_end|> inside": [2, 2972],
+    "a <repo_name>b <jupyter_code>": [81, 216, 3, 82, 216, 13],
 }
 
 

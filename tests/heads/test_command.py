@@ -4,14 +4,14 @@ import argparse
 import json
 
 import pytest
-from tests.heads.conftest import MARK, SyntheticFeatures, task
 
 from llama_so8t.checkpoint import open_checkpoint
 from llama_so8t.cli import heads as cli
 from llama_so8t.errors import CheckpointError, ConfigError
-from llama_so8t.heads import command
+from llama_so8t.heads import command, fitting
 from llama_so8t.heads.command import FitOptions
 from llama_so8t.heads.report import REPORT_NAME, model_card, render
+from tests.heads.conftest import MARK, SyntheticFeatures, task
 
 pytest.importorskip("sklearn")
 
@@ -27,7 +27,8 @@ class Backbone:
 
 @pytest.fixture(autouse=True)
 def stand_ins(monkeypatch):
-    tasks = (task("safety", "prompt", 80), task("safety", "answer", 80), task("authority", "prompt", 80))
+    tasks = (task("safety", "prompt", 40), task("safety", "answer", 40), task("authority", "prompt", 40))
+    monkeypatch.setattr(fitting, "STRENGTHS", (1.0, 30.0))
     monkeypatch.setattr(command, "tasks", lambda: tasks)
     monkeypatch.setattr(command, "Backbone", Backbone)
     monkeypatch.setattr(command, "Features", lambda *arguments: SyntheticFeatures())
@@ -81,19 +82,7 @@ def test_a_used_output_directory_is_refused_before_the_work(model, tmp_path, mon
         command.fit(FitOptions(model, out=tmp_path / "used"), lambda line: None)
 
 
-def test_a_model_without_the_heads_is_an_error(model):
-    file = next(model / name for name in ("adapter_config.json", "config.json") if (model / name).is_file())
-    fields = json.loads(file.read_text())
-    fields["so8t_heads"]["guard"] = fields["so8t_heads"].pop("authority")
-    file.write_text(json.dumps(fields))
-    monkeypatched = Backbone.__init__
-
-    def renamed(self, path, base=None):
-        self.checkpoint = type("Checkpoint", (), {"spec": type("Spec", (), {"heads": {"guard": None}})()})()
-
-    try:
-        Backbone.__init__ = renamed
-        with pytest.raises(ConfigError, match="has no head 'safety'"):
-            command.fit(FitOptions(model), lambda line: None)
-    finally:
-        Backbone.__init__ = monkeypatched
+def test_a_model_without_the_heads_is_an_error(model, monkeypatch):
+    monkeypatch.setattr(command, "HEADS", ("safety", "privacy"))
+    with pytest.raises(ConfigError, match="has no head 'privacy'"):
+        command.fit(FitOptions(model), lambda line: None)

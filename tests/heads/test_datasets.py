@@ -30,27 +30,31 @@ def test_a_set_has_all_of_its_rows(packages, name, arguments, count):
     rows = getattr(datasets, name)(*arguments)
     assert len(rows) == count
     assert len({row.id for row in rows}) == count
-    assert all(row.prompt.strip() for row in rows)
+    assert [row.id for row in rows if not row.prompt.strip()] == []
 
 
 def test_scores_of_pyrit_are_clear(packages):
     assert Counter(round(row.score) for row in datasets.pyrit_harm()) == {0: 395, 1: 340}
     assert Counter(round(row.score) for row in datasets.pyrit_objective()) == {0: 79, 1: 79}
-    assert all(row.score <= 0.25 or row.score >= 0.75 for row in datasets.pyrit_harm())
+    assert [row.id for row in datasets.pyrit_harm() if 0.25 < row.score < 0.75] == []
 
 
 def test_bfcl_is_english_short_and_without_repetition(packages):
     rows = datasets.bfcl()
     assert len(rows) > 2500
-    assert len({normalized(row.prompt) for row in rows}) == len(rows)
-    assert all(row.prompt.isascii() and 3 <= len(row.prompt.split()) <= 60 for row in rows)
+    n_texts = len({normalized(row.prompt) for row in rows})
+    assert n_texts == len(rows)
+    assert [row.id for row in rows if not (row.prompt.isascii() and 3 <= len(row.prompt.split()) <= 60)] == []
 
 
 def test_the_small_yaml_reader_agrees_with_a_real_one(packages):
     yaml = pytest.importorskip("yaml")
     text = datasets._read("pyrit", "datasets/seed_datasets/local/adv_bench.prompt")
     expected = [seed["value"] for seed in yaml.safe_load(text)["seeds"]]
-    assert [row.prompt for row in datasets.advbench()] == expected
+    same = [
+        row.prompt for row in datasets.advbench()
+    ] == expected  # compared outside assert, which shows texts
+    assert same
 
 
 def test_an_example_does_not_show_its_text():

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.heads.conftest import SyntheticFeatures, task
 
 from llama_so8t.heads import baselines
 from llama_so8t.heads.evaluation import comparisons, evaluate_task, logit
@@ -22,6 +21,7 @@ from llama_so8t.heads.fitting import (
 from llama_so8t.heads.regression import N_FOLDS, Rows, fit, folds, out_of_fold
 from llama_so8t.heads.store import tuned
 from llama_so8t.layout import default_heads
+from tests.heads.conftest import SyntheticFeatures, task
 
 pytest.importorskip("sklearn")
 
@@ -29,7 +29,9 @@ pytest.importorskip("sklearn")
 def _rows(rng, n=400, d=16, scale=1.0, shift=0.0) -> tuple[Rows, np.ndarray]:
     direction = rng.normal(size=d)
     labels = rng.integers(0, 2, size=n)
-    states = (rng.normal(size=(n, d)) + np.outer(labels - 0.5, 4 * direction / np.linalg.norm(direction))) * scale
+    states = (
+        rng.normal(size=(n, d)) + np.outer(labels - 0.5, 4 * direction / np.linalg.norm(direction))
+    ) * scale
     return Rows(states + shift, labels, np.arange(n), np.ones(n)), direction
 
 
@@ -146,8 +148,15 @@ def test_sets_are_compared_as_a_whole_and_with_their_own_source():
 
 
 def test_rates_are_by_set_and_label():
-    sets, labels, acts = np.array(["a", "a", "a", "b"]), np.array([1, 1, 0, 0]), np.array([True, False, True, False])
-    found = [(rate["set"], rate["label"], rate["n"], rate["rate"]) for rate in acting_rates("prompt", sets, labels, acts)]
+    sets, labels, acts = (
+        np.array(["a", "a", "a", "b"]),
+        np.array([1, 1, 0, 0]),
+        np.array([True, False, True, False]),
+    )
+    found = [
+        (rate["set"], rate["label"], rate["n"], rate["rate"])
+        for rate in acting_rates("prompt", sets, labels, acts)
+    ]
     assert found == [("a", 1, 2, 0.5), ("a", 0, 1, 1.0), ("b", 0, 1, 0.0)]
 
 

@@ -17,29 +17,37 @@ def all_tasks():
 
 
 def _text(row, position):
-    return (normalized(row.example.prompt), normalized(row.example.answer or "") if position == "answer" else "")
+    return (
+        normalized(row.example.prompt),
+        normalized(row.example.answer or "") if position == "answer" else "",
+    )
 
 
 def test_no_text_and_no_group_is_on_both_sides(all_tasks):
     for task in all_tasks:
         fit, held_out = ({_text(row, task.position) for row in rows} for rows in (task.fit, task.held_out))
-        assert not fit & held_out
+        shared = len(fit & held_out)  # a number first: a failed comparison of texts would print them
+        assert shared == 0
         assert not {row.group for row in task.fit} & {row.group for row in task.held_out}
 
 
 def test_no_prompt_is_fitted_for_one_task_and_held_out_for_another(all_tasks):
     fit = {normalized(row.example.prompt) for task in all_tasks for row in task.fit}
     held_out = {normalized(row.example.prompt) for task in all_tasks for row in task.held_out}
-    assert not fit & held_out
+    shared = len(fit & held_out)
+    assert shared == 0
 
 
 def test_held_out_answers_share_neither_request_nor_answer_with_any_harm_row(all_tasks):
     harm = datasets._pyrit_harm()
     assert len(harm) == 990
     requests, answers = {normalized(r.prompt) for r in harm}, {normalized(r.answer) for r in harm}
-    for row in datasets.pyrit_objective():
-        assert normalized(row.prompt) not in requests
-        assert normalized(row.answer) not in answers
+    shared = [
+        row.id
+        for row in datasets.pyrit_objective()
+        if normalized(row.prompt) in requests or normalized(row.answer) in answers
+    ]
+    assert shared == []
 
 
 def test_rows_of_one_request_or_one_answer_share_a_group(all_tasks):
@@ -49,7 +57,7 @@ def test_rows_of_one_request_or_one_answer_share_a_group(all_tasks):
         for row in answers.fit:
             if row.example.set == "pyrit/harm":
                 groups.setdefault(normalized(getattr(row.example, key)), set()).add(row.group)
-        assert all(len(found) == 1 for found in groups.values())
+        assert {len(found) for found in groups.values()} == {1}
 
 
 def test_both_labels_are_on_both_sides(all_tasks):
@@ -66,8 +74,12 @@ def test_similar_held_out_requests_of_the_same_source_are_no_training_requests(a
                 [set(normalized(r.example.prompt).split()) for r in rows if r.example.source.startswith(name)]
                 for rows in (task.fit, task.held_out)
             )
-            for words in held_out:
-                assert all(len(words & other) < splits.SIMILAR * len(words | other) for other in fit)
+            close = sum(
+                len(words & other) >= splits.SIMILAR * len(words | other)
+                for words in held_out
+                for other in fit
+            )
+            assert close == 0
 
 
 def test_similar_texts_are_linked_through_a_chain():
