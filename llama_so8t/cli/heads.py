@@ -8,10 +8,12 @@ HELP = "fit the safety and authority heads on labelled data, or measure them"
 
 KEYS = """
 The data are read from Python packages, which the command names if they are missing. Hidden states are kept in
-~/.cache/so8t/features (or $XDG_CACHE_HOME, or the folder that $SO8T_CACHE names); no text is kept.
+~/.cache/llama_so8t/features (under $XDG_CACHE_HOME or $SO8T_CACHE_DIR where set); no text is kept.
 
 The object of --json, and of heads_report.json:
   format, backbone         1; a hash of all that the hidden states depend on
+  model                    base_architecture, n_layer, hidden_size; of adapters base_model, base_model_sha256 and
+                           compensated; generators: kind -> not_zero, of
   packages                 data package -> version
   heads                    head -> its entry in so8t_heads of the configuration
   tasks                    one object per head and position (prompt or answer):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llama_so8t.checkpoint import Checkpoint
+from llama_so8t.checkpoint import Checkpoint, adapter
 from llama_so8t.errors import ConfigError
 from llama_so8t.heads import datasets, store
 from llama_so8t.heads.backbone import Backbone
@@ -115,6 +115,7 @@ class _Session:
         return {
             "format": 1,
             "backbone": self._digest,
+            "model": _model_fields(self.checkpoint),
             "packages": {name: version for name, version in datasets.PACKAGES.values()},
             "heads": {name: head.to_dict() for name, head in heads.items()},
             "tasks": [
@@ -122,6 +123,29 @@ class _Session:
                 for task in self.tasks
             ],
         }
+
+
+def _model_fields(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What the rotations are: how many generators of each kind there are and how many of them turn anything."""
+    spec = checkpoint.spec
+    names = sorted(spec.generator_shapes())
+    kinds: dict[str, list[int]] = {}
+    for name in names:
+        turns, count = kinds.get(name.rsplit(".", 1)[-1], (0, 0))
+        kinds[name.rsplit(".", 1)[-1]] = [turns + bool(checkpoint.load(name).any()), count + 1]
+    is_adapter = (checkpoint.path / adapter.CONFIG_NAME).is_file()
+    fields = adapter.read_fields(checkpoint.path) if is_adapter else {}
+    return {
+        "base_architecture": spec.base_model_type,
+        "n_layer": spec.n_layer,
+        "hidden_size": spec.hidden_size,
+        "base_model": fields.get("base_model_name_or_path"),
+        "base_model_sha256": fields.get("base_model_sha256"),
+        "compensated": fields.get("so8t_compensated"),
+        "generators": {
+            kind: {"not_zero": turns, "of": count} for kind, (turns, count) in sorted(kinds.items())
+        },
+    }
 
 
 def _fit_fields(options: FitOptions, fitted: dict[str, Fitted]) -> dict[str, Any]:

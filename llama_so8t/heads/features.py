@@ -19,11 +19,9 @@ FORMAT = 1
 
 
 def cache_folder() -> Path:
-    """``SO8T_CACHE``, or ``so8t/features`` in the user's cache folder (XDG_CACHE_HOME, else ~/.cache)."""
-    override = os.environ.get("SO8T_CACHE")
-    if override:
-        return Path(override)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "so8t" / "features"
+    """``features`` in SO8T_CACHE_DIR, else in ``llama_so8t`` of the user's cache folder (docs/env-vars.md)."""
+    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(os.environ.get("SO8T_CACHE_DIR") or user / "llama_so8t") / "features"
 
 
 class Features:

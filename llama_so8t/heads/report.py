@@ -59,8 +59,10 @@ def model_card(report: dict[str, Any], path: Path) -> str:
     lines = [
         f"# {path.name}",
         "",
-        "An SO8T model with two fitted heads. This file was written by `so8t heads fit`, and so was every number",
-        f"in it; `{REPORT_NAME}` has them for programs. Rates and AUROC are measured on held-out data.",
+        _model(report["model"]),
+        "",
+        f"This file was written by `so8t heads fit`, and so was every number in it; `{REPORT_NAME}` has them for",
+        "programs.",
         "",
         "## Reproduce",
         "",
@@ -85,6 +87,25 @@ def model_card(report: dict[str, Any], path: Path) -> str:
         lines += [f"### {_title(task)}", "", _sizes(task, report), ""]
         lines += [*_markdown(_rates(task["rates"], task, report)), "", *_markdown(_auroc(task)), ""]
     return "\n".join([*lines, "## What these numbers do not say", "", _matched(report), _LIMITS])
+
+
+def _model(model: dict[str, Any]) -> str:
+    kinds = model["generators"]
+    turning = [name for name, count in kinds.items() if count["not_zero"]]
+    text = (
+        f"An SO8T model with a safety head and an authority head, on a {model['base_architecture']} base of "
+        f"{model['n_layer']} layers and width {model['hidden_size']}"
+    )
+    if model["base_model"]:
+        text += f" (`{model['base_model']}`, sha256 {model['base_model_sha256'][:16]}...)"
+    if not turning:
+        return textwrap.fill(f"{text}. All rotations are the identity.", width=110)
+    text += ". Rotations other than the identity: " + ", ".join(
+        f"{name} {kinds[name]['not_zero']} of {kinds[name]['of']}" for name in turning
+    )
+    if model["compensated"]:
+        text += ". The weights are counter-rotated: the language model computes what its base does, up to rounding"
+    return textwrap.fill(f"{text}.", width=110)
 
 
 def _recipe(fit_command: str, made_by: str | None) -> list[str]:

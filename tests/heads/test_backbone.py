@@ -11,7 +11,7 @@ from llama_so8t.checkpoint.initialize import InitializeOptions, initialize
 from llama_so8t.errors import CheckpointError
 from llama_so8t.heads.backbone import Backbone, common_prefix
 from llama_so8t.heads.datasets import Example
-from llama_so8t.heads.features import MAX_ANSWER_TOKENS, Features
+from llama_so8t.heads.features import MAX_ANSWER_TOKENS, Features, cache_folder
 from llama_so8t.heads.tokenization import ChatTokenizer
 from tests.tiny_models import write_base
 
@@ -165,3 +165,11 @@ def test_an_unknown_pretokenizer_is_an_error(smollm2, pinned_tree, monkeypatch):
     monkeypatch.delitem(tokenization.PRETOKENIZERS, "smollm")
     with pytest.raises(CheckpointError, match="pre-tokenizer 'smollm'"):
         ChatTokenizer(Vocabulary(gguf=smollm2))
+
+
+def test_the_cache_folder_follows_the_environment(monkeypatch, tmp_path):
+    monkeypatch.delenv("SO8T_CACHE_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "llama_so8t" / "features"
+    monkeypatch.setenv("SO8T_CACHE_DIR", str(tmp_path / "own"))
+    assert cache_folder() == tmp_path / "own" / "features"
