@@ -2,6 +2,7 @@
 
 import json
 import random
+import signal
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,9 @@ import pytest
 
 SEED = 28
 GOLDEN = Path(__file__).parent / "golden"
+
+# a shell that starts the tests in the background has them ignore Ctrl-C, and their children too
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -124,7 +124,7 @@ def _write(path: Path, keys: dict[str, Any], tensors: list[PlannedTensor], optio
             raise ConversionError(f"{options.model}: a key does not fit its type in GGUF: {error}") from error
         writer.write_ti_data_to_file()
         with tqdm(
-            total=sum(sizes), unit="B", unit_scale=True, desc=options.outtype, disable=None if options.progress else True
+            total=sum(sizes), unit="B", unit_scale=True, desc=options.outtype, disable=not options.progress
         ) as bar:
             for tensor, kind, size in zip(tensors, types, sizes, strict=True):
                 values = tensor.read()

@@ -72,11 +72,12 @@ def test_its_readme_is_the_report_in_words(report):
     assert (FOLDER / "README.md").read_text() == model_card(report, NAME)
 
 
-def test_its_script_runs_the_same_first_command(report):
-    script = (FOLDER / "make.sh").read_text()
-    lines = [line.split('"')[1] for line in script.splitlines() if line.startswith('init="')]
-    init = lines[1].replace("$init", lines[0]).replace("$model", str(NAME))
-    assert report["fit"]["made_by"] == f"so8t {init}"
+def test_make_adapter_runs_the_same_first_command(report):
+    rule = (FOLDER.parents[1] / "Makefile").read_text().split("\nadapter:")[1].split("\n\n")[0]
+    words = rule.replace("$(ADAPTER)", f"models/{FOLDER.name}").split()
+    first = words[words.index("llama_so8t") + 1 :]
+    init = [word for word in first[: first.index("$(BIN)/python")] if word not in ("\\", "--force")]
+    assert report["fit"]["made_by"] == f"so8t {' '.join(init)}"
 
 
 def test_it_shows_no_text_of_the_data(packages):
