@@ -7,11 +7,17 @@
 
 #include <cerrno>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <fstream>
 #include <stdexcept>
 
 std::vector<common_arg> so8t_args() {
+#ifndef _WIN32 // there, threads are gone by the time exit handlers run
+    // llama.cpp's log is written by a thread: a tool that refuses a file must not exit before its reason is out
+    static const int at_exit = std::atexit([]() { common_log_flush(common_log_main()); });
+    GGML_UNUSED(at_exit);
+#endif
     return {
         common_arg(
             {"--so8t-json"}, "FILE",
