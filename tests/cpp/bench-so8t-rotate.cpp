@@ -92,6 +92,10 @@ static std::array<double, N_WAYS> measure(const rotate_case & c, int n_threads) 
 
 int main(int argc, char ** argv) {
     const int n_threads = argc > 1 ? atoi(argv[1]) : 2;
+    if (argc > 2 || n_threads < 1) {
+        fprintf(stderr, "usage: %s [N_THREADS]\n", argv[0]);
+        return 1;
+    }
     ggml_time_init();
 
     printf("%-34s", "");
