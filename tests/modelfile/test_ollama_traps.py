@@ -59,7 +59,10 @@ def model(tmp_path_factory, pinned_tree):
     return root / "model"
 
 
-@pytest.fixture(scope="module", params=[(o, r) for o in ("f32", "bf16", "q8_0") for r in ("fold", "explicit")], ids="-".join)
+FORMS = [(outtype, rotations) for outtype in ("f32", "bf16", "q8_0") for rotations in ("fold", "explicit")]
+
+
+@pytest.fixture(scope="module", params=FORMS, ids="-".join)
 def file(request, model, tmp_path_factory):
     outtype, rotations = request.param
     out = tmp_path_factory.mktemp("file") / "out.gguf"
