@@ -10,13 +10,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from llama_so8t import kernels
 from llama_so8t.algebra import DIM, rotation
 from llama_so8t.errors import AlgebraError, ConversionError
 from llama_so8t.layout import GENERATORS
 from llama_so8t.model_spec import ModelSpec
 
-_CHUNK = 1 << 20
-"""Elements per float64 step: bounds the extra memory to a few MB whatever the tensor."""
+RowStep = Callable[[np.ndarray, int], np.ndarray]
+"""Some rows of a tensor, a multiple of 8, and the number of the first one -> those rows, turned; float32."""
 
 _INPUT_ROTATION = {
     "self_attn.q_proj.weight": ("gate", "gate"),
@@ -99,32 +100,41 @@ def is_rotated(suffix: str) -> bool:
     return suffix in _INPUT_ROTATION or suffix.rpartition(".")[0] in _OUTPUT_ROTATION
 
 
-def fold(suffix: str, tensor: np.ndarray, rotations: LayerRotations, sites: Collection[str]) -> np.ndarray:
-    """Absorbs the rotations of ``sites`` into a tensor: ``W' = R_after W R_before``, ``b' = R_after b``.
+def fold_step(
+    suffix: str, shape: tuple[int, ...], rotations: LayerRotations, sites: Collection[str]
+) -> RowStep | None:
+    """How to absorb the rotations of ``sites`` into a tensor: ``W' = R_after W R_before``, ``b' = R_after b``.
 
     Args:
         suffix: name after ``model.layers.{i}.``, e.g. ``"self_attn.q_proj.weight"``.
-        tensor: ``(out, in)`` weight or ``(out,)`` bias.
+        shape: ``(out, in)`` of a weight or ``(out,)`` of a bias.
         rotations: of this layer.
         sites: sites to absorb; others stay for the graph.
 
     Returns:
-        float32, shape of ``tensor``; the values themselves where no site touches the tensor.
+        The step for any of its rows, or None where no site touches the tensor.
     """
-    return _apply(suffix, tensor, rotations, sites, inverse=False)
+    return _step(suffix, shape, rotations, sites, inverse=False)
 
 
-def compensate(suffix: str, tensor: np.ndarray, rotations: LayerRotations, spec: ModelSpec) -> np.ndarray:
-    """Counter-rotates a tensor, so that the rotated model computes the base: ``W' = R_after^T W R_before^T``.
+def fold(suffix: str, tensor: np.ndarray, rotations: LayerRotations, sites: Collection[str]) -> np.ndarray:
+    """`fold_step` applied to a whole tensor; float32, shape of ``tensor``."""
+    return _turned(tensor, fold_step(suffix, tensor.shape, rotations, sites))
+
+
+def compensate_step(
+    suffix: str, shape: tuple[int, ...], rotations: LayerRotations, spec: ModelSpec
+) -> RowStep | None:
+    """How to counter-rotate a tensor, so that the rotated model computes the base: ``W' = R_after^T W R_before^T``.
 
     Args:
         suffix: name after ``model.layers.{i}.``.
-        tensor: ``(out, in)`` weight or ``(out,)`` bias.
+        shape: ``(out, in)`` of a weight or ``(out,)`` of a bias.
         rotations: of this layer.
         spec: the model.
 
     Returns:
-        float32, shape of ``tensor``.
+        The step for any of its rows, or None where no site touches the tensor.
 
     Raises:
         ConversionError: the qk generators are not zero and the base has q/k norms: the norm weight stands
@@ -135,7 +145,12 @@ def compensate(suffix: str, tensor: np.ndarray, rotations: LayerRotations, spec:
             "site qk: a base with q/k norms cannot be compensated for a rotation there; "
             "its generators have to stay zero"
         )
-    return _apply(suffix, tensor, rotations, foldable_sites(spec), inverse=True)
+    return _step(suffix, shape, rotations, foldable_sites(spec), inverse=True)
+
+
+def compensate(suffix: str, tensor: np.ndarray, rotations: LayerRotations, spec: ModelSpec) -> np.ndarray:
+    """`compensate_step` applied to a whole tensor; float32, shape of ``tensor``."""
+    return _turned(tensor, compensate_step(suffix, tensor.shape, rotations, spec))
 
 
 def rotate_columns(weight: np.ndarray, rotations: np.ndarray) -> np.ndarray:
@@ -151,7 +166,7 @@ def rotate_columns(weight: np.ndarray, rotations: np.ndarray) -> np.ndarray:
     Raises:
         AlgebraError: the shapes do not fit.
     """
-    return _turn(weight, _columns_step(weight, rotations), None)
+    return _turned(weight, _combined(_columns(weight.shape, rotations), None))
 
 
 def rotate_rows(tensor: np.ndarray, rotations: np.ndarray) -> np.ndarray:
@@ -167,7 +182,7 @@ def rotate_rows(tensor: np.ndarray, rotations: np.ndarray) -> np.ndarray:
     Raises:
         AlgebraError: the shapes do not fit.
     """
-    return _turn(tensor, None, _rows_step(tensor, rotations))
+    return _turned(tensor, _combined(None, _rows(tensor.shape, rotations)))
 
 
 def mix_heads(weight: np.ndarray, mixing: np.ndarray, n_head: int) -> np.ndarray:
@@ -184,16 +199,16 @@ def mix_heads(weight: np.ndarray, mixing: np.ndarray, n_head: int) -> np.ndarray
     Raises:
         AlgebraError: the shapes do not fit.
     """
-    return _turn(weight, _mixing_step(weight, mixing, n_head), None)
+    return _turned(weight, _combined(_mixing(weight.shape, mixing, n_head), None))
 
 
-_Step = Callable[[np.ndarray, int], np.ndarray]
-"""Some rows of a tensor in float64 and the number of the first one -> those rows, turned."""
+_Rows = Callable[[int, int], np.ndarray]
+"""First row and number of rows -> their matrices ``(rows / 8, 8, 8)``."""
 
 
-def _apply(
-    suffix: str, tensor: np.ndarray, rotations: LayerRotations, sites: Collection[str], inverse: bool
-) -> np.ndarray:
+def _step(
+    suffix: str, shape: tuple[int, ...], rotations: LayerRotations, sites: Collection[str], inverse: bool
+) -> RowStep | None:
     def find(entry: tuple[str, str] | None) -> np.ndarray | None:
         if entry is None or entry[0] not in sites:
             return None
@@ -203,81 +218,57 @@ def _apply(
     before = find(_INPUT_ROTATION.get(suffix))
     after = find(_OUTPUT_ROTATION.get(suffix.rpartition(".")[0]))
     if before is None:
-        first = None
+        columns = None
     elif suffix == "self_attn.o_proj.weight":
-        first = _mixing_step(tensor, before, len(rotations.q))
+        columns = _mixing(shape, before, len(rotations.q))
     else:
-        first = _columns_step(tensor, before)
-    return _turn(tensor, first, None if after is None else _rows_step(tensor, after))
+        columns = _columns(shape, before)
+    return _combined(columns, None if after is None else _rows(shape, after))
 
 
-def _turn(tensor: np.ndarray, first: _Step | None, second: _Step | None) -> np.ndarray:
-    if first is None and second is None:
-        return tensor.astype(np.float32, copy=False)
-    flat = tensor.reshape(tensor.shape[0], -1)
-    result = np.empty(flat.shape, dtype=np.float32)
-    # a multiple of 8 rows, so that no block of the output is torn
-    step = DIM * max(1, _CHUNK // (DIM * flat.shape[1]))
-    for start in range(0, len(flat), step):
-        part = flat[start : start + step].astype(np.float64)
-        for turn in (first, second):
-            part = part if turn is None else turn(part, start)
-        result[start : start + step] = part
-    return result.reshape(tensor.shape)
+def _combined(columns: kernels.ColumnRotation | None, rows: _Rows | None) -> RowStep | None:
+    if columns is None and rows is None:
+        return None
+
+    def step(part: np.ndarray, start: int) -> np.ndarray:
+        flat = part.reshape(len(part), -1)
+        matrices = None if rows is None else rows(start, len(part))
+        return kernels.rotate(flat, columns, matrices).reshape(part.shape)
+
+    return step
 
 
-def _columns_step(weight: np.ndarray, rotations: np.ndarray) -> _Step | None:
-    width = weight.shape[1]
+def _turned(tensor: np.ndarray, step: RowStep | None) -> np.ndarray:
+    return tensor.astype(np.float32, copy=False) if step is None else step(tensor, 0)
+
+
+def _columns(shape: tuple[int, ...], rotations: np.ndarray) -> kernels.ColumnRotation | None:
+    width = shape[1]
     if width % DIM or rotations.shape[0] not in (1, width // DIM):
         raise AlgebraError(
             f"found {rotations.shape[0]} rotations for {width} columns, expected 1 or one per {DIM}"
         )
-    if _is_identity(rotations):
-        return None
-
-    def step(part: np.ndarray, start: int) -> np.ndarray:
-        blocks = part.reshape(-1, width // DIM, DIM)
-        if rotations.shape[0] == 1:
-            return (blocks @ rotations[0]).reshape(part.shape)
-        # (blocks, rows, 8) @ (blocks, 8, 8): one product per block
-        return (blocks.swapaxes(0, 1) @ rotations).swapaxes(0, 1).reshape(part.shape)
-
-    return step
+    return None if _is_identity(rotations) else kernels.ColumnRotation(rotations, width // DIM)
 
 
-def _rows_step(tensor: np.ndarray, rotations: np.ndarray) -> _Step | None:
+def _rows(shape: tuple[int, ...], rotations: np.ndarray) -> _Rows | None:
     n_head = rotations.shape[0]
-    if tensor.shape[0] % (n_head * DIM):
+    if shape[0] % (n_head * DIM):
         raise AlgebraError(
-            f"found {tensor.shape[0]} rows for {n_head} heads, expected {n_head} times a multiple of 8"
+            f"found {shape[0]} rows for {n_head} heads, expected {n_head} times a multiple of 8"
         )
+    blocks_per_head = shape[0] // (n_head * DIM)
     if _is_identity(rotations):
         return None
-    blocks_per_head = tensor.shape[0] // (n_head * DIM)
-
-    def step(part: np.ndarray, start: int) -> np.ndarray:
-        blocks = part.reshape(-1, DIM, part.shape[1])
-        head = (start // DIM + np.arange(len(blocks))) // blocks_per_head
-        return (rotations[head] @ blocks).reshape(part.shape)
-
-    return step
+    return lambda start, count: rotations[(start // DIM + np.arange(count // DIM)) // blocks_per_head]
 
 
-def _mixing_step(weight: np.ndarray, mixing: np.ndarray, n_head: int) -> _Step | None:
-    width, groups = weight.shape[1], n_head // DIM
+def _mixing(shape: tuple[int, ...], mixing: np.ndarray, n_head: int) -> kernels.ColumnRotation | None:
+    width, groups = shape[1], n_head // DIM
     if width % n_head or mixing.shape[0] != groups:
         raise AlgebraError(f"found {mixing.shape[0]} mixings for {n_head} heads and {width} columns")
-    if _is_identity(mixing):
-        return None
-    mixed = groups * DIM * (width // n_head)
-
-    def step(part: np.ndarray, start: int) -> np.ndarray:
-        grouped = part[:, :mixed].reshape(len(part), groups, DIM, -1)  # (rows, groups, i, head_dim)
-        # W'[k] = sum_i C[i, k] W[i]
-        turned = mixing.swapaxes(-1, -2) @ grouped
-        return np.concatenate([turned.reshape(len(part), mixed), part[:, mixed:]], axis=1)
-
-    return step
+    # W'[k] = sum_i W[i] C[i, k]: columns of one head are head_dim apart
+    return None if _is_identity(mixing) else kernels.ColumnRotation(mixing, groups, width // n_head)
 
 
 def _is_identity(rotations: np.ndarray) -> bool:

@@ -10,18 +10,19 @@ ALLOWED = {
     "algebra": {"errors"},
     "layout": {"errors", "algebra"},
     "model_spec": {"errors", "algebra", "layout"},
-    "folding": {"errors", "algebra", "layout", "model_spec"},
-    "upstream": {"errors"},
-    "checkpoint": {"errors", "algebra", "layout", "model_spec", "folding", "upstream"},
-    "conversion": {"errors", "algebra", "layout", "model_spec", "folding", "upstream", "checkpoint"},
-    "heads": {"errors", "algebra", "layout", "model_spec", "folding", "upstream", "checkpoint", "hf"},
-    "inspection": {"errors", "algebra", "layout", "model_spec", "folding", "upstream", "checkpoint"},
-    "hf": {"errors", "algebra", "layout", "model_spec"},
     "bindings": {"errors"},
-    "tools": set(),
+    "kernels": {"errors", "upstream", "bindings"},
+    "folding": {"errors", "algebra", "layout", "model_spec", "kernels"},
+    "upstream": {"errors"},
+    "checkpoint": {"errors", "algebra", "layout", "model_spec", "folding", "kernels", "upstream"},
+    "conversion": {"errors", "tools", "algebra", "layout", "model_spec", "folding", "kernels", "upstream", "checkpoint"},
+    "heads": {"errors", "algebra", "layout", "model_spec", "folding", "kernels", "upstream", "checkpoint", "hf"},
+    "inspection": {"errors", "algebra", "layout", "model_spec", "folding", "kernels", "upstream", "checkpoint"},
+    "hf": {"errors", "algebra", "layout", "model_spec"},
+    "tools": {"errors", "bindings"},
 }
 
-WITHOUT_TORCH = ("errors", "algebra", "layout", "model_spec", "folding", "bindings", "tools")
+WITHOUT_TORCH = ("errors", "algebra", "layout", "model_spec", "kernels", "folding", "bindings", "tools")
 
 
 def modules() -> list[tuple[str, Path]]:

@@ -1,9 +1,10 @@
 """Files and directories that appear complete or not at all."""
 
+import glob
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,18 +13,44 @@ from pathlib import Path
 def new_file(path: Path) -> Iterator[Path]:
     """A temporary name beside ``path``; on success the file is synced and renamed, otherwise removed.
 
-    SIGTERM counts as a failure like Ctrl-C: both remove the file.
+    SIGTERM counts as a failure like Ctrl-C: both remove the file. What a killed process left under such a name
+    is removed first.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with new_files([path]) as (temporary,):
+        yield temporary
+
+
+@contextmanager
+def new_files(paths: Sequence[Path]) -> Iterator[list[Path]]:
+    """`new_file` for several files that belong together: the first one, by which they are known, comes last."""
+    temporaries = [path.with_name(f".{path.name}.{os.getpid()}.partial") for path in paths]
+    for path in paths:
+        _remove_orphans(path)
     with _terminable():
         try:
-            yield temporary
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
+            yield temporaries
+            for temporary in temporaries:
+                with temporary.open("rb") as file:
+                    os.fsync(file.fileno())
+            for temporary, path in reversed(list(zip(temporaries, paths, strict=True))):
+                os.replace(temporary, path)
         except BaseException:
-            temporary.unlink(missing_ok=True)
+            for temporary in temporaries:
+                temporary.unlink(missing_ok=True)
             raise
+
+
+def _remove_orphans(path: Path) -> None:
+    for file in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        pid = file.name.split(".")[-2]
+        if not pid.isdecimal() or not file.is_file():
+            continue
+        try:
+            os.kill(int(pid), 0)
+        except ProcessLookupError:
+            file.unlink(missing_ok=True)
+        except (PermissionError, OverflowError):
+            pass
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from llama_so8t import kernels
 from llama_so8t.checkpoint.names import EMBEDDING
 from llama_so8t.checkpoint.tensors import StoredTensor
 from llama_so8t.checkpoint.vocabulary import Vocabulary
@@ -83,18 +84,27 @@ def finite(path: Path, tensor: StoredTensor) -> np.ndarray:
         CheckpointError: it has such a value.
     """
     values = tensor.read()
-    bad = np.argwhere(~np.isfinite(values))
-    if len(bad):
-        where = ", ".join(str(index) for index in bad[0])
-        raise CheckpointError(
-            f"{path}: tensor {tensor.name!r}: found {values[tuple(bad[0])]} at [{where}], "
-            f"expected finite numbers"
-        )
+    check_finite(path, tensor.name, values)
     return values
 
 
+def check_finite(path: Path, name: str, values: np.ndarray, first_row: int = 0) -> None:
+    """Looks for NaN and infinity in some rows of a tensor.
+
+    Raises:
+        CheckpointError: there is one.
+    """
+    bad = kernels.first_nonfinite(values)
+    if bad is not None:
+        index = np.unravel_index(bad, values.shape)
+        where = ", ".join(str(int(i) + (first_row if axis == 0 else 0)) for axis, i in enumerate(index))
+        raise CheckpointError(
+            f"{path}: tensor {name!r}: found {values[index]} at [{where}], expected finite numbers"
+        )
+
+
 class RotationCache:
-    """Rotations of the layer asked for last: the tensors of a layer are read one after the other."""
+    """Rotations of the last few layers asked for: threads read tensors of neighbouring layers."""
 
     def __init__(self, path: Path, spec: ModelSpec, tensors: Mapping[str, StoredTensor]) -> None:
-        self.get = lru_cache(maxsize=1)(lambda layer: rotations_of(path, spec, tensors, layer))
+        self.get = lru_cache(maxsize=4)(lambda layer: rotations_of(path, spec, tensors, layer))

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from llama_so8t import upstream
-from llama_so8t.checkpoint.tensors import StoredTensor
+from llama_so8t.checkpoint.tensors import DataFile, StoredTensor
 from llama_so8t.errors import CheckpointError
 
 MAX_TENSORS = 1_000_000
@@ -100,11 +100,12 @@ def read_gguf(path: Path) -> GgufFile:
     if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
         raise CheckpointError(f"{path}: found general.alignment {alignment!r}, expected a power of two")
     start = -(-cursor.offset // alignment) * alignment
+    data = DataFile(path)
     tensors: dict[str, StoredTensor] = {}
     for name, shape, type_number, offset in infos:
         if name in tensors:
             raise CheckpointError(f"{path}: tensor {name!r} appears twice")
-        tensors[name] = _tensor(path, mapped, name, shape, type_number, start + offset)
+        tensors[name] = _tensor(data, size, name, shape, type_number, start + offset)
     return GgufFile(path, metadata, tensors)
 
 
@@ -191,10 +192,10 @@ def _read_info(cursor: _Cursor) -> tuple[str, tuple[int, ...], int, int]:
 
 
 def _tensor(
-    path: Path, mapped: mmap.mmap, name: str, shape: tuple[int, ...], type_number: int, start: int
+    data: DataFile, size: int, name: str, shape: tuple[int, ...], type_number: int, start: int
 ) -> StoredTensor:
     gguf = upstream.gguf
-    where = f"{path}: tensor {name!r}"
+    where = f"{data.path}: tensor {name!r}"
     try:
         kind = gguf.GGMLQuantizationType(type_number)
     except ValueError:
@@ -207,18 +208,26 @@ def _tensor(
             f"{where}: found rows of {shape[-1]}, expected a multiple of {block_size} for {kind.name}"
         )
     count = math.prod(shape) // block_size * type_size
-    if start + count > len(mapped):
+    if start + count > size:
         raise CheckpointError(
-            f"{where}: is truncated: found {len(mapped)} bytes in the file, expected {start + count} or more"
+            f"{where}: is truncated: found {size} bytes in the file, expected {start + count} or more"
         )
 
-    def read() -> np.ndarray:
-        raw = np.frombuffer(mapped, dtype=np.uint8, count=count, offset=start)
+    def read_rows(first: int, last: int) -> np.ndarray:
+        part = (last - first, *shape[1:])
+        raw = data.bytes(start + count * first // shape[0], count * (last - first) // shape[0])
         try:
-            return gguf.dequantize(raw.reshape(*shape[:-1], -1), kind).reshape(shape)
+            return gguf.dequantize(raw.reshape(*part[:-1], -1), kind).reshape(part)
         except NotImplementedError:
             raise CheckpointError(
                 f"{where}: found type {kind.name}, which gguf-py cannot read back"
             ) from None
 
-    return StoredTensor(name, shape, kind.name, read)
+    return StoredTensor(
+        name,
+        shape,
+        kind.name,
+        lambda: read_rows(0, shape[0]),
+        # in one dimension a row is a single number, which has no blocks
+        read_rows if len(shape) > 1 else None,
+    )

@@ -3,14 +3,16 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from llama_so8t.checkpoint import adapter, gguf_base, gguf_file, safetensors_file, vocabulary
+import numpy as np
+
+from llama_so8t.checkpoint import adapter, float8, gguf_base, gguf_file, safetensors_file, vocabulary
 from llama_so8t.checkpoint.checkpoint import Checkpoint, RotationCache
 from llama_so8t.checkpoint.checks import check_stems, check_tensors, normalized
 from llama_so8t.checkpoint.json_file import read_json
 from llama_so8t.checkpoint.names import ARCHITECTURES, base_tensors, layer_tensor, so8t_tensors
 from llama_so8t.checkpoint.tensors import StoredTensor
 from llama_so8t.errors import CheckpointError
-from llama_so8t.folding import compensate, is_rotated
+from llama_so8t.folding import compensate_step, is_rotated
 from llama_so8t.model_spec import ModelSpec
 
 
@@ -49,7 +51,7 @@ def _open_directory(path: Path) -> Checkpoint:
             f"expected so8t, {', '.join(ARCHITECTURES)}"
         )
     spec = ModelSpec.from_config(config)
-    tensors = normalized(path, safetensors_file.read_sharded(path))
+    tensors = normalized(path, float8.scaled(path, config, safetensors_file.read_sharded(path)))
     vocab = path / vocabulary.NAME
     source = vocabulary.Vocabulary(gguf=vocab) if vocab.is_file() else vocabulary.Vocabulary(directory=path)
     generation = path / "generation_config.json"
@@ -97,7 +99,12 @@ def compensated(path: Path, spec: ModelSpec, tensors: Mapping[str, StoredTensor]
         if found is None or not is_rotated(found[1]):
             return tensor
         layer, suffix = found
-        return tensor.mapped(lambda weight: compensate(suffix, weight, cache.get(layer), spec))
+
+        def turn(rows: np.ndarray, start: int) -> np.ndarray:
+            step = compensate_step(suffix, tensor.shape, cache.get(layer), spec)
+            return rows if step is None else step(rows, start)
+
+        return tensor.mapped_rows(turn)
 
     return {name: turned(name, tensor) for name, tensor in tensors.items()}
 

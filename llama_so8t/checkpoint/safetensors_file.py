@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from llama_so8t import kernels
 from llama_so8t.checkpoint.json_file import parse_json, read_json
-from llama_so8t.checkpoint.tensors import StoredTensor
+from llama_so8t.checkpoint.tensors import DataFile, StoredTensor
 from llama_so8t.errors import CheckpointError
 
 MAX_HEADER_BYTES = 100_000_000
@@ -25,7 +26,14 @@ _DTYPES_BY_BYTES = {
     1: "F8_E4M3 F8_E5M2 I8 U8 BOOL",
 }
 _DTYPE_BYTES = {dtype: size for size, dtypes in _DTYPES_BY_BYTES.items() for dtype in dtypes.split()}
-_READABLE = {"F64": np.dtype("<f8"), "F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
+_READABLE = {
+    "F64": np.dtype("<f8"),
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype("<u2"),
+    "F8_E4M3": np.dtype("u1"),
+    "F8_E5M2": np.dtype("u1"),
+}
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
@@ -52,7 +60,7 @@ def read_file(path: Path) -> dict[str, StoredTensor]:
     header = parse_json(raw, path)
     header.pop("__metadata__", None)
     data_bytes = size - 8 - header_bytes
-    mapped = np.memmap(path, dtype=np.uint8, mode="r")[8 + header_bytes :]
+    data = DataFile(path)
     entries = [(name, *_entry(path, name, fields, data_bytes)) for name, fields in header.items()]
     entries.sort(key=lambda entry: (entry[3], entry[4]))
     end, previous = 0, None
@@ -68,9 +76,14 @@ def read_file(path: Path) -> dict[str, StoredTensor]:
         end, previous = stop, name
     if end != data_bytes:
         raise CheckpointError(f"{path}: found {data_bytes} bytes of data, expected {end} from the header")
+    readers = [
+        _Reader(data, name, dtype, shape, 8 + header_bytes + start) for name, dtype, shape, start, _ in entries
+    ]
     return {
-        name: StoredTensor(name, shape, dtype, _Reader(path, name, dtype, shape, mapped, start, stop))
-        for name, dtype, shape, start, stop in entries
+        reader.name: StoredTensor(
+            reader.name, reader.shape, reader.dtype, reader, reader.rows if reader.shape else None
+        )
+        for reader in readers
     }
 
 
@@ -144,25 +157,35 @@ def shard_names(directory: Path) -> list[str]:
 class _Reader:
     """Reads one tensor as float32; a class, not a closure, so that it names itself in errors."""
 
-    path: Path
+    data: DataFile
     name: str
     dtype: str
     shape: tuple[int, ...]
-    mapped: np.ndarray
     start: int
-    stop: int
 
     def __call__(self) -> np.ndarray:
+        return self._values(0, self.shape)
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        row_size = math.prod(self.shape[1:])
+        return self._values(start * row_size, (stop - start, *self.shape[1:]))
+
+    def _values(self, skipped: int, shape: tuple[int, ...]) -> np.ndarray:
         if self.dtype not in _READABLE:
             raise CheckpointError(
-                f"{self.path}: tensor {self.name!r}: found dtype {self.dtype}, "
+                f"{self.data.path}: tensor {self.name!r}: found dtype {self.dtype}, "
                 f"expected one of {', '.join(_READABLE)}"
             )
-        raw = self.mapped[self.start : self.stop]
-        values = np.frombuffer(raw, dtype=_READABLE[self.dtype]).reshape(self.shape)
+        stored = _READABLE[self.dtype]
+        raw = self.data.bytes(self.start + skipped * stored.itemsize, math.prod(shape) * stored.itemsize)
+        values = raw.view(stored).reshape(shape)
         if self.dtype == "BF16":
-            # a bfloat16 is the upper half of a float32
-            return (values.astype(np.uint32) << 16).view(np.float32)
+            return kernels.from_bf16(values)
+        if self.dtype == "F8_E4M3":
+            return kernels.from_e4m3(values)
+        if self.dtype == "F8_E5M2":
+            # the upper half of a float16
+            return (values.astype(np.uint16) << 8).view(np.float16).astype(np.float32)
         return values.astype(np.float32, copy=False)
 
 

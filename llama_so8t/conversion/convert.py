@@ -1,82 +1,197 @@
-"""An SO8T checkpoint or adapter becomes a GGUF file, one tensor at a time."""
+"""An SO8T checkpoint or adapter becomes a GGUF file, some rows at a time."""
 
 import os
-import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from llama_so8t import upstream
 from llama_so8t.checkpoint import Checkpoint, open_checkpoint
-from llama_so8t.checkpoint.atomic import new_file
+from llama_so8t.checkpoint.atomic import new_files
 from llama_so8t.checkpoint.checkpoint import finite
 from llama_so8t.checkpoint.names import EMBEDDING, OUTPUT, so8t_tensors
 from llama_so8t.conversion.metadata import base_metadata
-from llama_so8t.conversion.options import OUTTYPES, ROTATION_MODES, ConvertOptions
+from llama_so8t.conversion.options import ARCHITECTURES, OUTTYPES, ROTATION_MODES, ConvertOptions
 from llama_so8t.conversion.so8t_keys import so8t_keys
-from llama_so8t.conversion.tensors import PlannedTensor, plan_tensors
+from llama_so8t.conversion.tensor_types import choose_types, file_type, importances
+from llama_so8t.conversion.tensors import PlannedTensor, plan_heads, plan_stock_tensors, plan_tensors
+from llama_so8t.conversion.writer import Shard, TypedTensor, split, write
 from llama_so8t.errors import ConversionError
 from llama_so8t.folding import foldable_sites
-from llama_so8t.layout import ARCH
+from llama_so8t.layout import ARCH, GENERATORS, generator_name
 
-_FILE_TYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0"}
-_FALLBACK = "F16"
-"""Type of a tensor whose rows are no multiple of the block size, as in upstream's converter."""
+
+@dataclass(frozen=True)
+class Plan:
+    """What a conversion will write: one shard per path; heads of a stock file are the last one."""
+
+    options: ConvertOptions
+    checkpoint: Checkpoint
+    arch: str
+    folded: tuple[str, ...]
+    explicit: tuple[str, ...]
+    paths: tuple[Path, ...]
+    shards: tuple[Shard, ...]
+
+    @property
+    def tensors(self) -> list[TypedTensor]:
+        """All tensors of all files."""
+        return [tensor for shard in self.shards for tensor in shard.tensors]
 
 
 def convert(options: ConvertOptions) -> Path:
     """Writes the GGUF file of an SO8T model; the file appears complete or not at all.
 
     Returns:
-        The path of the file.
+        The path of the file, or of the first one of a split.
 
     Raises:
         CheckpointError: the model cannot be read or is not complete.
         ConversionError: the model cannot be written in the form asked for.
     """
-    if options.outtype not in OUTTYPES or options.rotations not in ROTATION_MODES:
-        raise ConversionError(
-            f"found outtype {options.outtype!r} and rotations {options.rotations!r}, expected one of "
-            f"{', '.join(OUTTYPES)} and one of {', '.join(ROTATION_MODES)}"
-        )
+    return run(plan(options))
+
+
+def plan(options: ConvertOptions) -> Plan:
+    """Reads headers and small tensors, checks all that can be checked early, and decides what to write.
+
+    Raises:
+        CheckpointError, ConversionError: as `convert`.
+    """
+    for field, allowed in (("outtype", OUTTYPES), ("rotations", ROTATION_MODES), ("arch", ARCHITECTURES)):
+        if getattr(options, field) not in allowed:
+            raise ConversionError(
+                f"found {field} {getattr(options, field)!r}, expected one of {', '.join(allowed)}"
+            )
     checkpoint = open_checkpoint(options.model, options.base)
     _check_model(checkpoint)
-    folded = foldable_sites(checkpoint.spec) if options.rotations == "fold" else ()
-    explicit = tuple(site for site in checkpoint.spec.sites if site not in folded)
+    spec, stock = checkpoint.spec, options.arch == "stock"
+    if stock:
+        folded, explicit = _stock_sites(options, checkpoint), ()
+        tensors = list(plan_stock_tensors(checkpoint, folded, options.allow_nonfinite))
+    else:
+        if options.drop_sites:
+            raise ConversionError("found sites to drop, but only a stock file can drop sites")
+        folded = foldable_sites(spec) if options.rotations == "fold" else ()
+        explicit = tuple(site for site in spec.sites if site not in folded)
+        tensors = list(plan_tensors(checkpoint, folded, explicit, options.allow_nonfinite))
+    arch = spec.base_model_type if stock else ARCH
     outfile = options.outfile or default_outfile(options)
     if not outfile.parent.is_dir() or outfile.is_dir():
         raise ConversionError(f"{outfile}: expected a file name in an existing directory")
-    tensors = list(plan_tensors(checkpoint, folded, explicit))
-    file_type = int(upstream.gguf.LlamaFileType[_FILE_TYPES[options.outtype]])
-    metadata = base_metadata(
-        checkpoint, file_type, [tensor.shape for tensor in tensors if not tensor.exact], options.model_name
-    )
+    shapes = [tensor.shape for tensor in tensors if not tensor.exact]
+    metadata = base_metadata(checkpoint, arch, file_type(options.outtype), shapes, options.model_name)
+    keys = metadata.keys if stock else metadata.keys | so8t_keys(spec, explicit, folded)
     extra = [
-        PlannedTensor(name, values.shape, lambda values=values: values)
+        PlannedTensor(name, values.shape, lambda values=values: values, exact=True)
         for name, values in metadata.tensors.items()
     ]
-    keys = metadata.keys | so8t_keys(checkpoint.spec, explicit, folded)
-    with new_file(outfile) as temporary:
-        _write(temporary, keys, [*extra, *tensors], options)
-    return outfile
+    shards = split(keys, _typed([*extra, *tensors], keys, arch, options, checkpoint), options.split_max_size)
+    paths = _shard_paths(outfile, len(shards))
+    if stock and spec.heads:
+        shards.append(_heads_shard(checkpoint))
+        paths.append(heads_file(outfile))
+    return Plan(options, checkpoint, arch, folded, explicit, tuple(paths), tuple(shards))
+
+
+def run(planned: Plan) -> Path:
+    """Writes what `plan` decided.
+
+    Raises:
+        CheckpointError: a weight is not finite, or the source changed meanwhile.
+        ConversionError: a value does not fit its type.
+    """
+    options = planned.options
+    with new_files(planned.paths) as temporaries:
+        write(
+            temporaries,
+            planned.shards,
+            planned.arch,
+            options.threads,
+            check=not options.allow_nonfinite,
+            progress=options.outtype if options.progress else None,
+        )
+    return planned.paths[0]
 
 
 def default_outfile(options: ConvertOptions) -> Path:
-    """``MODEL/NAME-so8t-OUTTYPE.gguf`` with the name of the directory."""
+    """``MODEL/NAME-ARCH-OUTTYPE.gguf`` with the name of the directory."""
     name = Path(os.path.abspath(options.model)).name
-    return options.model / f"{name}-so8t-{options.outtype}.gguf"
+    return options.model / f"{name}-{options.arch}-{options.outtype}.gguf"
 
 
-def tensor_type(tensor: PlannedTensor, outtype: str) -> Any:
-    """Type of a tensor by the rules of upstream's converter: 1-D tensors stay F32, as all of SO8T's do."""
-    types = upstream.gguf.GGMLQuantizationType
-    if tensor.exact or len(tensor.shape) == 1:
-        return types.F32
-    wanted = types[outtype.upper()]
-    block_size, _ = upstream.gguf.GGML_QUANT_SIZES[wanted]
-    return wanted if tensor.shape[-1] % block_size == 0 else types[_FALLBACK]
+def heads_file(outfile: Path) -> Path:
+    """Where the heads of a stock file go: ``NAME.heads.gguf``."""
+    return outfile.with_name(f"{outfile.name.removesuffix('.gguf')}.heads.gguf")
+
+
+def _shard_paths(outfile: Path, count: int) -> list[Path]:
+    if count == 1:
+        return [outfile]
+    stem = outfile.name.removesuffix(".gguf")
+    return [
+        outfile.with_name(upstream.gguf.SHARD_NAME_FORMAT.format(stem, number + 1, count))
+        for number in range(count)
+    ]
+
+
+def _typed(
+    tensors: Sequence[PlannedTensor], keys: dict, arch: str, options: ConvertOptions, checkpoint: Checkpoint
+) -> list[TypedTensor]:
+    types = choose_types(tensors, keys, arch, options, checkpoint.spec)
+    imatrix = importances(options.imatrix) if options.imatrix else {}
+    typed = []
+    for tensor, kind in zip(tensors, types, strict=True):
+        importance = None
+        if upstream.gguf.GGML_QUANT_SIZES[kind][0] > 1 and tensor.name in imatrix:
+            importance = imatrix[tensor.name]
+            if importance.shape != (tensor.shape[-1],):
+                if tensor.name != "token_embd.weight":
+                    raise ConversionError(
+                        f"{options.imatrix}: tensor {tensor.name!r}: found {importance.size} importances, "
+                        f"expected {tensor.shape[-1]}; it belongs to another model"
+                    )
+                importance = None
+        typed.append(TypedTensor(tensor, kind, importance))
+    return typed
+
+
+def _stock_sites(options: ConvertOptions, checkpoint: Checkpoint) -> tuple[str, ...]:
+    """Sites to fold into a stock file: it has no place for the others."""
+    spec, path = checkpoint.spec, checkpoint.path
+    foldable = foldable_sites(spec)
+    for site in options.drop_sites:
+        if site not in spec.sites or site in foldable:
+            raise ConversionError(
+                f"{path}: found {site!r} among the sites to drop, expected one that cannot be folded: "
+                f"{', '.join(s for s in spec.sites if s not in foldable) or 'this model has none'}"
+            )
+    for site in spec.sites:
+        if site in foldable or site in options.drop_sites:
+            continue
+        names = [generator_name(layer, part) for layer in range(spec.n_layer) for part in GENERATORS[site]]
+        turning = [name for name in names if np.any(checkpoint.load(name))]
+        if turning:
+            raise ConversionError(
+                f"{path}: site {site} cannot be folded, because a norm stands between the projection and the "
+                f"rotation, and a stock file has no rotations: tensor {turning[0]!r} is not zero; leave the "
+                f"site out with --drop-sites {site}, which changes the model, or write arch so8t"
+            )
+    return foldable
+
+
+def _heads_shard(checkpoint: Checkpoint) -> Shard:
+    gguf = upstream.gguf
+    keys = {
+        "general.architecture": gguf.GGUFValue(ARCH, gguf.GGUFValueType.STRING),
+        "general.type": gguf.GGUFValue("heads", gguf.GGUFValueType.STRING),
+        f"{ARCH}.embedding_length": gguf.GGUFValue(checkpoint.spec.hidden_size, gguf.GGUFValueType.UINT32),
+    }
+    f32 = gguf.GGMLQuantizationType.F32
+    tensors = [TypedTensor(tensor, f32) for tensor in plan_heads(checkpoint)]
+    return Shard(keys | so8t_keys(checkpoint.spec, (), ()), tensors)
 
 
 def _check_model(checkpoint: Checkpoint) -> None:
@@ -105,35 +220,3 @@ def _check_model(checkpoint: Checkpoint) -> None:
                 f"set tie_word_embeddings to false, or remove the tensor"
             )
 
-
-def _write(path: Path, keys: dict[str, Any], tensors: list[PlannedTensor], options: ConvertOptions) -> None:
-    gguf = upstream.gguf
-    writer = gguf.GGUFWriter(path, arch=ARCH)
-    writer.kv_data[0] = keys
-    types = [tensor_type(tensor, options.outtype) for tensor in tensors]
-    sizes = []
-    for tensor, kind in zip(tensors, types, strict=True):
-        block_size, type_size = gguf.GGML_QUANT_SIZES[kind]
-        sizes.append(int(np.prod(tensor.shape, dtype=object)) // block_size * type_size)
-        writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), sizes[-1], raw_dtype=kind)
-    try:
-        writer.write_header_to_file()
-        try:
-            writer.write_kv_data_to_file()
-        except (struct.error, OverflowError, UnicodeEncodeError) as error:
-            raise ConversionError(f"{options.model}: a key does not fit its type in GGUF: {error}") from error
-        writer.write_ti_data_to_file()
-        with tqdm(
-            total=sum(sizes), unit="B", unit_scale=True, desc=options.outtype, disable=not options.progress
-        ) as bar:
-            for tensor, kind, size in zip(tensors, types, sizes, strict=True):
-                values = tensor.read()
-                assert values.shape == tensor.shape, (
-                    f"{tensor.name}: planned {tensor.shape}, found {values.shape}"
-                )
-                data = gguf.quantize(values, kind)
-                assert data.nbytes == size, f"{tensor.name}: planned {size} bytes, found {data.nbytes}"
-                writer.write_tensor_data(data)
-                bar.update(size)
-    finally:
-        writer.close()

@@ -22,6 +22,9 @@ from llama_so8t.layout import ARCH
 _DROPPED_PREFIXES = ("split.", "quantize.", "general.tensor_extra")
 _DROPPED_KEYS = ("general.alignment", "general.parameter_count", "llama.tensor_data_layout")
 
+# of SO8T, and what describes stored weights, which are plain when upstream's code would see them
+_NOT_OF_THE_BASE = ("base_model_type", "auto_map", "quantization_config", "compression_config")
+
 # weights, and files that make upstream treat the directory as something other than a plain language model
 _NOT_LINKED = ("config.json", "modules.json", "adapter_config.json")
 _NOT_LINKED_SUFFIXES = (".safetensors", ".bin", ".gguf", ".pt", ".pth", ".index.json", ".py")
@@ -36,12 +39,17 @@ class BaseMetadata:
 
 
 def base_metadata(
-    checkpoint: Checkpoint, file_type: int, shapes: Sequence[tuple[int, ...]], model_name: str | None = None
+    checkpoint: Checkpoint,
+    arch: str,
+    file_type: int,
+    shapes: Sequence[tuple[int, ...]],
+    model_name: str | None = None,
 ) -> BaseMetadata:
-    """Keys of the base under the prefix ``so8t.``.
+    """Keys of the base under the prefix of the new architecture.
 
     Args:
         checkpoint: an SO8T model.
+        arch: ``so8t``, or the architecture of the base.
         file_type: number for ``general.file_type``.
         shapes: shapes of the base's tensors; their sizes make ``general.size_label``.
         model_name: value for ``general.name`` instead of the name found.
@@ -50,22 +58,23 @@ def base_metadata(
         ConversionError: upstream's converter refuses the configuration or the tokenizer.
     """
     if checkpoint.vocabulary.gguf is not None:
-        found = _from_gguf(checkpoint, read_gguf(checkpoint.vocabulary.gguf))
+        found = _from_gguf(checkpoint, arch, read_gguf(checkpoint.vocabulary.gguf))
     else:
-        found = _from_directory(checkpoint, file_type, shapes)
+        found = _from_directory(checkpoint, arch, file_type, shapes)
     gguf = upstream.gguf
     keys = found.keys
     spec = checkpoint.spec
-    for key, value in (
-        ("vocab_size", checkpoint.config["vocab_size"]),
-        ("attention.key_length", spec.head_dim),
-        ("attention.value_length", spec.head_dim),
-        ("rope.dimension_count", spec.head_dim),
-    ):
-        keys.setdefault(f"{ARCH}.{key}", gguf.GGUFValue(value, gguf.GGUFValueType.UINT32))
+    if arch == ARCH:
+        for key, value in (
+            ("vocab_size", checkpoint.config["vocab_size"]),
+            ("attention.key_length", spec.head_dim),
+            ("attention.value_length", spec.head_dim),
+            ("rope.dimension_count", spec.head_dim),
+        ):
+            keys.setdefault(f"{arch}.{key}", gguf.GGUFValue(value, gguf.GGUFValueType.UINT32))
     # with this key a server takes the model for an embedding model and refuses to chat
-    keys.pop(f"{ARCH}.pooling_type", None)
-    keys["general.architecture"] = gguf.GGUFValue(ARCH, gguf.GGUFValueType.STRING)
+    keys.pop(f"{arch}.pooling_type", None)
+    keys["general.architecture"] = gguf.GGUFValue(arch, gguf.GGUFValueType.STRING)
     keys["general.file_type"] = gguf.GGUFValue(file_type, gguf.GGUFValueType.UINT32)
     keys["general.quantization_version"] = gguf.GGUFValue(gguf.GGML_QUANT_VERSION, gguf.GGUFValueType.UINT32)
     if model_name is not None:
@@ -73,7 +82,7 @@ def base_metadata(
     return found
 
 
-def _from_gguf(checkpoint: Checkpoint, file: GgufFile) -> BaseMetadata:
+def _from_gguf(checkpoint: Checkpoint, arch: str, file: GgufFile) -> BaseMetadata:
     _check_agreement(checkpoint, file)
     prefix = f"{checkpoint.spec.base_model_type}."
     keys = {}
@@ -82,7 +91,7 @@ def _from_gguf(checkpoint: Checkpoint, file: GgufFile) -> BaseMetadata:
             continue
         if entry.is_empty_array:
             continue
-        name = f"{ARCH}.{key.removeprefix(prefix)}" if key.startswith(prefix) else key
+        name = f"{arch}.{key.removeprefix(prefix)}" if key.startswith(prefix) else key
         keys[name] = entry.for_writer()
     extra = {ROPE_FREQS: file.tensors[ROPE_FREQS].read()} if ROPE_FREQS in file.tensors else {}
     return BaseMetadata(keys, extra)
@@ -106,7 +115,7 @@ def _check_agreement(checkpoint: Checkpoint, file: GgufFile) -> None:
 
 
 def _from_directory(
-    checkpoint: Checkpoint, file_type: int, shapes: Sequence[tuple[int, ...]]
+    checkpoint: Checkpoint, arch: str, file_type: int, shapes: Sequence[tuple[int, ...]]
 ) -> BaseMetadata:
     """Runs upstream's model class on a directory that looks like the base and holds no weights."""
     conversion, gguf = upstream.conversion, upstream.gguf
@@ -120,7 +129,7 @@ def _from_directory(
         _link_files(checkpoint, directory)
         try:
             model = model_class(directory, gguf.LlamaFileType(file_type), directory)
-            model.gguf_writer.arch = ARCH
+            model.gguf_writer.arch = arch
             for number, shape in enumerate(shapes):
                 model.gguf_writer.add_tensor_info(f"{number}.weight", shape, np.dtype(np.float32), 0)
             model.prepare_metadata(vocab_only=False)
@@ -145,7 +154,7 @@ def _base_fields(checkpoint: Checkpoint) -> dict[str, Any]:
     fields = {
         key: value
         for key, value in checkpoint.config.items()
-        if not key.startswith("so8t_") and key not in ("base_model_type", "auto_map")
+        if not key.startswith("so8t_") and key not in _NOT_OF_THE_BASE
     }
     return fields | {"model_type": base_type, "architectures": [ARCHITECTURES[base_type]]}
 

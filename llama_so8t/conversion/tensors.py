@@ -8,8 +8,10 @@ import numpy as np
 from llama_so8t import folding
 from llama_so8t.algebra import DIM, rotation
 from llama_so8t.checkpoint import Checkpoint
-from llama_so8t.checkpoint.checkpoint import RotationCache, finite
+from llama_so8t.checkpoint.checkpoint import RotationCache, check_finite, finite
+from llama_so8t.checkpoint.gguf_base import interleave_halves
 from llama_so8t.checkpoint.names import OUTPUT, base_tensors, gguf_name, layer_tensor
+from llama_so8t.checkpoint.tensors import StoredTensor
 from llama_so8t.layout import (
     GENERATORS,
     OUT_GENERATOR,
@@ -23,16 +25,25 @@ from llama_so8t.layout import (
 
 @dataclass(frozen=True)
 class PlannedTensor:
-    """A tensor of the new file. ``read`` computes it as float32; ``exact`` keeps it F32 in every file."""
+    """A tensor of the new file: name, shape (rows first), and how its float32 values are computed.
+
+    ``read_rows(start, stop)``, where it is not None, computes some rows. ``exact`` keeps it F32 in every file.
+    """
 
     name: str
     shape: tuple[int, ...]
     read: Callable[[], np.ndarray]
+    read_rows: Callable[[int, int], np.ndarray] | None = None
     exact: bool = False
+
+    @classmethod
+    def of(cls, tensor: StoredTensor, name: str) -> "PlannedTensor":
+        """A stored tensor under its name in the new file."""
+        return cls(name, tensor.shape, tensor.read, tensor.read_rows)
 
 
 def plan_tensors(
-    checkpoint: Checkpoint, folded: Sequence[str], explicit: Sequence[str]
+    checkpoint: Checkpoint, folded: Sequence[str], explicit: Sequence[str], allow_nonfinite: bool = False
 ) -> Iterator[PlannedTensor]:
     """All tensors of the SO8T file in file order; computed lazily.
 
@@ -40,35 +51,65 @@ def plan_tensors(
         checkpoint: an SO8T model.
         folded: sites to absorb into the weights.
         explicit: sites whose rotation matrices the file carries.
+        allow_nonfinite: whether NaN and infinity among the weights are let through.
     """
     cache = RotationCache(checkpoint.path, checkpoint.spec, checkpoint.tensors)
     layer = -1
-    for name in base_tensors(checkpoint.config, checkpoint.spec):
-        if name not in checkpoint.tensors or (
-            name == OUTPUT and checkpoint.config.get("tie_word_embeddings")
-        ):
-            continue
+    for name in _present(checkpoint):
         found = layer_tensor(name)
         if (found[0] if found else -1) != layer:
             if layer >= 0:
                 yield from _layer_extras(checkpoint, cache, layer, explicit)
             layer = found[0] if found else -1
-        yield _base_tensor(checkpoint, cache, name, folded)
-    yield from _heads(checkpoint)
+        tensor = _folded(checkpoint, cache, name, folded, allow_nonfinite)
+        yield PlannedTensor.of(tensor, gguf_name(name, checkpoint.spec))
+    yield from plan_heads(checkpoint)
 
 
-def _base_tensor(
-    checkpoint: Checkpoint, cache: RotationCache, name: str, folded: Sequence[str]
-) -> PlannedTensor:
+def plan_stock_tensors(
+    checkpoint: Checkpoint, folded: Sequence[str], allow_nonfinite: bool = False
+) -> Iterator[PlannedTensor]:
+    """The tensors of the base architecture alone, rotations folded; computed lazily.
+
+    Arch llama rotates neighbours in its rope where Hugging Face rotates halves, so the rows of q and k are
+    interleaved, as upstream's converter does.
+    """
+    cache = RotationCache(checkpoint.path, checkpoint.spec, checkpoint.tensors)
+    spec = checkpoint.spec
+    for name in _present(checkpoint):
+        tensor = _folded(checkpoint, cache, name, folded, allow_nonfinite)
+        if spec.base_model_type == "llama":
+            for part, n_head in (("q_proj", spec.n_head), ("k_proj", spec.n_head_kv)):
+                if f".self_attn.{part}." in name:
+                    tensor = tensor.mapped(lambda weight, n_head=n_head: interleave_halves(weight, n_head))
+        yield PlannedTensor.of(tensor, gguf_name(name, spec))
+
+
+def _present(checkpoint: Checkpoint) -> list[str]:
+    return [
+        name
+        for name in base_tensors(checkpoint.config, checkpoint.spec)
+        if name in checkpoint.tensors
+        and not (name == OUTPUT and checkpoint.config.get("tie_word_embeddings"))
+    ]
+
+
+def _folded(
+    checkpoint: Checkpoint, cache: RotationCache, name: str, folded: Sequence[str], allow_nonfinite: bool
+) -> StoredTensor:
+    tensor = checkpoint.tensors[name]
     found = layer_tensor(name)
-    shape = checkpoint.shape(name)
-    target = gguf_name(name, checkpoint.spec)
-    if found is None or not folding.is_rotated(found[1]):
-        return PlannedTensor(target, shape, lambda: checkpoint.load(name))
-    layer, suffix = found
-    return PlannedTensor(
-        target, shape, lambda: folding.fold(suffix, checkpoint.load(name), cache.get(layer), folded)
-    )
+    rotated = found is not None and folding.is_rotated(found[1])
+
+    def turn(rows: np.ndarray, start: int) -> np.ndarray:
+        if not allow_nonfinite:
+            check_finite(checkpoint.path, name, rows, start)
+        if not rotated:
+            return rows
+        step = folding.fold_step(found[1], tensor.shape, cache.get(found[0]), folded)
+        return rows if step is None else step(rows, start)
+
+    return tensor.mapped_rows(turn)
 
 
 def _layer_extras(
@@ -97,7 +138,8 @@ def _layer_extras(
             )
 
 
-def _heads(checkpoint: Checkpoint) -> Iterator[PlannedTensor]:
+def plan_heads(checkpoint: Checkpoint) -> Iterator[PlannedTensor]:
+    """The generator before the heads, the stems and the heads: what a heads file holds."""
     spec = checkpoint.spec
     generator = checkpoint.tensors[OUT_GENERATOR]
     yield PlannedTensor(
