@@ -37,8 +37,9 @@ def is_default_init(weight: np.ndarray) -> bool:
 
 def is_flat(values: np.ndarray) -> bool:
     """Whether values are spread uniformly from -m to m: a standard deviation of m / sqrt(3), whatever m is."""
-    largest = float(np.abs(values).max(initial=0))
-    return largest > 0 and abs(float(values.std(dtype=np.float64)) * math.sqrt(3) / largest - 1) < 0.03
+    with np.errstate(over="ignore", invalid="ignore"):  # floats of damaged files
+        largest, deviation = float(np.abs(values).max(initial=0)), float(values.std(dtype=np.float64))
+    return largest > 0 and abs(deviation * math.sqrt(3) / largest - 1) < 0.03
 
 
 def weight_problems(tensors: Mapping[str, Any]) -> list[str]:
@@ -95,11 +96,10 @@ def gate_notes(layout: Layout, thetas: list[np.ndarray]) -> list[str]:
         return ["all gates are zero: every rotation is the identity"]
     if any(theta.shape[-2:] != (8, 8) for theta in thetas):
         return []
-    skew = np.concatenate(
-        [coefficients(theta - theta.swapaxes(-1, -2)).reshape(-1) for theta in thetas]
-    )
+    skew = np.concatenate([coefficients(theta - theta.swapaxes(-1, -2)).reshape(-1) for theta in thetas])
     # the difference of two normal numbers of standard deviation s has s sqrt(2)
-    spread, mean, n = float(skew.std()) / math.sqrt(2), float(skew.mean()) / math.sqrt(2), skew.size
+    with np.errstate(over="ignore", invalid="ignore"):
+        spread, mean, n = float(skew.std()) / math.sqrt(2), float(skew.mean()) / math.sqrt(2), skew.size
     for scale in layout.init_scales:
         if abs(mean) < 4 * scale / math.sqrt(n) and abs(spread - scale) < 4 * scale / math.sqrt(2 * n):
             return [

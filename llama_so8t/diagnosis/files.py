@@ -86,9 +86,7 @@ def _tensors(path: Path, kind: str, stored: Mapping[str, StoredTensor | torch_fi
         return Diagnosis(str(path), kind, meaning, problems=(*problems, _ALONE))
     gates, wrong = gate_measures(found, lambda name: stored[name].read(), {})
     notes = gate_notes(found.layout, [stored[name].read() for name in found.parameters])
-    return Diagnosis(
-        str(path), kind, meaning, found.layout, (*problems, *wrong, _ALONE), tuple(notes), tuple(gates)
-    )
+    return Diagnosis(str(path), kind, meaning, found.layout, (*problems, *wrong, _ALONE), tuple(notes), tuple(gates))
 
 
 def _soul(path: Path, diagnosis: Diagnosis) -> Diagnosis:

@@ -29,8 +29,9 @@ def diagnose_npz(path: Path) -> Diagnosis:
             names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
             linear = [name for name in names if name.endswith("_proj.weight")][:_SAMPLED]
             flat = [name for name in linear if _is_flat(archive, f"{name}.npy")]
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError, EOFError) as error:
-        return Diagnosis(str(path), "npz, damaged", "an npz archive that cannot be read", problems=(str(error),))
+    except Exception as error:  # zip, zlib and the parser of numpy's headers each have their own
+        problem = f"{type(error).__name__}: {error}"
+        return Diagnosis(str(path), "npz, damaged", "an npz archive that cannot be read", problems=(problem,))
     # shapes are not needed: the keys of the seed's layout are names of its own
     try:
         found = identify(dict.fromkeys(names, ()), where=str(path))
@@ -44,9 +45,7 @@ def diagnose_npz(path: Path) -> Diagnosis:
         problems += _scale_problems(info)
         notes.append(f"{info.name}: one scale for a whole tensor, labelled Q8_0, which it is not")
     meaning = f"an archive of {len(names)} numpy tensors"
-    return Diagnosis(
-        str(path), "npz", meaning, found and found.layout, problems=tuple(problems), notes=tuple(notes)
-    )
+    return Diagnosis(str(path), "npz", meaning, found and found.layout, problems=tuple(problems), notes=tuple(notes))
 
 
 def _is_flat(archive: zipfile.ZipFile, member: str) -> bool:

@@ -117,6 +117,4 @@ def _keys(layout: str) -> tuple[re.Pattern[str], ...]:
 
 
 def _fits(shape: Sequence[int], expected: tuple[int | None, ...]) -> bool:
-    return len(shape) == len(expected) and all(
-        want in (None, size) for size, want in zip(shape, expected, strict=True)
-    )
+    return len(shape) == len(expected) and all(want in (None, size) for size, want in zip(shape, expected, strict=True))

@@ -142,9 +142,7 @@ def restore(
     return Restored(row, plain_config, base, tuple(notes))
 
 
-def as_base(
-    path: Path, config: dict[str, Any], tensors: dict[str, Tensor]
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def as_base(path: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Configuration and tensors of a directory as `restore` makes them, its notes logged; others as they are.
 
     Raises:

@@ -36,9 +36,7 @@ def half_exponential(theta: np.ndarray) -> np.ndarray:
     return algebra.exp(0.5 * _skew(theta))
 
 
-def triangle_exponential(
-    parameters: np.ndarray, strength: float = 1.0, second_order: bool = False
-) -> np.ndarray:
+def triangle_exponential(parameters: np.ndarray, strength: float = 1.0, second_order: bool = False) -> np.ndarray:
     """``R = exp(strength A)`` with ``A = U - U^T``, ``U`` the part above the diagonal; the rest is dead data.
 
     Args:

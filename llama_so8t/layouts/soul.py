@@ -74,4 +74,3 @@ def read_soul(path: Path, width: int | None = None) -> Soul:
     if not (error := soul.orthogonality_error()) <= TOLERANCE:
         raise CheckpointError(f"{path}: {module}: found |R^T R - I| {error:.3g}, expected at most {TOLERANCE}")
     return soul
-

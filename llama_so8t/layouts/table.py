@@ -339,9 +339,7 @@ LAYOUTS = (
     Layout(
         "L17",
         "other SO8T experiment",
-        (
-            r"skew_matrix$|so8t?_|so8vit|rotation_gate|rotation_matri|alpha_gate|group_rotation|(?:^|\.)soul[._]",
-        ),
+        (r"skew_matrix$|so8t?_|so8vit|rotation_gate|rotation_matri|alpha_gate|group_rotation|(?:^|\.)soul[._]",),
         REFUSE,
         "none of the remaining published experiments applies a trained rotation: their forward pass fails, ignores "
         "it or draws it anew",
