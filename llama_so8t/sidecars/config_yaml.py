@@ -39,6 +39,7 @@ OPTIONS = (
     "model.model_path",
     "model.tokenizer_name",
     "quantization.load_in_8bit",
+    "quantization.llm_int8_skip_modules",
     "gguf.model_type",
     "gguf.quantization",
     "gguf.dtype",
@@ -52,7 +53,7 @@ WITHOUT_EFFECT = frozenset(
     for group, names in {
         "so8t": "safety_weight cmd_weight pet_lambda group_monitoring gradient_checkpointing use_flash_attention",
         "quantization": "llm_int8_enable_fp32_cpu_offload llm_int8_threshold llm_int8_has_fp16_weight "
-        "llm_int8_skip_modules torch_dtype device_map trust_remote_code low_cpu_mem_usage use_cache",
+        "torch_dtype device_map trust_remote_code low_cpu_mem_usage use_cache",
         "memory": "max_memory gpu_memory_fraction cpu_offload gradient_checkpointing use_cache offload_folder",
         "logging": "level log_file console_output progress_bar tqdm_enabled",
         "conversion": "batch_size max_sequence_length save_intermediate",
@@ -62,8 +63,11 @@ WITHOUT_EFFECT = frozenset(
 """Training, bitsandbytes, memory and log of the first converter."""
 
 MODEL_TYPES = ("so8t", "qwen3_so8t_transformer")
-OUTTYPES = {"8bit": "q8_0", "float32": "f32", "float16": "f16", "bfloat16": "bf16"}
-"""``gguf.quantization`` 8bit, or ``gguf.dtype`` where the former is none -> outtype."""
+QUANTIZATIONS = {"8bit": "q8_0", "4bit": "q4_k_m"}
+"""``gguf.quantization`` -> outtype; the first converter called its 4 bits Q4_K_M."""
+
+DTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
+"""``gguf.dtype`` -> outtype, where ``gguf.quantization`` is none."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,7 @@ class ConfigFile:
     model: Path | None = None
     outfile: Path | None = None
     outtype: str | None = None
+    keep: tuple[str, ...] = ()
     compression_level: int = COMPRESSION_LEVEL
     expected: Mapping[str, Any] = field(default_factory=dict)
     without_effect: tuple[str, ...] = ()
@@ -113,6 +118,7 @@ def read_config_yaml(path: Path) -> ConfigFile:
         model=None if model is None else Path(model),
         outfile=_outfile(path, values),
         outtype=_outtype(path, values),
+        keep=_keep(path, values),
         compression_level=level,
         expected={name: values[key] for key, name in STATEMENTS.items() if key in values},
         without_effect=tuple(key for key in values if key in WITHOUT_EFFECT),
@@ -133,23 +139,29 @@ def _outtype(path: Path, values: Mapping[str, Any]) -> str | None:
     eight_bit = values.get("quantization.load_in_8bit")
     if eight_bit is not None and type(eight_bit) is not bool:
         raise ConfigError(f"{path}: found quantization.load_in_8bit {eight_bit!r}, expected true or false")
-    if quantization not in (None, "8bit", "none"):
+    if quantization not in (None, "none", *QUANTIZATIONS):
         raise ConfigError(
-            f"{path}: found gguf.quantization {quantization!r}, expected 8bit or none; "
-            f"for other types convert with none and dtype float16, then use llama-quantize"
+            f"{path}: found gguf.quantization {quantization!r}, expected none, {' or '.join(QUANTIZATIONS)}; "
+            f"other types are given on the command line with --outtype"
         )
-    if dtype not in (None, *OUTTYPES) or dtype == "8bit":
-        raise ConfigError(f"{path}: found gguf.dtype {dtype!r}, expected float32, float16 or bfloat16")
+    if dtype not in (None, *DTYPES):
+        raise ConfigError(f"{path}: found gguf.dtype {dtype!r}, expected one of {', '.join(DTYPES)}")
     if eight_bit is not None and quantization is not None and eight_bit != (quantization == "8bit"):
         raise ConfigError(
             f"{path}: found quantization.load_in_8bit {eight_bit} and gguf.quantization {quantization!r}, "
             f"which contradict each other"
         )
-    if quantization == "8bit" or eight_bit:
-        return OUTTYPES["8bit"]
     if quantization == "none" and dtype is None:
         raise ConfigError(f"{path}: gguf.quantization is none, expected gguf.dtype beside it")
-    return None if dtype is None else OUTTYPES[dtype]
+    return QUANTIZATIONS.get("8bit" if eight_bit else quantization) or DTYPES.get(dtype)
+
+
+def _keep(path: Path, values: Mapping[str, Any]) -> tuple[str, ...]:
+    key = "quantization.llm_int8_skip_modules"
+    modules = values.get(key) or []
+    if not isinstance(modules, list) or not all(isinstance(module, str) for module in modules):
+        raise ConfigError(f"{path}: found {key} {modules!r}, expected a list of names")
+    return tuple(modules)
 
 
 def _text(path: Path, values: Mapping[str, Any], key: str) -> str | None:

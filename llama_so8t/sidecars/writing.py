@@ -3,7 +3,6 @@
 import json
 import math
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from llama_so8t.checkpoint import Checkpoint
-from llama_so8t.checkpoint.atomic import new_file
+from llama_so8t.checkpoint.atomic import new_files
 from llama_so8t.checkpoint.checkpoint import finite
 from llama_so8t.checkpoint.names import OUTPUT, base_tensors, so8t_tensors
 from llama_so8t.errors import ConversionError
@@ -62,14 +61,14 @@ def write_sidecars(
         raise ConversionError(f"compression_level: found {compression_level!r}, expected 0 to 9")
     described, tokenizer = metadata(checkpoint), tokenizer_info(checkpoint.vocabulary)
     directory.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as stack:
-        files = {name: stack.enter_context(new_file(directory / name)) for name in NAMES}
+    paths = tuple(directory / name for name in NAMES)
+    with new_files(paths) as (metadata_file, tensors_file, quantization_file, tokenizer_file):
         scales: dict[str, dict[str, Any]] = {}
-        write_npz(files[TENSORS_NAME], _quantized(checkpoint, scales, progress), compression_level)
-        _write_json(files[METADATA_NAME], described)
-        _write_json(files[QUANTIZATION_NAME], scales)
-        _write_json(files[TOKENIZER_NAME], tokenizer)
-    return tuple(directory / name for name in NAMES)
+        write_npz(tensors_file, _quantized(checkpoint, scales, progress), compression_level)
+        _write_json(metadata_file, described)
+        _write_json(quantization_file, scales)
+        _write_json(tokenizer_file, tokenizer)
+    return paths
 
 
 def _quantized(

@@ -75,6 +75,7 @@ def test_the_file_of_the_project_is_read():
     assert found.model == Path("models/Qwen3-4B-Thinking-2507-SO8T")
     assert found.outfile == Path("models/qwen3_so8t_transformer_8bit.gguf")
     assert (found.outtype, found.compression_level, found.without_effect) == ("q8_0", 6, ())
+    assert found.keep == ("lm_head", "task_head", "safety_head", "authority_head")
     expected = {name: value for name, value in FIRST["model"].items() if name not in ("model_path", "use_cache")}
     assert found.expected == expected | {
         "so8t_rotation_dim": 8, "so8t_triality_symmetry": True, "so8t_cross_head_interaction": True,
@@ -89,7 +90,7 @@ def test_the_first_converter_s_file_is_read_but_for_its_tokenizer(read):
     assert found.model == Path("Qwen3-4B-Thinking-2507-FP8") and found.outtype == "q8_0"
     assert found.outfile == Path("D:/models/qwen3_so8t_8bit_gguf/qwen3_so8t_transformer_8bit.gguf")
     assert "so8t.safety_weight" in found.without_effect and "memory.max_memory" in found.without_effect
-    assert len(found.expected) == 22
+    assert len(found.expected) == 22 and found.keep[0] == "lm_head"
     with pytest.raises(ConfigError, match=r"tokenizer_name 'Qwen/Qwen2\.5-7B-Instruct'.*wrong token ids"):
         read(FIRST | {"model": FIRST["model"] | {"tokenizer_name": "Qwen/Qwen2.5-7B-Instruct"}})
 
@@ -113,6 +114,7 @@ def test_numbers_without_a_point_are_numbers(read, text, value):
         ({"quantization": "8bit"}, None, "q8_0"),
         ({"quantization": "8bit", "dtype": "float16"}, True, "q8_0"),
         ({}, True, "q8_0"),
+        ({"quantization": "4bit", "dtype": "float16"}, None, "q4_k_m"),
         ({"quantization": "none", "dtype": "float16"}, False, "f16"),
         ({"dtype": "bfloat16"}, None, "bf16"),
         ({"dtype": "float32"}, False, "f32"),
@@ -130,7 +132,10 @@ def test_the_type_of_the_weights(read, gguf, eight_bit, outtype):
         ({"model": {"vocab": 3}}, "unknown key 'model.vocab'"),
         ({"extra": {"vocab_size": 3}}, "unknown key 'extra.vocab_size'"),
         ({"so8t": {"model_type": "so8t"}}, "unknown key 'so8t.model_type'"),
-        ({"gguf": {"quantization": "4bit"}}, "'4bit'.*llama-quantize"),
+        ({"gguf": {"quantization": "Q3_K"}}, "'Q3_K'.*--outtype"),
+        ({"gguf": {"quantization": "4bit"}, "quantization": {"load_in_8bit": True}}, "contradict"),
+        ({"quantization": {"llm_int8_skip_modules": "lm_head"}}, "llm_int8_skip_modules 'lm_head'"),
+        ({"quantization": {"llm_int8_skip_modules": [1]}}, r"llm_int8_skip_modules \[1\]"),
         ({"gguf": {"quantization": "none"}}, r"expected gguf\.dtype"),
         ({"gguf": {"quantization": "8bit"}, "quantization": {"load_in_8bit": False}}, "contradict"),
         ({"gguf": {"quantization": "none", "dtype": "float16"}, "quantization": {"load_in_8bit": True}}, "contradict"),

@@ -144,6 +144,17 @@ def test_a_size_that_does_not_hold_is_refused(files, where):
     assert_refused(files, "model.embed_tokens.weight")
 
 
+def test_a_member_that_is_shorter_than_its_size_is_refused(files):
+    name = f"{GATE}.npy"
+    rewrite(files, {name: npy(np.zeros((96, 64), np.int8))[:-1]})
+    path = files / "model_tensors_8bit.npz"
+    raw = bytearray(path.read_bytes())
+    entry = raw.rindex(name.encode()) - 46  # in the directory at the end
+    struct.pack_into("<I", raw, entry + 24, struct.unpack_from("<I", raw, entry + 24)[0] + 1)
+    path.write_bytes(raw)
+    assert_refused(files, GATE, "another size")
+
+
 @pytest.mark.parametrize("keep", [0, 3, 1000, -10])
 def test_a_cut_archive_is_refused(files, keep):
     path = files / "model_tensors_8bit.npz"
