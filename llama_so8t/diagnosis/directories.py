@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llama_so8t.checkpoint import adapter, open_checkpoint, safetensors_file
+from llama_so8t.checkpoint import adapter, float8, open_checkpoint, safetensors_file
 from llama_so8t.checkpoint.checks import check_tensors, normalized
 from llama_so8t.checkpoint.json_file import read_json
 from llama_so8t.checkpoint.names import ARCHITECTURES, base_tensors
@@ -34,7 +34,7 @@ def diagnose_directory(path: Path) -> Diagnosis:
         return _without_model(path)
     try:
         config = read_json(path / "config.json")
-        tensors = safetensors_file.read_sharded(path)
+        tensors = float8.scaled(path, config, safetensors_file.read_sharded(path))
     except CheckpointError as error:
         return Diagnosis(str(path), "directory", "a model directory that cannot be read", problems=(str(error),))
     files = [file.name for file in path.iterdir() if file.is_file()]

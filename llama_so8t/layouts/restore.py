@@ -47,8 +47,8 @@ class Tensor(Protocol):
     def renamed(self, name: str) -> "Tensor":
         """The same tensor under another name."""
 
-    def mapped(self, function: Callable[[np.ndarray], np.ndarray]) -> "Tensor":
-        """The tensor with ``function`` applied on every read."""
+    def mapped_rows(self, function: Callable[[np.ndarray, int], np.ndarray]) -> "Tensor":
+        """The tensor with ``function(rows, first row)`` applied on every read."""
 
 
 @dataclass(frozen=True)
@@ -271,11 +271,20 @@ def _folded(
                 f"{linear}.weight of shape {list(weight.shape)}"
             )
         rotations = gate_rotations(path, found, name, tensors[name].read(), config, stated.exact)
-        fold = rotate_columns if row.site == BEFORE_O_PROJ else rotate_rows
+        step = _before(rotations) if row.site == BEFORE_O_PROJ else _after(rotations)
         turned = [f"{linear}.weight"] if row.site == BEFORE_O_PROJ else [f"{linear}.weight", f"{linear}.bias"]
         for target in (target for target in turned if target in base):
-            result[target] = base[target].mapped(lambda values, r=rotations, fold=fold: fold(values, r))
+            result[target] = base[target].mapped_rows(step)
     return result
+
+
+def _before(rotations: np.ndarray) -> Callable[[np.ndarray, int], np.ndarray]:
+    return lambda rows, start: rotate_columns(rows, rotations)
+
+
+def _after(rotations: np.ndarray) -> Callable[[np.ndarray, int], np.ndarray]:
+    # parts begin and end between blocks
+    return lambda rows, start: rotate_rows(rows, rotations[start // DIM : (start + len(rows)) // DIM])
 
 
 def _with_soul(
@@ -295,7 +304,7 @@ def _with_soul(
         notes.append("the output matrix was tied to the embedding and is a tensor of its own now")
     soul = read_soul(path / present[0], base[_EMBEDDING].shape[-1])
     notes.append(f"{present[0]}: alpha {soul.alpha:.6g}, sigmoid(alpha) {soul.gate:.6g}")
-    return {**base, _OUTPUT: output.mapped(soul.folded)}
+    return {**base, _OUTPUT: output.mapped_rows(lambda rows, start: soul.folded(rows))}
 
 
 def _listed(layers: set[int]) -> str:

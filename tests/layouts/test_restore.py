@@ -66,6 +66,19 @@ def test_l4_after_o_proj(make_model, save, theta, tolerance, family, scale):
     assert (logits(model) - before).abs().max() > 100 * tolerance.float32
 
 
+def test_rows_are_folded_like_the_whole(make_model, save, theta):
+    """The converter reads parts, which begin and end between blocks of 8."""
+    fields = {"attention_bias": True}
+    model = gated_output(make_model("llama", **fields), exp_l4, theta, **L4)
+    directory = save(model, "llama", **fields)
+    Soul(make_model("llama"), 1.0).saved(save(make_model("llama"), "llama", name="soul"))
+    tensors = opened(directory).tensors | {"soul": opened(directory.parent / "soul").tensors["lm_head.weight"]}
+    for name in ("model.layers.1.self_attn.o_proj.weight", "model.layers.1.self_attn.o_proj.bias", "soul"):
+        tensor = tensors[name]
+        parts = [tensor.read_rows(start, stop) for start, stop in ((0, 8), (8, 40), (40, len(tensor.read())))]
+        assert np.concatenate(parts) == pytest.approx(tensor.read(), abs=1e-6)
+
+
 def test_l4_bias_is_turned_too(make_model, save, theta, tolerance):
     fields = {"attention_bias": True, "mlp_bias": True}
     model = gated_output(make_model("llama", **fields), exp_l4, theta, **L4)
