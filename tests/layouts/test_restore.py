@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch")
 
 from upstream_gates import TOKENS, Gate, Wrapper, cayley, exact, exp_l4, logits  # noqa: E402
 
-from llama_so8t.checkpoint import safetensors_file  # noqa: E402
+from llama_so8t.checkpoint import open_checkpoint, safetensors_file  # noqa: E402
 from llama_so8t.checkpoint.checks import check_tensors, normalized  # noqa: E402
 from llama_so8t.checkpoint.names import base_tensors  # noqa: E402
 from llama_so8t.errors import CheckpointError  # noqa: E402
@@ -352,6 +352,17 @@ def test_a_base_model_is_left_alone(make_model, save):
     assert opened(directory) is None
     config, tensors = json.loads((directory / "config.json").read_text()), safetensors_file.read_sharded(directory)
     assert as_base(directory, config, tensors) == (config, tensors)
+
+
+def test_opening_a_directory_gives_the_base_model(make_model, save, theta, tolerance):
+    model = gated_output(make_model(), exp_l4, theta, **L4)
+    directory = save(model, so8t_integrated=True)
+    opened_base = open_checkpoint(directory)
+    assert not opened_base.is_so8t
+    assert plain_logits(opened_base, directory, model) == pytest.approx(logits(model), abs=tolerance.float32)
+    refused = save(make_model().state_dict() | {"rotation_gates.layer_0.theta": theta(8)}, name="refused")
+    with pytest.raises(CheckpointError, match=r"layout L5 .* is refused"):
+        open_checkpoint(refused)
 
 
 def test_notes_are_logged(make_model, save, theta, caplog):
