@@ -248,11 +248,13 @@ def test_torch_files_that_run_code_are_not_run(run, tmp_path, torch):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_zip_bomb_is_not_opened(run, tmp_path, torch):
+@pytest.mark.parametrize("padding", [0, 1 << 16])
+def test_a_zip_bomb_is_not_opened(run, tmp_path, torch, padding):
     torch.save({"theta": torch.zeros(64, 8, 8)}, tmp_path / "plain.pt")
     with zipfile.ZipFile(tmp_path / "plain.pt") as plain, zipfile.ZipFile(tmp_path / "bomb.pt", "w") as bomb:
         for item in plain.infolist():
             bomb.writestr(item.filename, plain.read(item), compress_type=zipfile.ZIP_DEFLATED)
+        bomb.writestr("padding", bytes(padding))  # a file larger than any of its members
     code, found, _ = run(tmp_path / "bomb.pt")
     assert code == 1 and "is compressed" in found["problems"][0]
 
