@@ -18,6 +18,8 @@ ALLOWED = {
     "conversion": {"errors", "tools", "algebra", "layout", "model_spec", "folding", "kernels", "upstream", "checkpoint"},
     "heads": {"errors", "algebra", "layout", "model_spec", "folding", "kernels", "upstream", "checkpoint", "hf"},
     "inspection": {"errors", "algebra", "layout", "model_spec", "folding", "kernels", "upstream", "checkpoint"},
+    "sidecars": {"errors", "layout", "model_spec", "checkpoint", "hf"},
+    "benchmarks": {"errors", "model_spec", "upstream", "checkpoint"},
     "hf": {"errors", "algebra", "layout", "model_spec"},
     "tools": {"errors", "bindings"},
 }

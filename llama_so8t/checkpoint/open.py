@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from llama_so8t.checkpoint import adapter, float8, gguf_base, gguf_file, safetensors_file, vocabulary
+from llama_so8t.checkpoint import adapter, float8, gguf_base, gguf_file, qwen3guard, safetensors_file, vocabulary
 from llama_so8t.checkpoint.checkpoint import Checkpoint, RotationCache
 from llama_so8t.checkpoint.checks import check_stems, check_tensors, normalized
 from llama_so8t.checkpoint.json_file import read_json
@@ -50,8 +50,10 @@ def _open_directory(path: Path) -> Checkpoint:
             f"{path / 'config.json'}: found model_type {model_type!r}, "
             f"expected so8t, {', '.join(ARCHITECTURES)}"
         )
-    spec = ModelSpec.from_config(config)
     tensors = normalized(path, float8.scaled(path, config, safetensors_file.read_sharded(path)))
+    if qwen3guard.is_guard(config):
+        config, tensors = qwen3guard.as_so8t(path, config, tensors)
+    spec = ModelSpec.from_config(config)
     vocab = path / vocabulary.NAME
     source = vocabulary.Vocabulary(gguf=vocab) if vocab.is_file() else vocabulary.Vocabulary(directory=path)
     generation = path / "generation_config.json"

@@ -1,21 +1,34 @@
 """`so8t convert`: an SO8T checkpoint or adapter becomes a GGUF file."""
 
 import argparse
+import re
+import sys
+from collections import Counter
 from pathlib import Path
 
-from llama_so8t.conversion.options import OUTTYPES, ROTATION_MODES, ConvertOptions
+from llama_so8t.conversion.options import ARCHITECTURES, OUTTYPES, ROTATION_MODES, ConvertOptions
+from llama_so8t.errors import ConfigError
 
 HELP = "convert an SO8T checkpoint or adapter to GGUF"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `so8t convert`."""
-    parser.add_argument("model", type=Path, help="directory of an SO8T checkpoint or adapter")
     parser.add_argument(
-        "--outfile", type=Path, metavar="FILE", help="file to write (default: MODEL/NAME-so8t-OUTTYPE.gguf)"
+        "model", type=Path, nargs="?", help="directory of an SO8T checkpoint or adapter (default: that of --config)"
     )
     parser.add_argument(
-        "--outtype", choices=OUTTYPES, default="q8_0", help="type of the weights (default: q8_0)"
+        "--config", type=Path, metavar="FILE", help="YAML file with options; those of the command line come first"
+    )
+    parser.add_argument(
+        "--outfile", type=Path, metavar="FILE", help="file to write (default: MODEL/NAME-ARCH-OUTTYPE.gguf)"
+    )
+    parser.add_argument(
+        "--outtype",
+        type=str.lower,
+        choices=OUTTYPES,
+        metavar="TYPE",
+        help=f"type of the weights: {', '.join(OUTTYPES)} (default: q8_0)",
     )
     parser.add_argument(
         "--rotations",
@@ -25,9 +38,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: fold)",
     )
     parser.add_argument(
+        "--arch",
+        choices=ARCHITECTURES,
+        default="so8t",
+        help="so8t; or stock: the base's own architecture with everything folded, for programs without SO8T, "
+        "and the heads in NAME.heads.gguf (default: so8t)",
+    )
+    parser.add_argument(
+        "--drop-sites", type=_names, default=(), metavar="SITES", help="with --arch stock: leave these sites out"
+    )
+    parser.add_argument(
         "--base", metavar="MODEL", help="base model of an adapter, instead of the one it names"
     )
     parser.add_argument("--model-name", metavar="NAME", help="general.name of the file")
+    parser.add_argument(
+        "--keep",
+        type=_names,
+        metavar="MODULES",
+        help="comma-separated modules that stay at 16 bit, for example lm_head; heads and rotations are F32 always",
+    )
+    parser.add_argument(
+        "--tensor-type",
+        action="append",
+        default=[],
+        metavar="REGEX=TYPE",
+        help="another type for the tensors whose GGUF name matches, as in llama-quantize; repeatable",
+    )
+    parser.add_argument("--imatrix", type=Path, metavar="FILE", help="importance matrix made by llama-imatrix")
+    parser.add_argument(
+        "--split-max-size", type=_size, metavar="N[M|G]", help="split into files of at most this many bytes"
+    )
+    parser.add_argument("--threads", type=_count, metavar="N", help="cores to use (default: all)")
+    parser.add_argument(
+        "--allow-nonfinite", action="store_true", help="write NaN and infinity instead of refusing them"
+    )
+    parser.add_argument(
+        "--sidecars", type=Path, metavar="DIR", help="also write metadata, int8 weights, scales and tokenizer to DIR"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="show what would be written, and write nothing")
     parser.add_argument("--verbose", action="store_true", help="show the messages of llama.cpp's Python code")
 
 
@@ -35,18 +83,75 @@ def run(args: argparse.Namespace) -> int:
     """Runs `so8t convert`."""
     # here, not above: `so8t --help` must not need the llama.cpp tree
     from llama_so8t import upstream
-    from llama_so8t.conversion.convert import convert
+    from llama_so8t.checkpoint.fields import check_fields
+    from llama_so8t.conversion import convert
+    from llama_so8t.sidecars.config_yaml import ConfigFile, read_config_yaml
+    from llama_so8t.sidecars.writing import write_sidecars
 
     upstream.set_verbose(args.verbose)
-    outfile = convert(
+    config = read_config_yaml(args.config) if args.config else ConfigFile()
+    model = args.model or config.model
+    if model is None:
+        raise ConfigError("no model is named: give its directory, or model.model_path in --config")
+    for key in config.without_effect:
+        print(f"note: {args.config}: {key} has no effect on a conversion", file=sys.stderr)
+    planned = convert.plan(
         ConvertOptions(
-            model=args.model,
-            outfile=args.outfile,
-            outtype=args.outtype,
+            model=model,
+            outfile=args.outfile or config.outfile,
+            outtype=args.outtype or config.outtype or "q8_0",
             rotations=args.rotations,
+            arch=args.arch,
             base=args.base,
             model_name=args.model_name,
+            drop_sites=args.drop_sites,
+            keep=config.keep if args.keep is None else args.keep,
+            tensor_types=tuple(args.tensor_type),
+            imatrix=args.imatrix,
+            split_max_size=args.split_max_size,
+            threads=args.threads,
+            allow_nonfinite=args.allow_nonfinite,
         )
     )
-    print(f"wrote {outfile} ({outfile.stat().st_size:,} bytes)")
+    check_fields(planned.checkpoint, config.expected)
+    if args.dry_run:
+        print(_table(planned))
+        return 0
+    convert.run(planned)
+    for path in planned.paths:
+        print(f"wrote {path} ({path.stat().st_size:,} bytes)")
+    if args.sidecars:
+        for path in write_sidecars(planned.checkpoint, args.sidecars, config.compression_level, progress=True):
+            print(f"wrote {path} ({path.stat().st_size:,} bytes)")
     return 0
+
+
+def _table(planned) -> str:
+    """Tensors and bytes per type, and the files."""
+    counts, sizes = Counter(), Counter()
+    for tensor in planned.tensors:
+        counts[tensor.kind.name] += 1
+        sizes[tensor.kind.name] += tensor.nbytes
+    lines = ["type        tensors           bytes"]
+    lines += [f"{name:<10} {counts[name]:>8} {size:>15,}" for name, size in sizes.most_common()]
+    lines.append(f"{'total':<10} {counts.total():>8} {sizes.total():>15,}")
+    lines += [f"would write {path}" for path in planned.paths]
+    return "\n".join(lines)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name for name in (part.strip() for part in text.split(",")) if name)
+
+
+def _size(text: str) -> int:
+    # as in llama-gguf-split: decimal millions and billions of bytes
+    found = re.fullmatch(r"(\d+)([MG]?)", text)
+    if not found or not int(found[1]):
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a number with M or G, such as 2G")
+    return int(found[1]) * {"": 1, "M": 10**6, "G": 10**9}[found[2]]
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number above 0")
+    return int(text)

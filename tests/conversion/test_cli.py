@@ -81,7 +81,7 @@ def test_an_input_error_is_one_line_and_exit_code_1(so8t, tmp_path, monkeypatch,
 
 
 @pytest.mark.parametrize(
-    "arguments", [["convert", "x", "--outtype", "q1"], ["init", "--base", "x"], ["convert"]]
+    "arguments", [["convert", "x", "--outtype", "q1"], ["init", "--base", "x"], ["convert", "x", "--rotations", "y"]]
 )
 def test_a_wrong_option_is_exit_code_2(so8t, arguments):
     with pytest.raises(SystemExit) as caught:

@@ -437,7 +437,8 @@ from llama_so8t.cli import convert as command
 import argparse
 fold_step = folding.fold_step
 def slow(*args):
-    print("writing", flush=True)
+    sys.stdout.write("writing\n")
+    sys.stdout.flush()
     time.sleep(1)
     return fold_step(*args)
 folding.fold_step = slow
