@@ -13,6 +13,7 @@ from llama_so8t.checkpoint.names import ARCHITECTURES, base_tensors, layer_tenso
 from llama_so8t.checkpoint.tensors import StoredTensor
 from llama_so8t.errors import CheckpointError
 from llama_so8t.folding import compensate_step, is_rotated
+from llama_so8t.layouts import as_base
 from llama_so8t.model_spec import ModelSpec
 
 
@@ -50,7 +51,9 @@ def _open_directory(path: Path) -> Checkpoint:
             f"{path / 'config.json'}: found model_type {model_type!r}, "
             f"expected so8t, {', '.join(ARCHITECTURES)}"
         )
-    tensors = normalized(path, float8.scaled(path, config, safetensors_file.read_sharded(path)))
+    stored = float8.scaled(path, config, safetensors_file.read_sharded(path))
+    config, stored = as_base(path, config, stored)
+    tensors = normalized(path, stored)
     if qwen3guard.is_guard(config):
         config, tensors = qwen3guard.as_so8t(path, config, tensors)
     spec = ModelSpec.from_config(config)

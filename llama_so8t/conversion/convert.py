@@ -66,8 +66,8 @@ def plan(options: ConvertOptions) -> Plan:
                 f"found {field} {getattr(options, field)!r}, expected one of {', '.join(allowed)}"
             )
     checkpoint = open_checkpoint(options.model, options.base)
-    _check_model(checkpoint)
     spec, stock = checkpoint.spec, options.arch == "stock"
+    _check_model(checkpoint, stock)
     if stock:
         folded, explicit = _stock_sites(options, checkpoint), ()
         tensors = list(plan_stock_tensors(checkpoint, folded, options.allow_nonfinite))
@@ -90,7 +90,7 @@ def plan(options: ConvertOptions) -> Plan:
     ]
     shards = split(keys, _typed([*extra, *tensors], keys, arch, options, checkpoint), options.split_max_size)
     paths = _shard_paths(outfile, len(shards))
-    if stock and spec.heads:
+    if stock and checkpoint.is_so8t and spec.heads:
         shards.append(_heads_shard(checkpoint))
         paths.append(heads_file(outfile))
     return Plan(options, checkpoint, arch, folded, explicit, tuple(paths), tuple(shards))
@@ -161,6 +161,8 @@ def _typed(
 def _stock_sites(options: ConvertOptions, checkpoint: Checkpoint) -> tuple[str, ...]:
     """Sites to fold into a stock file: it has no place for the others."""
     spec, path = checkpoint.spec, checkpoint.path
+    if not checkpoint.is_so8t:
+        return ()
     foldable = foldable_sites(spec)
     for site in options.drop_sites:
         if site not in spec.sites or site in foldable:
@@ -194,9 +196,9 @@ def _heads_shard(checkpoint: Checkpoint) -> Shard:
     return Shard(keys | so8t_keys(checkpoint.spec, (), ()), tensors)
 
 
-def _check_model(checkpoint: Checkpoint) -> None:
+def _check_model(checkpoint: Checkpoint, stock: bool) -> None:
     config = checkpoint.config
-    if not checkpoint.is_so8t:
+    if not checkpoint.is_so8t and not stock:
         raise ConversionError(
             f"{checkpoint.path}: is a plain {config.get('model_type')} model without rotations and heads; "
             f"make an SO8T model of it first: so8t init --base {checkpoint.path} --out DIR"

@@ -99,7 +99,7 @@ def _folded(
 ) -> StoredTensor:
     tensor = checkpoint.tensors[name]
     found = layer_tensor(name)
-    rotated = found is not None and folding.is_rotated(found[1])
+    rotated = found is not None and bool(folded) and folding.is_rotated(found[1])
 
     def turn(rows: np.ndarray, start: int) -> np.ndarray:
         if not allow_nonfinite:
