@@ -29,7 +29,7 @@ class DataFile:
             # one call reads 2 GiB at most
             read = os.preadv(self._file.fileno(), [data[done:]], start + done)
             if read == 0:
-                raise CheckpointError(f"{self.path}: ends at byte {start + done}, expected {start + count}")
+                raise CheckpointError(f"{self.path}: ends before byte {start + count}; it was cut since it was opened")
             done += read
         return data
 
