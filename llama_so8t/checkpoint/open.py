@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from llama_so8t.checkpoint import adapter, float8, gguf_base, gguf_file, qwen3guard, safetensors_file, vocabulary
+from llama_so8t.checkpoint import adapter, float8, gguf_base, gguf_file, pytorch_file, qwen3guard, safetensors_file, vocabulary
 from llama_so8t.checkpoint.checkpoint import Checkpoint, RotationCache
 from llama_so8t.checkpoint.checks import check_stems, check_tensors, normalized
 from llama_so8t.checkpoint.json_file import read_json
@@ -44,14 +45,10 @@ def open_checkpoint(path: str | Path, base: str | Path | None = None) -> Checkpo
 
 
 def _open_directory(path: Path) -> Checkpoint:
-    config = read_json(path / "config.json")
-    model_type = config.get("model_type")
-    if model_type not in ("so8t", *ARCHITECTURES):
-        raise CheckpointError(
-            f"{path / 'config.json'}: found model_type {model_type!r}, "
-            f"expected so8t, {', '.join(ARCHITECTURES)}"
-        )
-    stored = float8.scaled(path, config, safetensors_file.read_sharded(path))
+    config = _of_family(path, read_json(path / "config.json"))
+    # a directory may hold both: safetensors are the ones to trust
+    pickled = not safetensors_file.is_there(path) and pytorch_file.is_there(path)
+    stored = float8.scaled(path, config, (pytorch_file if pickled else safetensors_file).read_sharded(path))
     config, stored = as_base(path, config, stored)
     tensors = normalized(path, stored)
     if qwen3guard.is_guard(config):
@@ -65,6 +62,28 @@ def _open_directory(path: Path) -> Checkpoint:
             path, config, spec, tensors, source, read_json(generation) if generation.is_file() else None
         )
     )
+
+
+def _of_family(path: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration under the name of one of the families; Mistral without a window is a llama.
+
+    Raises:
+        CheckpointError: another family.
+    """
+    model_type, file = config.get("model_type"), path / "config.json"
+    if model_type == "mistral":
+        if config.get("sliding_window"):
+            raise CheckpointError(
+                f"{file}: found model_type 'mistral' with sliding_window {config['sliding_window']!r}, "
+                f"but so8t attends to all positions"
+            )
+        config = {key: value for key, value in config.items() if key != "sliding_window"}
+        return config | {"model_type": "llama", "architectures": [ARCHITECTURES["llama"]]}
+    if model_type not in ("so8t", *ARCHITECTURES):
+        raise CheckpointError(
+            f"{file}: found model_type {model_type!r}, expected so8t, {', '.join(ARCHITECTURES)} or mistral"
+        )
+    return config
 
 
 def _open_gguf(path: Path) -> Checkpoint:

@@ -87,6 +87,11 @@ def read_file(path: Path) -> dict[str, StoredTensor]:
     }
 
 
+def is_there(directory: Path) -> bool:
+    """Whether a directory holds such weights."""
+    return any((directory / name).is_file() for name in (SINGLE_NAME, INDEX_NAME))
+
+
 def read_sharded(directory: Path) -> dict[str, StoredTensor]:
     """Tensors of ``model.safetensors``, or of the shards that ``model.safetensors.index.json`` names.
 
@@ -99,7 +104,6 @@ def read_sharded(directory: Path) -> dict[str, StoredTensor]:
     if not index_path.is_file():
         raise CheckpointError(
             f"{directory}: found neither {SINGLE_NAME} nor {INDEX_NAME}, expected one of them"
-            + _hint_of_pickle(directory)
         )
     shards = shard_names(directory)
     weight_map = read_json(index_path)["weight_map"]
@@ -213,9 +217,3 @@ def _entry(path: Path, name: str, fields: Any, data_bytes: int) -> tuple[str, tu
 
 def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
-
-
-def _hint_of_pickle(directory: Path) -> str:
-    if any(directory.glob("pytorch_model*.bin")):
-        return "; pytorch_model.bin is not read (pickle can run code), save the model as safetensors"
-    return ""
