@@ -22,10 +22,10 @@ def write_gguf(tmp_path, pinned_tree):
     """Writes a file with keys and no tensors: ``write_gguf(name="m.gguf", **{"general.license": ...})``."""
     gguf = upstream.gguf
 
-    def write(name="m.gguf", tokens=TOKENS, **keys):
+    def write(name="m.gguf", tokens=TOKENS, arch="so8t", **keys):
         path = tmp_path / name
-        keys = {"so8t.context_length": 4096, "tokenizer.ggml.eos_token_id": 2} | keys
-        writer = gguf.GGUFWriter(path, "so8t")
+        keys = {f"{arch}.context_length": 4096, "tokenizer.ggml.eos_token_id": 2} | keys
+        writer = gguf.GGUFWriter(path, arch)
         for key, value in keys.items():
             if isinstance(value, str):
                 writer.add_string(key, value)
@@ -101,6 +101,17 @@ def test_there_is_no_template_and_no_system_text_unless_asked_for(write_gguf):
     assert not {"template", "system", "renderer", "parser"} & {name for name, _ in read_back(made)}
     write_modelfile(path, system='Say "yes".\n\n　全角　', replace=True)
     assert values(read_back(made), "system") == ['Say "yes".\n\n 全角 ']
+
+
+@pytest.mark.parametrize(
+    ("arch", "keys", "note"),
+    [("so8t", {}, True), ("qwen3", {}, False), ("qwen3", {"so8t.heads": "safety"}, True)],
+    ids=["so8t", "stock", "stock-with-heads"],
+)
+def test_a_note_says_what_stock_ollama_cannot_run(write_gguf, arch, keys, note):
+    made = write_modelfile(write_gguf(arch=arch, **keys))
+    assert ("patched llama-server" in made.read_text()) == note
+    assert dict(read_back(made))["num_ctx"] == "4096"
 
 
 def test_the_bytes_are_utf8_without_a_mark_and_with_unix_line_ends(write_gguf):
