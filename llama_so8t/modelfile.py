@@ -39,6 +39,7 @@ _SAMPLING = (
 _END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
 _CONTROL, _USER_DEFINED = 3, 4
 _FLOAT32_LIMIT = 2.0**128
+_FIRST_LINE = "# written by so8t modelfile"
 _LICENSE_NAMES = ("LICENSE", "LICENSE.txt", "LICENSE.md")
 
 
@@ -81,6 +82,12 @@ def write_modelfile(
     return outfile
 
 
+def is_ours(path: Path) -> bool:
+    """Whether a Modelfile was written here, so that replacing it loses nobody's work."""
+    with path.open("rb") as file:
+        return file.readline(1000).strip() == _FIRST_LINE.encode()
+
+
 def modelfile(
     file: GgufFile,
     source: str,
@@ -103,7 +110,7 @@ def modelfile(
         CheckpointError: a key of the file has the wrong type.
         ConversionError: the grammar cannot express a name or a text.
     """
-    lines = ["# written by so8t modelfile"]
+    lines = [_FIRST_LINE]
     if file.get("general.architecture") == ARCH:
         lines.append(f"# architecture {ARCH}: Ollama needs the patched llama-server and llama-quantize to run it")
     elif Keys.HEADS in file.metadata:

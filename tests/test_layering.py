@@ -16,10 +16,16 @@ ALLOWED = {
     "upstream": {"errors"},
     "layouts": {"errors", "algebra", "folding"},
     "checkpoint": {"layouts", "errors", "algebra", "layout", "model_spec", "folding", "kernels", "upstream"},
-    "conversion": {"errors", "tools", "algebra", "layout", "model_spec", "folding", "kernels", "upstream", "checkpoint"},
+    "conversion": {
+        *("errors", "tools", "algebra", "layout", "model_spec", "folding", "kernels", "upstream", "checkpoint"),
+    },
     "heads": {"errors", "algebra", "layout", "model_spec", "folding", "kernels", "upstream", "checkpoint", "hf"},
     "inspection": {"errors", "algebra", "layout", "model_spec", "folding", "kernels", "upstream", "checkpoint"},
     "diagnosis": {"errors", "algebra", "layout", "model_spec", "layouts", "checkpoint", "inspection"},
+    "modelfile": {"errors", "layout", "checkpoint"},
+    "verification": {
+        *("errors", "layout", "kernels", "upstream", "bindings", "checkpoint", "conversion", "inspection", "hf"),
+    },
     "sidecars": {"errors", "layout", "model_spec", "checkpoint", "hf"},
     "benchmarks": {"errors", "model_spec", "upstream", "checkpoint"},
     "hf": {"errors", "algebra", "layout", "model_spec"},

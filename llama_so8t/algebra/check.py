@@ -27,6 +27,6 @@ def commutator_norm(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def is_member(rotation: np.ndarray, tolerance: float = TOLERANCE) -> np.ndarray:
-    """Whether ``R^T R = I`` and ``det R = +1`` within ``tolerance``. NaN is no member. ``(..., 8, 8) -> (...)`` bool."""
+    """Whether ``R^T R = I`` and ``det R = +1`` within ``tolerance``. NaN is none. ``(..., 8, 8) -> (...)`` bool."""
     with np.errstate(invalid="ignore"):
         return (orthogonality_error(rotation) <= tolerance) & (np.abs(determinant(rotation) - 1.0) <= tolerance)

@@ -82,12 +82,15 @@ def _scaled(
         values = np.broadcast_to(values, (rows, 1))
 
     def multiply(part: np.ndarray, start: int) -> np.ndarray:
-        # each block row once, its scales spread over the columns
-        numbers = (start + np.arange(len(part))) // block[0]
-        wide = np.repeat(values[numbers[0] : numbers[-1] + 1], block[1], axis=1)[:, :columns]
-        if start % block[0] == 0 and len(part) % block[0] == 0:
-            return (part.reshape(-1, block[0], columns) * wide[:, None]).reshape(part.shape)
-        return part * wide[numbers - numbers[0]]
+        scaled = np.empty_like(part) if not part.flags.writeable else part
+        row = start
+        while row < start + len(part):
+            stop = min((row // block[0] + 1) * block[0], start + len(part))
+            at = slice(row - start, stop - start)
+            spread = np.repeat(values[row // block[0]], block[1])[:columns]
+            np.multiply(part[at], spread, out=scaled[at])
+            row = stop
+        return scaled
 
     # the dtype stays in sight: it says what the source was
     return replace(tensor.mapped_rows(multiply), dtype=tensor.dtype)

@@ -6,7 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from llama_so8t.checkpoint import adapter, float8, gguf_base, gguf_file, pytorch_file, qwen3guard, safetensors_file, vocabulary
+from llama_so8t.checkpoint import (
+    adapter,
+    float8,
+    gguf_base,
+    gguf_file,
+    pytorch_file,
+    qwen3guard,
+    safetensors_file,
+    vocabulary,
+)
 from llama_so8t.checkpoint.checkpoint import Checkpoint, RotationCache
 from llama_so8t.checkpoint.checks import check_stems, check_tensors, normalized
 from llama_so8t.checkpoint.json_file import read_json

@@ -10,9 +10,9 @@ HELP = "measure this project against upstream"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments of `so8t bench`."""
-    parser.add_argument("what", choices=("convert",), help="convert: convert_hf_to_gguf.py on a 4B float8 checkpoint")
+    parser.add_argument("what", choices=("convert",), help="the converter, against upstream's on a 4B float8 model")
     parser.add_argument(
-        "--tokenizer", type=Path, required=True, metavar="DIR", help="directory with the tokenizer files of a Qwen3 model"
+        "--tokenizer", type=Path, required=True, metavar="DIR", help="directory with the tokenizer of a Qwen3 model"
     )
     parser.add_argument(
         "--directory", type=Path, default=Path("build/bench"), help="where 14 GB may be written (default: build/bench)"

@@ -5,9 +5,13 @@ import re
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llama_so8t.conversion.options import ARCHITECTURES, OUTTYPES, ROTATION_MODES, ConvertOptions
 from llama_so8t.errors import ConfigError
+
+if TYPE_CHECKING:
+    from llama_so8t.conversion.convert import Plan
 
 HELP = "convert an SO8T checkpoint or adapter to GGUF"
 
@@ -73,6 +77,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--allow-nonfinite", action="store_true", help="write NaN and infinity instead of refusing them"
     )
     parser.add_argument(
+        "--no-modelfile", action="store_true", help="write no Modelfile for Ollama beside the file"
+    )
+    parser.add_argument("--verify", action="store_true", help="read the file again and compare it with the model")
+    parser.add_argument(
         "--sidecars", type=Path, metavar="DIR", help="also write metadata, int8 weights, scales and tokenizer to DIR"
     )
     parser.add_argument("--dry-run", action="store_true", help="show what would be written, and write nothing")
@@ -114,19 +122,48 @@ def run(args: argparse.Namespace) -> int:
         )
     )
     check_fields(planned.checkpoint, config.expected)
+    if planned.options.drop_sites:
+        from llama_so8t.verification import effect_of_dropped_sites
+
+        sites = ", ".join(planned.options.drop_sites)
+        print(f"without {sites}: {effect_of_dropped_sites(planned)}", file=sys.stderr)
     if args.dry_run:
         print(_table(planned))
         return 0
     convert.run(planned)
     for path in planned.paths:
         print(f"wrote {path} ({path.stat().st_size:,} bytes)")
+    if not args.no_modelfile:
+        _write_modelfile(planned)
     if args.sidecars:
         for path in write_sidecars(planned.checkpoint, args.sidecars, config.compression_level, progress=True):
             print(f"wrote {path} ({path.stat().st_size:,} bytes)")
+    if args.verify:
+        from llama_so8t.verification import render, verify
+
+        report = verify(planned)
+        print(render(report), flush=True)
+        print(f"wrote {report.write()}")
+        report.require_ok()
     return 0
 
 
-def _table(planned) -> str:
+def _write_modelfile(planned: "Plan") -> None:
+    """A Modelfile beside the file; one that somebody else wrote stays."""
+    from llama_so8t.modelfile import is_ours, write_modelfile
+
+    first = planned.paths[0]
+    outfile = first.with_name("Modelfile")
+    if planned.options.split_max_size is not None:
+        print("note: no Modelfile, because Ollama takes single files", file=sys.stderr)
+    elif outfile.exists() and not is_ours(outfile):
+        print(f"note: {outfile} stays as it is; `so8t modelfile {first}` writes another one", file=sys.stderr)
+    else:
+        generation = planned.checkpoint.generation_config
+        print(f"wrote {write_modelfile(first, outfile, generation_config=generation, replace=True)}")
+
+
+def _table(planned: "Plan") -> str:
     """Tensors and bytes per type, and the files."""
     counts, sizes = Counter(), Counter()
     for tensor in planned.tensors:

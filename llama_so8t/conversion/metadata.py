@@ -1,5 +1,6 @@
 """Keys of the base model, as upstream's converter writes them: hyper-parameters, tokenizer, chat template."""
 
+import gc
 import json
 import os
 import tempfile
@@ -127,6 +128,8 @@ def _from_directory(
         directory.mkdir()
         (directory / "config.json").write_text(json.dumps(_base_fields(checkpoint)), encoding="utf-8")
         _link_files(checkpoint, directory)
+        collecting = gc.isenabled()
+        gc.disable()  # hundreds of thousands of tokens and no cycle among them: each collection would walk them all
         try:
             model = model_class(directory, gguf.LlamaFileType(file_type), directory)
             model.gguf_writer.arch = arch
@@ -140,6 +143,9 @@ def _from_directory(
                 f"{checkpoint.path}: llama.cpp's converter refuses the configuration or the tokenizer: "
                 f"{type(error).__name__}: {reason[0] if reason else 'no message'}"
             ) from error
+        finally:
+            if collecting:
+                gc.enable()
     return BaseMetadata(dict(model.gguf_writer.kv_data[0]), extra)
 
 

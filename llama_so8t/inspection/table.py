@@ -31,11 +31,11 @@ def render(report: Report) -> str:
     """The whole table, ending with what is wrong, or that nothing is."""
     parts = [_title(report.subject), ""]
     if report.sites:
-        parts += [*_aligned([_COLUMNS, *_site_rows(report.sites)], left=3), "", _LEGEND, ""]
+        parts += [*aligned([_COLUMNS, *_site_rows(report.sites)], left=3), "", _LEGEND, ""]
     if report.subject.heads:
         heads = [("head", "reads", "form", "labels", "scope", "debounce", "temperature")]
         heads += [_head_row(head) for head in report.subject.heads]
-        parts += [*_aligned(heads, left=7), ""]
+        parts += [*aligned(heads, left=7), ""]
     parts += [f"PROBLEM {problem}" for problem in report.problems]
     if not report.problems:
         rotations = sum(site.n for site in report.sites)
@@ -133,7 +133,7 @@ def _head_row(head: HeadTensors) -> tuple[str, ...]:
     )
 
 
-def _aligned(rows: Sequence[Sequence[str]], left: int) -> list[str]:
+def aligned(rows: Sequence[Sequence[str]], left: int) -> list[str]:
     """Columns padded to their widest entry, the first ``left`` to the left, the others to the right."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return [

@@ -38,11 +38,9 @@ def compare_logits(plan: Plan, tensors: Mapping[str, StoredTensor]) -> Check:
         library.load()
     except RuntimeLibraryError as error:
         return Check("logits", NOT_RUN, str(error))
-    n_values = sum(math.prod(tensor.shape) for tensor in tensors.values())
-    needed, available = 4 * n_values * 5 // 4, _available_memory()
-    if available is None or needed > available:
-        free = "an unknown amount is" if available is None else f"{available:,} are"
-        return Check("logits", NOT_RUN, f"the reference model needs {needed:,} bytes of memory, {free} available")
+    lacking = _lacking_memory(tensors)
+    if lacking:
+        return Check("logits", NOT_RUN, lacking)
     try:
         tokens, found = _of_runtime(plan.paths[0])
     except RuntimeLibraryError as error:
@@ -54,6 +52,35 @@ def compare_logits(plan: Plan, tensors: Mapping[str, StoredTensor]) -> Check:
         expected = {TASK: expected[TASK]}  # the heads are a file of their own
     source = "the checkpoint's weights" if of_source else "the weights of the file"
     return _compared(found, expected, max(limits.values()), f"{len(tokens)} tokens, {source}")
+
+
+def effect_of_dropped_sites(plan: Plan) -> str:
+    """What leaving out rotations does to the task logits of the reference model, in one line.
+
+    ``RMS of the difference / RMS of the logits`` over `N_TOKENS` random tokens, float32.
+    """
+    checkpoint = plan.checkpoint
+    lacking = _lacking_memory(checkpoint.tensors)
+    if lacking:
+        return f"effect on the logits not measured: {lacking}"
+    tokens = np.random.default_rng(0).integers(0, checkpoint.config["vocab_size"], N_TOKENS).tolist()
+    whole = _of_reference(checkpoint, checkpoint.load, tokens)[TASK]
+    without = _of_reference(checkpoint, _source(plan), tokens)[TASK]
+    same = int((whole.argmax(-1) == without.argmax(-1)).sum())
+    return (
+        f"logits change by {_rms(whole - without) / _rms(whole):.1%} of their RMS, "
+        f"the likeliest token stays for {same} of {N_TOKENS} random tokens"
+    )
+
+
+def _lacking_memory(tensors: Mapping[str, StoredTensor]) -> str | None:
+    """Why the reference model does not fit in memory, or None if it does."""
+    n_values = sum(math.prod(tensor.shape) for tensor in tensors.values())
+    needed, available = 4 * n_values * 5 // 4, _available_memory()
+    if available is not None and needed <= available:
+        return None
+    free = "an unknown amount is" if available is None else f"{available:,} are"
+    return f"the reference model needs {needed:,} bytes of memory, {free} available"
 
 
 def _of_runtime(path: Path) -> tuple[list[int], dict[str, np.ndarray]]:

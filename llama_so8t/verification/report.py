@@ -9,7 +9,7 @@ from typing import Any
 
 from llama_so8t.checkpoint.atomic import new_file
 from llama_so8t.errors import ConversionError
-from llama_so8t.inspection.table import _aligned
+from llama_so8t.inspection.table import aligned
 from llama_so8t.verification.tensors import TensorMeasure
 
 OK, FAILED, NOT_RUN = "ok", "failed", "not run"
@@ -93,9 +93,9 @@ def render(report: VerifyReport) -> str:
     form = f"architecture {report.arch}, {report.outtype}, rotations {report.rotations}"
     parts = [*map(str, report.files), f"{form}, from {report.checkpoint}", ""]
     if rows:
-        parts += [*_aligned([_COLUMNS, *rows], left=1), "", _LEGEND, ""]
+        parts += [*aligned([_COLUMNS, *rows], left=1), "", _LEGEND, ""]
     checks = [(check.name, check.status, check.detail) for check in report.checks]
-    parts += [*_aligned(checks, left=3), ""]
+    parts += [*aligned(checks, left=3), ""]
     parts += [f"PROBLEM {problem}" for problem in report.problems[:_SHOWN]]
     if len(report.problems) > _SHOWN:
         parts.append(f"PROBLEM and {len(report.problems) - _SHOWN} more")

@@ -1,6 +1,7 @@
 """Weights in 8-bit floats: block, row and tensor scales against torch, and what is refused."""
 
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -28,8 +29,8 @@ CASES = {
 def make(tmp_path):
     """Writes a float8 model; ``edit`` changes its tensors first. Returns directory and expected weights."""
 
-    def run(case="block", dtype=torch.float8_e4m3fn, edit=None, **fields):
-        quantization, suffix, shape_of = CASES[case]
+    def run(case="block", dtype=torch.float8_e4m3fn, edit=None, quantization=None):
+        default, suffix, shape_of = CASES[case]
         config = base_config("qwen3", hidden_size=72, num_attention_heads=9, num_key_value_heads=3, head_dim=8)
         torch.manual_seed(0)
         tensors, expected = {}, {}
@@ -54,7 +55,7 @@ def make(tmp_path):
         directory = tmp_path / "model"
         directory.mkdir()
         (directory / "config.json").write_text(
-            json.dumps(config | {"quantization_config": quantization} | fields)
+            json.dumps(config | {"quantization_config": quantization or default})
         )
         save_file(tensors, directory / "model.safetensors")
         return directory, expected
@@ -73,7 +74,7 @@ def test_weights_are_those_of_torch(make, case, dtype):
         np.testing.assert_array_equal(tensor.read(), values, err_msg=name)
         if values.ndim == 2:
             cuts = sorted({min(cut, len(values)) for cut in (0, 32, 40, 41, 999)})
-            parts = [tensor.read_rows(a, b) for a, b in zip(cuts, cuts[1:], strict=False)]
+            parts = [tensor.read_rows(a, b) for a, b in pairwise(cuts)]
             np.testing.assert_array_equal(np.concatenate(parts), values, err_msg=name)
 
 
@@ -96,20 +97,23 @@ UP = "model.layers.1.mlp.up_proj"
 
 
 @pytest.mark.parametrize(
-    ("edit", "fields", "words"),
+    ("edit", "quantization", "words"),
     [
-        (replace(f"{UP}.weight_scale_inv", lambda t: t[:-1].clone()), {}, r"up_proj.weight_scale_inv': found shape \[2, 5\] for a weight of \[96, 72\], expected \[3, 5\]"),
+        (
+            replace(f"{UP}.weight_scale_inv", lambda t: t[:-1].clone()), {},
+            r"up_proj.weight_scale_inv': found shape \[2, 5\] for a weight of \[96, 72\], expected \[3, 5\]",
+        ),
         (replace(f"{UP}.weight_scale_inv", lambda t: None), {}, r"up_proj.weight': found F8_E4M3 .* with 0 scales"),
         (replace(f"{UP}.weight_scale_inv", lambda t: t * float("nan")), {}, r"weight_scale_inv': found nan at"),
         (replace(f"{UP}.weight", lambda t: t.bfloat16()), {}, "found no 8-bit float .*up_proj.weight to scale"),
         (replace("model.norm.weight", lambda t: t.to(torch.float8_e4m3fn)), {}, "model.norm.weight': found F8_E4M3"),
-        (None, {"quantization_config": {"quant_method": "gptq"}}, "method 'gptq', expected fp8 or compressed-tensors"),
-        (None, {"quantization_config": {"quant_method": "fp8", "weight_block_size": [0, 16]}}, r"weight_block_size \[0, 16\]"),
-        (None, {"quantization_config": {"quant_method": "fp8", "weight_block_size": [16, 16]}}, r"expected \[5, 6\] \(blocks of \[16, 16\]\)"),
+        (None, {"quant_method": "gptq"}, "method 'gptq', expected fp8 or compressed-tensors"),
+        (None, {"quant_method": "fp8", "weight_block_size": [0, 16]}, r"weight_block_size \[0, 16\]"),
+        (None, FP8_BLOCK | {"weight_block_size": [16, 16]}, r"expected \[5, 6\] \(blocks of \[16, 16\]\)"),
     ],
 )  # fmt: skip
-def test_what_does_not_fit_is_refused(make, edit, fields, words):
-    directory, _ = make(edit=edit, **fields)
+def test_what_does_not_fit_is_refused(make, edit, quantization, words):
+    directory, _ = make(edit=edit, quantization=quantization)
     with pytest.raises(CheckpointError, match=words):
         open_checkpoint(directory)
 

@@ -1,6 +1,7 @@
 """`so8t init` and `so8t convert` as a user runs them: exit codes, one line on stderr, options."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -36,9 +37,26 @@ def test_a_checkpoint_is_made_and_converted(so8t, bases, tmp_path):
     assert open_checkpoint(model).spec.shared_blocks
     code, out, err = so8t("convert", model, "--outtype", "f16", "--rotations", "explicit")
     made = model / "tiny-llama-so8t-f16.gguf"
-    assert (code, out) == (0, [f"wrote {made} ({made.stat().st_size:,} bytes)"])
+    assert (code, out) == (
+        0, [f"wrote {made} ({made.stat().st_size:,} bytes)", f"wrote {model / 'Modelfile'}"],
+    )  # fmt: skip
     assert "100%" in err[-1]
+    (model / "Modelfile").write_text("FROM mine")
+    code, out, err = so8t("convert", model, "--outtype", "f16", "--rotations", "explicit")
+    assert (code, len(out)) == (0, 1)
+    assert "stays as it is" in err[-1]
+    assert (model / "Modelfile").read_text() == "FROM mine"
     assert read_gguf(made).get("so8t.rotation.explicit") == ["gate", "qk", "v", "heads", "ffn"]
+
+
+def test_dropping_a_site_says_what_it_costs(so8t, models, tmp_path):
+    model = models["Tiny-Qwen3-0.1M-Instruct", "random"]
+    arguments = ["convert", model, "--arch", "stock", "--outfile", tmp_path / "o.gguf", "--drop-sites", "qk"]
+    code, _, err = so8t(*arguments)
+    assert code == 0
+    found = re.search(r"without qk: logits change by ([0-9.]+)% of their RMS, .* (\d+) of 24", "\n".join(err))
+    assert 0.0 < float(found[1]) < 100
+    assert so8t(*arguments[:-2])[0] == 1
 
 
 def test_an_adapter_is_made_and_converted_on_a_named_base(so8t, bases, upstream_files, tmp_path):

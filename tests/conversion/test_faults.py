@@ -184,11 +184,12 @@ def test_any_shape_and_type_comes_back(tmp_path, seed, monkeypatch, pinned_tree)
     kinds = upstream.gguf.GGUFValueType
     keys = {"general.architecture": upstream.gguf.GGUFValue("so8t", kinds.STRING)}
     # a tokenizer has nothing to do with shapes
-    monkeypatch.setattr("llama_so8t.conversion.convert.base_metadata", lambda *args: BaseMetadata(dict(keys), {}))
+    metadata = BaseMetadata(dict(keys), {})
+    monkeypatch.setattr("llama_so8t.conversion.convert.base_metadata", lambda *args: metadata)
     outtype = str(rng.choice(["f32", "f16", "bf16", "q8_0"]))
     mode = str(rng.choice(["fold", "explicit"]))
     out = convert(
-        ConvertOptions(model=tmp_path / "model", outfile=tmp_path / "o.gguf", outtype=outtype, rotations=mode, progress=False)
+        ConvertOptions(tmp_path / "model", tmp_path / "o.gguf", outtype=outtype, rotations=mode, progress=False)
     )
     checkpoint, file = open_checkpoint(tmp_path / "model"), read_gguf(out)
     folded = tuple(file.get("so8t.rotation.folded", ()))
@@ -203,7 +204,8 @@ def test_any_shape_and_type_comes_back(tmp_path, seed, monkeypatch, pinned_tree)
             np.testing.assert_array_equal(found, expected)
         elif stored_tensor.dtype == "Q8_0":
             blocks = np.abs(expected.reshape(-1, 32)).max(axis=1, keepdims=True)
-            assert (np.abs(found - expected).reshape(-1, 32) <= blocks / 127 * (0.5 + 127 / 2**11)).all()  # the step is a float16
+            limit = blocks / 127 * (0.5 + 127 / 2**11)  # the step is a float16
+            assert (np.abs(found - expected).reshape(-1, 32) <= limit).all()
         else:
             bits = {"F16": 11, "BF16": 8}[stored_tensor.dtype]
             np.testing.assert_allclose(found, expected, rtol=2.0**-bits, atol=1e-7)
@@ -214,7 +216,7 @@ def test_dry_run_shows_types_and_writes_nothing(models, tmp_path, pinned_tree):
     assert result.returncode == 0, result.stderr
     assert os.listdir(tmp_path) == []
     rows = {line.split()[0]: line.split()[1:] for line in result.stdout.splitlines()}
-    size = convert(ConvertOptions(model=models["tiny-llama", "random"], outfile=tmp_path / "o.gguf", progress=False))
-    counted = [t.dtype for t in read_gguf(size).tensors.values()]
+    made = convert(ConvertOptions(models["tiny-llama", "random"], tmp_path / "o.gguf", progress=False))
+    counted = [t.dtype for t in read_gguf(made).tensors.values()]
     assert int(rows["Q8_0"][0]) == counted.count("Q8_0")
     assert int(rows["total"][0]) == len(counted)

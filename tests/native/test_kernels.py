@@ -107,5 +107,5 @@ def test_types_that_need_the_build_say_so(rng, monkeypatch):
     values = rng.standard_normal((2, 256)).astype(np.float32)
     assert kernels.quantize(values, kind).shape == (2, 144)
     monkeypatch.setattr(kernels, "library", lambda: None)
-    with pytest.raises(ConversionError, match="Q4_K needs the native kernels: .*make build"):
+    with pytest.raises(ConversionError, match=r"Q4_K needs the native kernels: .*make build"):
         kernels.quantize(values, kind)
