@@ -2,6 +2,7 @@
 
 #include "ggml.h"
 
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <vector>
@@ -26,19 +27,21 @@ int32_t so8t_kernels_version(void) {
     return SO8T_KERNELS_VERSION;
 }
 
-SO8T_CLONES
+static std::array<float, 256> so8t_e4m3_table(void) {
+    std::array<float, 256> table;
+    for (int i = 0; i < 256; ++i) {
+        const int   exponent  = i >> 3 & 15;
+        const int   mantissa  = i & 7;
+        const float magnitude = exponent > 0 ? std::ldexp(8.0f + mantissa, exponent - 10) : std::ldexp((float) mantissa, -9);
+        table[i] = std::copysign((i & 0x7f) == 0x7f ? NAN : magnitude, i & 0x80 ? -1.0f : 1.0f);
+    }
+    return table;
+}
+
 void so8t_kernels_from_e4m3(const uint8_t * __restrict src, float * __restrict dst, int64_t n) {
+    static const std::array<float, 256> table = so8t_e4m3_table();
     for (int64_t i = 0; i < n; ++i) {
-        const uint32_t magnitude = src[i] & 0x7f;
-        const uint32_t sign      = (uint32_t) (src[i] & 0x80) << 24;
-        // exponent and mantissa in their float32 places, the bias 7 raised to 127; below 2^-6 a multiple of 2^-9
-        const float    small     = (float) (int32_t) magnitude * 0x1p-9f;
-        uint32_t bits;
-        memcpy(&bits, &small, sizeof(bits));
-        bits  = magnitude >= 8    ? (magnitude << 20) + (120u << 23) : bits;
-        bits  = magnitude == 0x7f ? 0x7fc00000                       : bits;
-        bits |= sign;
-        memcpy(&dst[i], &bits, sizeof(bits));
+        dst[i] = table[src[i]];
     }
 }
 

@@ -43,9 +43,21 @@ def diagnose_npz(path: Path) -> Diagnosis:
     info = path.parent / SEED_INFO
     if info.is_file():
         problems += _scale_problems(info)
-        notes.append(f"{info.name}: one scale for a whole tensor, labelled Q8_0, which it is not")
+        if _is_sidecar(info):
+            notes.append(f"{info.name}: int8 with one scale per tensor, as `so8t convert --sidecars` writes")
+            problems[0] = "weights beside a GGUF file, in int8; convert the checkpoint that they were made from"
+        else:
+            notes.append(f"{info.name}: one scale for a whole tensor, labelled Q8_0, which it is not")
     meaning = f"an archive of {len(names)} numpy tensors"
     return Diagnosis(str(path), "npz", meaning, found and found.layout, problems=tuple(problems), notes=tuple(notes))
+
+
+def _is_sidecar(info: Path) -> bool:
+    try:
+        entries = read_json(info).values()
+    except CheckpointError:
+        return False
+    return any(isinstance(e, dict) and e.get("quantization_type") == "int8_per_tensor" for e in entries)
 
 
 def _is_flat(archive: zipfile.ZipFile, member: str) -> bool:
