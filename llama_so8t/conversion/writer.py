@@ -32,6 +32,7 @@ _BUFFER = 8 << 20
 
 _BLOCK = 4096
 
+
 @dataclass(frozen=True)
 class TypedTensor:
     """A tensor with the type that it gets in the file, and the importance of its columns for that type."""
