@@ -53,7 +53,7 @@ BOUNDS = {
 """
 Type -> bound. 16 bit and Q8_0 by their arithmetic (half a step is 1/254 of the largest value, and the scale itself is
 rounded to float16); the others 1.25 times or more of the worst that libggml gave on normal, uniform, heavy-tailed,
-shifted, sparse and outlier values, which `tests/native/test_verify.py` asks again.
+shifted, sparse and outlier values, which `tests/native/test_verify_native.py` asks again.
 """
 
 LOGITS = {"F32": 1e-3, "F16": 2e-2, "BF16": 5e-2}
