@@ -52,7 +52,7 @@ adapter: source ## make models/smollm2-135m-so8t again; it names the data packag
 test: test-quick test-native ## everything
 
 test-quick: source ## the tests that need no build of llama.cpp
-	$(BIN)/python -m pytest -m "not native"
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "not native"
 
 test-native: build ## the tests of the patched llama.cpp
 	$(BIN)/cmake --build $(BUILD) --target so8t-tests

@@ -437,7 +437,7 @@ from llama_so8t.cli import convert as command
 import argparse
 fold_step = folding.fold_step
 def slow(*args):
-    sys.stdout.write("writing\n")
+    sys.stdout.write("writing\\n")
     sys.stdout.flush()
     time.sleep(1)
     return fold_step(*args)

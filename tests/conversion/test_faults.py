@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tiny_models import stored, write_base
 
-from llama_so8t import upstream
+from llama_so8t import cli, upstream
 from llama_so8t.checkpoint import open_checkpoint, safetensors_file, safetensors_writer
 from llama_so8t.checkpoint.gguf_file import read_gguf
 from llama_so8t.conversion.convert import convert
@@ -37,13 +37,6 @@ def environment(pinned_tree):
     return os.environ | {"LLAMA_CPP_SOURCE": str(pinned_tree), "PYTHONPATH": os.pathsep.join(sys.path)}
 
 
-def run(arguments, pinned_tree, **options):
-    return subprocess.run(
-        [sys.executable, "-m", "llama_so8t", "convert", *map(str, arguments)],
-        capture_output=True, text=True, env=environment(pinned_tree), **options,
-    )  # fmt: skip
-
-
 def test_what_a_killed_run_leaves_the_next_one_removes(models, tmp_path, pinned_tree):
     model, out = models["tiny-llama", "random"], tmp_path / "out.gguf"
     process = subprocess.Popen(
@@ -61,7 +54,7 @@ def test_what_a_killed_run_leaves_the_next_one_removes(models, tmp_path, pinned_
     assert sorted(os.listdir(tmp_path)) == [".other.gguf.1.partial", "out.gguf"]
 
 
-def test_a_full_disk_is_one_line_and_nothing_is_lost(models, tmp_path, pinned_tree):
+def test_a_full_disk_is_one_line_and_nothing_is_lost(models, tmp_path, capfd):
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", disk], capture_output=True)
@@ -69,9 +62,8 @@ def test_a_full_disk_is_one_line_and_nothing_is_lost(models, tmp_path, pinned_tr
         pytest.skip("needs the right to mount a tmpfs")
     try:
         (disk / "out.gguf").write_text("old")
-        result = run([models["tiny-llama", "random"], "--outfile", disk / "out.gguf"], pinned_tree)
-        assert result.returncode == 1
-        assert "No space left on device" in result.stderr and "Traceback" not in result.stderr
+        assert cli.main(["convert", str(models["tiny-llama", "random"]), "--outfile", str(disk / "out.gguf")]) == 1
+        assert "No space left on device" in capfd.readouterr().err.splitlines()[-1]
         assert os.listdir(disk) == ["out.gguf"]
         assert (disk / "out.gguf").read_text() == "old"
     finally:
@@ -79,11 +71,12 @@ def test_a_full_disk_is_one_line_and_nothing_is_lost(models, tmp_path, pinned_tr
 
 
 def test_a_limit_of_the_file_size_is_one_line(models, tmp_path, pinned_tree):
-    result = run(
-        [models["tiny-llama", "random"], "--outfile", tmp_path / "out.gguf"],
-        pinned_tree,
+    arguments = [models["tiny-llama", "random"], "--outfile", tmp_path / "out.gguf"]
+    result = subprocess.run(
+        [sys.executable, "-m", "llama_so8t", "convert", *map(str, arguments)],
+        capture_output=True, text=True, env=environment(pinned_tree),
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000)),
-    )
+    )  # fmt: skip
     assert result.returncode == 1
     assert "File too large" in result.stderr and "Traceback" not in result.stderr
     assert os.listdir(tmp_path) == []
@@ -211,11 +204,11 @@ def test_any_shape_and_type_comes_back(tmp_path, seed, monkeypatch, pinned_tree)
             np.testing.assert_allclose(found, expected, rtol=2.0**-bits, atol=1e-7)
 
 
-def test_dry_run_shows_types_and_writes_nothing(models, tmp_path, pinned_tree):
-    result = run([models["tiny-llama", "random"], "--outfile", tmp_path / "out.gguf", "--dry-run"], pinned_tree)
-    assert result.returncode == 0, result.stderr
+def test_dry_run_shows_types_and_writes_nothing(models, tmp_path, capfd):
+    arguments = [str(models["tiny-llama", "random"]), "--outfile", str(tmp_path / "out.gguf"), "--dry-run"]
+    assert cli.main(["convert", *arguments]) == 0
     assert os.listdir(tmp_path) == []
-    rows = {line.split()[0]: line.split()[1:] for line in result.stdout.splitlines()}
+    rows = {line.split()[0]: line.split()[1:] for line in capfd.readouterr().out.splitlines()}
     made = convert(ConvertOptions(models["tiny-llama", "random"], tmp_path / "o.gguf", progress=False))
     counted = [t.dtype for t in read_gguf(made).tensors.values()]
     assert int(rows["Q8_0"][0]) == counted.count("Q8_0")

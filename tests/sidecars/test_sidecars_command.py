@@ -35,7 +35,8 @@ def groups(models, tmp_path):
 def test_the_file_is_enough(convert, groups, sidecars, tmp_path):
     code, out, err = convert(groups, "--sidecars", tmp_path / "files")
     assert code == 0 and out[0].startswith(f"wrote {tmp_path / 'x.gguf'} ")
-    assert [line.split()[1] for line in out[1:]] == [str(tmp_path / "files" / name) for name in NAMES]
+    assert out[1] == f"wrote {tmp_path / 'Modelfile'}"
+    assert [line.split()[1] for line in out[2:]] == [str(tmp_path / "files" / name) for name in NAMES]
     assert "so8t.pet_lambda has no effect" in err
     types = {name: tensor.dtype for name, tensor in read_gguf(tmp_path / "x.gguf").tensors.items()}
     assert (types["blk.0.ffn_up.weight"], types["output.weight"]) == ("Q8_0", "F16")
