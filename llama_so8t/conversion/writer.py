@@ -1,5 +1,7 @@
 """Writes GGUF files: every core reads, folds, quantizes and writes some rows at a time."""
 
+import errno
+import fcntl
 import math
 import mmap
 import os
@@ -31,6 +33,9 @@ _BUFFER = 8 << 20
 """Bytes of one write: a multiple of the block size of any disk."""
 
 _BLOCK = 4096
+
+_DIRECT = getattr(os, "O_DIRECT", 0)
+"""Past the page cache; some systems have no such flag."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +112,7 @@ def write(
         ConversionError: a key or a value does not fit its type.
         OSError: the disk is full, or another failure of the file system.
     """
-    threads = threads or len(os.sched_getaffinity(0))
+    threads = threads or _cores()
     total = sum(tensor.nbytes for shard in shards for tensor in shard.tensors)
     with (
         tqdm(total=total, unit="B", unit_scale=True, desc=progress, disable=progress is None) as bar,
@@ -117,6 +122,11 @@ def write(
             start = _write_header(path, shard, arch)
             with _Stream(path, start) as stream:
                 _run(pool, threads, _jobs(shard.tensors, check), stream, bar)
+
+
+def _cores() -> int:
+    # the cores of this process; only some systems tell them from those of the machine
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _write_header(path: Path, shard: Shard, arch: str) -> int:
@@ -213,7 +223,7 @@ class _Stream:
         self._path = path
         self._file = path.open("r+b", buffering=0)
         try:
-            self._direct = os.open(path, os.O_WRONLY | getattr(os, "O_DIRECT", 0))
+            self._direct = os.open(path, os.O_WRONLY | _DIRECT)
         except OSError:
             self._direct = os.dup(self._file.fileno())
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="so8t-write")
@@ -272,5 +282,13 @@ class _Stream:
 def _write(file: int, data: np.ndarray, offset: int) -> None:
     rest = memoryview(data)
     while rest:
-        count = os.pwrite(file, rest, offset)
+        try:
+            count = os.pwrite(file, rest, offset)
+        except OSError as error:
+            # some file systems open for direct writes and refuse them then; so does the rest of a short one
+            flags = fcntl.fcntl(file, fcntl.F_GETFL)
+            if error.errno != errno.EINVAL or not flags & _DIRECT:
+                raise
+            fcntl.fcntl(file, fcntl.F_SETFL, flags & ~_DIRECT)
+            continue
         rest, offset = rest[count:], offset + count

@@ -1,5 +1,7 @@
 """A conversion that is killed, meets a full disk or odd shapes: nothing half-written, nothing left behind."""
 
+import errno
+import fcntl
 import os
 import resource
 import signal
@@ -13,6 +15,7 @@ from tiny_models import stored, write_base
 from llama_so8t import cli, upstream
 from llama_so8t.checkpoint import open_checkpoint, safetensors_file, safetensors_writer
 from llama_so8t.checkpoint.gguf_file import read_gguf
+from llama_so8t.conversion import writer
 from llama_so8t.conversion.convert import convert
 from llama_so8t.conversion.options import ConvertOptions
 from llama_so8t.conversion.tensors import plan_tensors
@@ -68,6 +71,33 @@ def test_a_full_disk_is_one_line_and_nothing_is_lost(models, tmp_path, capfd):
         assert (disk / "out.gguf").read_text() == "old"
     finally:
         subprocess.run(["umount", disk], check=True)
+
+
+def test_a_file_system_that_refuses_direct_writes_gets_others(models, tmp_path, monkeypatch):
+    """With small buffers every one is written while others are filled."""
+    model, outfile = models["tiny-llama", "random"], tmp_path / "out.gguf"
+    expected = convert(ConvertOptions(model=model, outfile=outfile, progress=False)).read_bytes()
+    monkeypatch.setattr(writer, "_BUFFER", 4096)
+    assert convert(ConvertOptions(model=model, outfile=outfile, progress=False)).read_bytes() == expected
+    pwrite, refused = os.pwrite, []
+
+    def refuse(file, data, offset):
+        if fcntl.fcntl(file, fcntl.F_GETFL) & os.O_DIRECT:
+            refused.append(offset)
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return pwrite(file, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", refuse)
+    assert convert(ConvertOptions(model=model, outfile=outfile, progress=False)).read_bytes() == expected
+    assert len(refused) == 1 or not direct_writes(tmp_path)
+
+
+def direct_writes(directory):
+    try:
+        os.close(os.open(directory / "probe", os.O_CREAT | os.O_WRONLY | os.O_DIRECT))
+    except OSError:
+        return False
+    return True
 
 
 def test_a_limit_of_the_file_size_is_one_line(models, tmp_path, pinned_tree):
