@@ -57,3 +57,11 @@ def pinned_tree() -> Path:
         return upstream.source()
     except So8tError as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def gguf(pinned_tree: Path):
+    """gguf-py of the pinned tree."""
+    from llama_so8t import upstream
+
+    return upstream.gguf

@@ -4,19 +4,8 @@ import numpy as np
 import pytest
 from tiny_models import base_config
 
-from llama_so8t import upstream
 from llama_so8t.checkpoint.names import base_tensors, gguf_name
-from llama_so8t.errors import So8tError
 from llama_so8t.model_spec import ModelSpec
-
-
-@pytest.fixture(scope="session")
-def gguf():
-    """gguf-py of the pinned tree."""
-    try:
-        return upstream.gguf
-    except So8tError as error:
-        pytest.skip(str(error))
 
 
 @pytest.fixture

@@ -18,12 +18,6 @@ CHAT_TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor 
 
 
 @pytest.fixture(scope="session")
-def gguf(pinned_tree):
-    """gguf-py of the pinned tree."""
-    return upstream.gguf
-
-
-@pytest.fixture(scope="session")
 def bases(tmp_path_factory, pinned_tree):
     """Name -> directory of a base model with tokenizer, chat template, model card and sampling defaults."""
     upstream.gguf  # before transformers, which would import another one  # noqa: B018

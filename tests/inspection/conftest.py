@@ -8,10 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from llama_so8t import upstream
 from llama_so8t.algebra import random_generators, rotation
 from llama_so8t.checkpoint import adapter
-from llama_so8t.errors import So8tError
 from llama_so8t.layout import GENERATORS, SITES, Keys, Tensors, default_heads, default_representations
 
 N_LAYER, N_HEAD, N_HEAD_KV, WIDTH = 3, 9, 3, 72
@@ -21,15 +19,6 @@ N_LAYER, N_HEAD, N_HEAD_KV, WIDTH = 3, 9, 3, 72
 def shape() -> SimpleNamespace:
     """Layers and hidden size of the files of `write_gguf`."""
     return SimpleNamespace(n_layer=N_LAYER, width=WIDTH)
-
-
-@pytest.fixture(scope="session")
-def gguf():
-    """gguf-py of the pinned tree."""
-    try:
-        return upstream.gguf
-    except So8tError as error:
-        pytest.skip(str(error))
 
 
 @pytest.fixture
