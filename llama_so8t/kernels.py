@@ -35,6 +35,9 @@ _PROTOTYPES = {
 
 _DIM = 8
 
+_WITHOUT_BUILD = ("F32", "F16", "BF16", "Q8_0")
+"""Types in which gguf-py gives the bytes of llama-quantize."""
+
 
 @dataclass(frozen=True)
 class ColumnRotation:
@@ -182,17 +185,14 @@ def _rotate(values: np.ndarray, columns: ColumnRotation | None, rows: np.ndarray
 
 
 def _quantize(values: np.ndarray, kind: int, importance: np.ndarray | None, check: bool) -> np.ndarray:
-    try:
-        if importance is not None:
-            raise NotImplementedError
-        with np.errstate(over="ignore"):
-            data = upstream.gguf.quantize(values, kind)
-    except NotImplementedError:
+    if kind.name not in _WITHOUT_BUILD or importance is not None:
         raise ConversionError(
             f"{kind.name}{' with an importance matrix' if importance is not None else ''} needs the native "
             f"kernels: found no libso8t-kernels; run `make build`, or set SO8T_LIBRARY_PATH"
-        ) from None
-    if check and kind == upstream.gguf.GGMLQuantizationType.F16 and not np.isfinite(data).all():
+        )
+    with np.errstate(over="ignore"):
+        data = upstream.gguf.quantize(values, kind)
+    if check and kind.name == "F16" and not np.isfinite(data).all():
         raise ConversionError(_too_large(values, kind))
     return data.view(np.uint8)
 

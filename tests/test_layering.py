@@ -14,14 +14,17 @@ ALLOWED = {
     "kernels": {"errors", "upstream", "bindings"},
     "folding": {"errors", "algebra", "layout", "model_spec", "kernels"},
     "upstream": {"errors"},
-    "layouts": {"errors", "algebra", "folding"},
-    "checkpoint": {"layouts", "errors", "algebra", "layout", "model_spec", "folding", "kernels", "upstream"},
+    "torch_file": {"errors"},
+    "layouts": {"errors", "algebra", "folding", "torch_file"},
+    "checkpoint": {
+        *("errors", "algebra", "layout", "model_spec", "folding", "kernels", "upstream", "layouts", "torch_file"),
+    },
     "conversion": {
         *("errors", "tools", "algebra", "layout", "model_spec", "folding", "kernels", "upstream", "checkpoint"),
     },
     "heads": {"errors", "algebra", "layout", "model_spec", "folding", "kernels", "upstream", "checkpoint", "hf"},
     "inspection": {"errors", "algebra", "layout", "model_spec", "folding", "kernels", "upstream", "checkpoint"},
-    "diagnosis": {"errors", "algebra", "layout", "model_spec", "layouts", "checkpoint", "inspection"},
+    "diagnosis": {"errors", "algebra", "layout", "model_spec", "layouts", "torch_file", "checkpoint", "inspection"},
     "modelfile": {"errors", "layout", "checkpoint"},
     "verification": {
         *("errors", "layout", "kernels", "upstream", "bindings", "checkpoint", "conversion", "inspection", "hf"),

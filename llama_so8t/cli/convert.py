@@ -154,7 +154,7 @@ def _write_modelfile(planned: "Plan") -> None:
 
     first = planned.paths[0]
     outfile = first.with_name("Modelfile")
-    if planned.options.split_max_size is not None:
+    if planned.is_split:
         print("note: no Modelfile, because Ollama takes single files", file=sys.stderr)
     elif outfile.exists() and not is_ours(outfile):
         print(f"note: {outfile} stays as it is; `so8t modelfile {first}` writes another one", file=sys.stderr)

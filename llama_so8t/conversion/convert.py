@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from llama_so8t.checkpoint import Checkpoint, open_checkpoint
 from llama_so8t.checkpoint.atomic import new_files
 from llama_so8t.checkpoint.checkpoint import finite
 from llama_so8t.checkpoint.names import EMBEDDING, OUTPUT, so8t_tensors
+from llama_so8t.checkpoint.tensors import StoredTensor
 from llama_so8t.conversion.metadata import base_metadata
 from llama_so8t.conversion.options import ARCHITECTURES, OUTTYPES, ROTATION_MODES, ConvertOptions
 from llama_so8t.conversion.so8t_keys import so8t_keys
@@ -21,6 +23,8 @@ from llama_so8t.conversion.writer import Shard, TypedTensor, split, write
 from llama_so8t.errors import ConversionError
 from llama_so8t.folding import foldable_sites
 from llama_so8t.layout import ARCH, GENERATORS, generator_name
+
+_ROWS = 1024
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,11 @@ class Plan:
     explicit: tuple[str, ...]
     paths: tuple[Path, ...]
     shards: tuple[Shard, ...]
+
+    @property
+    def is_split(self) -> bool:
+        """Whether the model is cut into several files."""
+        return upstream.gguf.Keys.Split.LLM_KV_SPLIT_COUNT in self.shards[0].keys
 
     @property
     def tensors(self) -> list[TypedTensor]:
@@ -161,7 +170,11 @@ def _typed(
 def _stock_sites(options: ConvertOptions, checkpoint: Checkpoint) -> tuple[str, ...]:
     """Sites to fold into a stock file: it has no place for the others."""
     spec, path = checkpoint.spec, checkpoint.path
+    if options.rotations != "fold":
+        raise ConversionError(f"found rotations {options.rotations!r}, but a stock file has them folded")
     if not checkpoint.is_so8t:
+        if options.drop_sites:
+            raise ConversionError(f"{path}: found sites to drop, but the model has no rotations")
         return ()
     foldable = foldable_sites(spec)
     for site in options.drop_sites:
@@ -196,6 +209,14 @@ def _heads_shard(checkpoint: Checkpoint) -> Shard:
     return Shard(keys | so8t_keys(checkpoint.spec, (), ()), tensors)
 
 
+def _equal(a: StoredTensor, b: StoredTensor) -> bool:
+    """Whether two tensors have the same values; row by row where both can, for an embedding has a GB or more."""
+    if a.read_rows is None or b.read_rows is None:
+        return np.array_equal(a.read(), b.read())
+    cuts = [*range(0, a.shape[0], _ROWS), a.shape[0]]
+    return all(np.array_equal(a.read_rows(i, j), b.read_rows(i, j)) for i, j in pairwise(cuts))
+
+
 def _check_model(checkpoint: Checkpoint, stock: bool) -> None:
     config = checkpoint.config
     if not checkpoint.is_so8t and not stock:
@@ -216,7 +237,7 @@ def _check_model(checkpoint: Checkpoint, stock: bool) -> None:
             f"{checkpoint.path}: found use_sliding_window true, but so8t attends to all positions"
         )
     if config.get("tie_word_embeddings") and OUTPUT in checkpoint.tensors:
-        if not np.array_equal(checkpoint.load(OUTPUT), checkpoint.load(EMBEDDING)):
+        if not _equal(checkpoint.tensors[OUTPUT], checkpoint.tensors[EMBEDDING]):
             raise ConversionError(
                 f"{checkpoint.path}: config.json ties the embeddings, but {OUTPUT} differs from {EMBEDDING}; "
                 f"set tie_word_embeddings to false, or remove the tensor"

@@ -1,5 +1,6 @@
 """The type of every tensor of a file: one rule for plain files, `llama-quantize` itself for mixtures."""
 
+import os
 import re
 import subprocess
 import tempfile
@@ -14,6 +15,7 @@ from llama_so8t.checkpoint.gguf_file import read_gguf
 from llama_so8t.checkpoint.names import EMBEDDING, OUTPUT, gguf_name, layer_tensor
 from llama_so8t.conversion.options import PLAIN_OUTTYPES, ConvertOptions
 from llama_so8t.conversion.tensors import PlannedTensor
+from llama_so8t.conversion.writer import Shard, TypedTensor, write_header
 from llama_so8t.errors import ConversionError
 from llama_so8t.model_spec import ModelSpec
 
@@ -94,20 +96,12 @@ def _mixture(
     gguf = upstream.gguf
     with tempfile.TemporaryDirectory(prefix="so8t-") as directory:
         path = Path(directory) / "header.gguf"
-        writer = gguf.GGUFWriter(path, arch=arch)
-        writer.kv_data[0] = {key: value for key, value in keys.items() if not key.startswith("tokenizer.")}
-        for tensor in tensors:
-            size = 4 * int(np.prod(tensor.shape, dtype=object))
-            writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), size)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        data = writer.fout[0].tell()
-        writer.close()
-        with path.open("r+b") as file:
-            # a hole: it takes no space
-            total = sum(-(-4 * int(np.prod(t.shape, dtype=object)) // 32) * 32 for t in tensors)
-            file.truncate(-(-data // 32) * 32 + total)
+        short = {key: value for key, value in keys.items() if not key.startswith("tokenizer.")}
+        exact = [TypedTensor(tensor, gguf.GGMLQuantizationType.F32) for tensor in tensors]
+        size = write_header(path, Shard(short, exact), arch)
+        # a hole where the data would be, with room to align every tensor: it takes no space
+        alignment = gguf.GGUF_DEFAULT_ALIGNMENT
+        os.truncate(path, size + alignment + sum(tensor.nbytes + alignment for tensor in exact))
         command = [tools.program("llama-quantize"), "--dry-run"]
         command += [word for rule in options.tensor_types for word in ("--tensor-type", rule)]
         command += ["--imatrix", options.imatrix] if options.imatrix else []

@@ -119,7 +119,7 @@ def write(
         ThreadPoolExecutor(threads, thread_name_prefix="so8t-convert") as pool,
     ):
         for path, shard in zip(paths, shards, strict=True):
-            start = _write_header(path, shard, arch)
+            start = write_header(path, shard, arch)
             with _Stream(path, start) as stream:
                 _run(pool, threads, _jobs(shard.tensors, check), stream, bar)
 
@@ -129,8 +129,12 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _write_header(path: Path, shard: Shard, arch: str) -> int:
-    """Header of a file; returns its size."""
+def write_header(path: Path, shard: Shard, arch: str) -> int:
+    """Keys and tensor infos of a file, without data.
+
+    Returns:
+        Its size: the data begins at the next multiple of the alignment.
+    """
     gguf = upstream.gguf
     writer = gguf.GGUFWriter(path, arch=arch)
     writer.kv_data[0] = dict(shard.keys)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from llama_so8t import torch_file
 from llama_so8t.checkpoint import safetensors_file
 from llama_so8t.checkpoint.tensors import StoredTensor
 from llama_so8t.diagnosis.checks import gate_measures, gate_notes, listed
@@ -12,7 +13,7 @@ from llama_so8t.diagnosis.gguf_artefacts import diagnose_gguf
 from llama_so8t.diagnosis.npz_artefacts import diagnose_npz
 from llama_so8t.diagnosis.report import Diagnosis
 from llama_so8t.errors import CheckpointError
-from llama_so8t.layouts import BY_ID, identify, torch_file
+from llama_so8t.layouts import BY_ID, identify
 from llama_so8t.layouts.soul import read_soul
 
 _HEAD = 64

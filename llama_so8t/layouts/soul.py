@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
+from llama_so8t import torch_file
 from llama_so8t.algebra import TOLERANCE
 from llama_so8t.errors import AlgebraError, CheckpointError
-from llama_so8t.layouts import torch_file
 from llama_so8t.layouts.rotations import trivialized
 
 _ORIGINAL, _BASE = ".parametrizations.weight.original", ".parametrizations.weight.0.base"

@@ -2,9 +2,6 @@
 
 import json
 import os
-import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -426,46 +423,6 @@ def test_a_failure_in_the_middle_leaves_the_old_file(models, convert_to, tmp_pat
         convert_to(models["tiny-llama", "random"])
     assert os.listdir(tmp_path) == ["out.gguf"]
     assert path.read_bytes() == before
-
-
-SLOW = """
-import sys, time
-from pathlib import Path
-from llama_so8t import folding
-from llama_so8t.checkpoint import gguf_file
-from llama_so8t.cli import convert as command
-import argparse
-fold_step = folding.fold_step
-def slow(*args):
-    sys.stdout.write("writing\\n")
-    sys.stdout.flush()
-    time.sleep(1)
-    return fold_step(*args)
-folding.fold_step = slow
-parser = argparse.ArgumentParser()
-command.add_arguments(parser)
-try:
-    command.run(parser.parse_args(sys.argv[1:]))
-except KeyboardInterrupt:
-    sys.exit(130)
-"""
-
-
-@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_leaves_nothing(upstream_files, tmp_path, signal_number, pinned_tree):
-    model = tmp_path / "adapter"
-    base = upstream_files["tiny-llama", "f32"]
-    initialize(InitializeOptions(str(base), model, rotations="random", adapter=True))
-    arguments = [sys.executable, "-c", SLOW, str(model), "--outfile", str(tmp_path / "out.gguf")]
-    environment = os.environ | {"LLAMA_CPP_SOURCE": str(pinned_tree), "PYTHONPATH": os.pathsep.join(sys.path)}
-    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
-    assert process.stdout.readline() == b"writing\n"
-    assert any(name.endswith(".partial") for name in os.listdir(tmp_path))
-    process.send_signal(signal_number)
-    assert process.wait(20) == 130, process.stderr.read()
-    process.stdout.close()
-    process.stderr.close()
-    assert os.listdir(tmp_path) == ["adapter"]
 
 
 def test_a_changed_config_beside_vocab_gguf_is_noticed(upstream_files, tmp_path, convert_to, monkeypatch):

@@ -29,7 +29,7 @@ quantize = kernels.quantize
 def held(*args):
     sys.stdout.write("writing\\n")
     sys.stdout.flush()
-    time.sleep(60)
+    time.sleep(1)
     return quantize(*args)
 kernels.quantize = held
 sys.exit(main(["convert", *sys.argv[1:]]))
@@ -40,16 +40,34 @@ def environment(pinned_tree):
     return os.environ | {"LLAMA_CPP_SOURCE": str(pinned_tree), "PYTHONPATH": os.pathsep.join(sys.path)}
 
 
-def test_what_a_killed_run_leaves_the_next_one_removes(models, tmp_path, pinned_tree):
+@pytest.fixture
+def stopped(models, tmp_path, pinned_tree):
+    """Starts a conversion, sends a signal while it writes, and returns its exit code."""
+
+    def run(signal_number):
+        process = subprocess.Popen(
+            [sys.executable, "-c", HOLD, str(models["tiny-llama", "random"]), "--outfile", str(tmp_path / "out.gguf")],
+            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment(pinned_tree),
+        )  # fmt: skip
+        assert process.stdout.readline() == b"writing\n"
+        assert any(name.endswith(".partial") for name in os.listdir(tmp_path))
+        process.send_signal(signal_number)
+        code = process.wait(20)
+        process.stdout.close()
+        return code
+
+    return run
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_leaves_nothing(stopped, tmp_path, signal_number):
+    assert stopped(signal_number) == 130
+    assert os.listdir(tmp_path) == []
+
+
+def test_what_a_killed_run_leaves_the_next_one_removes(stopped, models, tmp_path):
     model, out = models["tiny-llama", "random"], tmp_path / "out.gguf"
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(model), "--outfile", str(out)],
-        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment(pinned_tree),
-    )  # fmt: skip
-    assert process.stdout.readline() == b"writing\n"
-    process.send_signal(signal.SIGKILL)
-    process.wait(20)
-    process.stdout.close()
+    assert stopped(signal.SIGKILL) == -signal.SIGKILL
     left = os.listdir(tmp_path)
     assert len(left) == 1 and left[0].endswith(".partial")
     (tmp_path / ".other.gguf.1.partial").write_text("of a running process, for another file")

@@ -71,6 +71,7 @@ def test_a_rotation_that_cannot_be_folded_is_named_and_can_be_dropped(models, tm
         ({"drop_sites": ("gate",)}, "'gate' among the sites to drop, expected one that cannot be folded: qk"),
         ({"drop_sites": ("nose",)}, "'nose' among the sites to drop"),
         ({"arch": "so8t", "drop_sites": ("qk",)}, "only a stock file can drop sites"),
+        ({"rotations": "explicit"}, "rotations 'explicit', but a stock file has them folded"),
         ({"arch": "gpt"}, "found arch 'gpt', expected one of so8t, stock"),
     ],
 )

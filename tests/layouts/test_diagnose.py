@@ -13,7 +13,7 @@ from llama_so8t.checkpoint import adapter, safetensors_file, safetensors_writer
 from llama_so8t.checkpoint.initialize import InitializeOptions, initialize
 from llama_so8t.cli import diagnose as command
 from llama_so8t.diagnosis import diagnose, render
-from llama_so8t.errors import CheckpointError, So8tError
+from llama_so8t.errors import CheckpointError
 
 GATE = "model.layers.{}.self_attn.rotation_gate.theta"
 
@@ -320,14 +320,8 @@ def test_torch_pickles_named_gguf_are_listed(run, tmp_path, torch):
 
 
 @pytest.fixture
-def write_gguf(tmp_path):
+def write_gguf(gguf, tmp_path):
     """Writes a GGUF file with upstream's own writer."""
-    from llama_so8t import upstream
-
-    try:
-        gguf = upstream.gguf
-    except So8tError as error:
-        pytest.skip(str(error))
 
     def write(arch="qwen3", blocks=2, width=64, vocabulary=320, keys=(), tensors=1):
         path = tmp_path / f"{arch}.gguf"

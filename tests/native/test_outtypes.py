@@ -76,7 +76,7 @@ def test_bytes_are_those_of_llama_quantize(runtime, model, exact, tmp_path, outt
         assert len(kinds) >= 3, "a mixture has several types"
 
 
-@pytest.mark.parametrize("outtype", ["q4_k_m", "iq2_xxs", "iq4_xs", "q2_k_s", "q8_0"])
+@pytest.mark.parametrize("outtype", [*sorted(NEED_IMATRIX), "q4_k_m", "iq4_xs", "q8_0"])
 def test_an_importance_matrix_is_used_as_llama_quantize_does(runtime, model, exact, imatrix, tmp_path, outtype):
     check(runtime, model, exact, tmp_path, outtype, ["--imatrix", imatrix], imatrix=imatrix)
     if outtype == "q4_k_m":
