@@ -1,0 +1,197 @@
+"""A model that does what a test says: a finite automaton over tokens, as a GGUF file of a few hundred kB.
+
+    file = scripted_gguf(
+        tmp_path / "model",
+        scripts={"start": ["one ", "two ", "bad ", "three"]},   # last token of the prompt -> answer, then its end
+        heads={"safety": Head(["safe", "unsafe"], ["allow", "refuse"], [0.5, 0.9], debounce=2,
+                              tokens={"bad ": {"unsafe": 0.97}, "broken": NAN})},
+    )
+
+Every string of a script or table is one token, longest match first, and prints as it is written (mind the spaces).
+Any other text has tokens too; they and the last token of a chain are followed by the end of the answer. A token has
+one successor: a chain that returns to a token of its own goes round for ever, and two chains that disagree are an
+error. Greedy decoding follows the chain, sampling at temperature 1 too (all other tokens together: below 1e-20);
+under a grammar that forbids the next token comes the one with the lowest id.
+Probabilities of a head are exact to 1e-6; labels that are not named share what is left; `INF` and `NAN` make its
+values overflow in the product, with finite weights. "<think>" and "</think>" are tokens that print, as in Qwen3.
+With `CHATML` the last token of a prompt is "\n" (or what follows it: name them in `scripts`); with `WORDS` the prompt
+is the contents of the messages, so it ends as the user's last word says.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from tiny_models import VOCABULARY_SIZE, base_config, stored, tokenizer_model
+
+from llama_so8t.checkpoint import adapter, safetensors_writer
+from llama_so8t.checkpoint.names import EMBEDDING, OUTPUT, base_tensors, so8t_tensors
+from llama_so8t.conversion.convert import convert
+from llama_so8t.conversion.options import ConvertOptions
+from llama_so8t.layout import HeadSpec, head_tensor_prefix
+from llama_so8t.model_spec import ModelSpec
+
+INF, NAN = math.inf, math.nan
+
+START, END = "<|im_start|>", "<|im_end|>"
+CONTROL = (START, END)
+THINK = ("<think>", "</think>")
+
+_REASONING = "{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}"
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n" + _REASONING + "{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+WORDS = "{% for m in messages %}" + _REASONING + "{{ m.content }}{% endfor %}"
+
+CONTEXT = 2048
+_NEXT = 60.0  # logit of the next token
+_SLOPE = -1e-3  # of the others: where a grammar forbids the next token, the lowest id it allows comes
+_HUGE = 3e38  # finite in float32; times a hidden value above 1.2 it is not
+
+
+@dataclass(frozen=True)
+class Head:
+    """A classification head by table: token -> label -> probability, or `INF` or `NAN` for values that overflow."""
+
+    labels: Sequence[str]
+    actions: Sequence[str]
+    thresholds: Sequence[float]
+    debounce: int = 1
+    scope: str = "both"
+    temperature: float = 1.0
+    tokens: Mapping[str, Mapping[str, float] | float] = field(default_factory=dict)
+    default: Mapping[str, float] | None = None
+    """For all other tokens; None: the first label has 0.99."""
+
+    def spec(self, name: str) -> HeadSpec:
+        """What the checkpoint says of it."""
+        return HeadSpec(
+            name, tuple(self.labels), tuple(self.actions), tuple(self.thresholds), debounce=self.debounce,
+            scope=self.scope, temperature=self.temperature,
+        )  # fmt: skip
+
+    def probabilities(self, given: Mapping[str, float] | None) -> np.ndarray:
+        """All probabilities, ``(n_labels,)``, of a token whose table entry is ``given``."""
+        given = {self.labels[0]: 0.99} if given is None else given
+        assert set(given) <= set(self.labels), f"found labels {sorted(given)}, expected some of {self.labels}"
+        n_open, rest = len(self.labels) - len(given), 1.0 - sum(given.values())
+        assert rest >= -1e-9 and (n_open or rest < 1e-9), f"found probabilities {given}, expected a sum of 1"
+        return np.array([given.get(label, rest / max(n_open, 1)) for label in self.labels])
+
+    def values(self, given: Mapping[str, float] | None) -> np.ndarray:
+        """Values of the head whose softmax over the temperature gives `probabilities`, ``(n_labels,)``."""
+        return self.temperature * np.log(np.maximum(self.probabilities(given), 1e-12))
+
+
+def scripted_gguf(
+    directory: Path, scripts: Mapping[str, Sequence[str]], heads: Mapping[str, Head], template: str = WORDS
+) -> Path:
+    """Writes the checkpoint into ``directory`` and beside it the GGUF file, which is returned."""
+    file = directory.with_suffix(".gguf")
+    model = scripted_checkpoint(directory, scripts, heads, template)
+    convert(ConvertOptions(model=model, outfile=file, outtype="f32", rotations="fold", progress=False))
+    return file
+
+
+def scripted_checkpoint(
+    directory: Path, scripts: Mapping[str, Sequence[str]], heads: Mapping[str, Head], template: str = WORDS
+) -> Path:
+    """Writes an SO8T checkpoint of one layer whose attention and MLP add nothing to the embedding.
+
+    Tokens of scripts and tables have an axis each, the others share axis 0, so ``f = norm(embedding)`` has one
+    component (two where the values of a head are to be NaN), and each column of a matrix is the row of a table.
+    """
+    successors = _successors(scripts)
+    named = [*successors, *successors.values(), *(token for head in heads.values() for token in head.tokens)]
+    tokens = list(dict.fromkeys([*CONTROL, *THINK, *named]))
+    ids = {token: VOCABULARY_SIZE + index for index, token in enumerate(tokens)}
+    axes = {token: index + 1 for index, token in enumerate(tokens)}
+    both = len(tokens) + 1  # second axis of tokens with NaN
+    d = -(-(both + 1) // 64) * 64
+    config = _config(VOCABULARY_SIZE + len(tokens), d, ids[END], heads)
+    spec = ModelSpec.from_config(config)
+
+    embedding = np.zeros((config["vocab_size"], d))
+    embedding[:, 0] = 1.0
+    for token in tokens:
+        embedding[ids[token], 0] = 0.0
+        embedding[ids[token], axes[token]] = 1.0
+        if any(_is_nan(head.tokens.get(token)) for head in heads.values()):
+            embedding[ids[token], both] = 1.0
+    hidden = embedding / np.sqrt((embedding**2).mean(1, keepdims=True) + config["rms_norm_eps"])  # f
+    component = {token: hidden[ids[token], axes[token]] for token in tokens}
+
+    output = np.zeros((config["vocab_size"], d))
+    output[:, :both] = _SLOPE * np.arange(config["vocab_size"])[:, None]
+    output[ids[END], 0] = _NEXT / hidden[0, 0]
+    for token in tokens:
+        output[ids[successors.get(token, END)], axes[token]] = _NEXT / component[token]
+
+    weights = {EMBEDDING: embedding, OUTPUT: output, "model.norm.weight": np.ones(d)}
+    for name, head in heads.items():
+        weight = np.zeros((len(head.labels), d))
+        weight[:, 0] = head.values(head.default) / hidden[0, 0]
+        for token in tokens:
+            given = head.tokens.get(token, head.default)
+            if isinstance(given, float):
+                weight[0, axes[token]] = _HUGE
+                weight[0, both] = -_HUGE if math.isnan(given) else weight[0, both]
+            else:
+                weight[:, axes[token]] = head.values(given) / component[token]
+        weights[f"{head_tensor_prefix(name)}.weight"] = weight
+    _write(directory, config, spec, weights, ids, template)
+    return directory
+
+
+def _successors(scripts: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    successors: dict[str, str] = {}
+    for start, chain in scripts.items():
+        path = [start, *chain]
+        if path[-1] not in path[:-1]:
+            path.append(END)
+        for token, following in pairwise(path):
+            known = successors.setdefault(token, following)
+            assert known == following, f"{token!r} is followed by {known!r} and by {following!r}"
+    return successors
+
+
+def _is_nan(given: Mapping[str, float] | float | None) -> bool:
+    return isinstance(given, float) and math.isnan(given)
+
+
+def _config(n_vocab: int, d: int, end: int, heads: Mapping[str, Head]) -> dict[str, object]:
+    base = base_config(
+        "llama", vocab_size=n_vocab, hidden_size=d, intermediate_size=32, num_hidden_layers=1,
+        max_position_embeddings=CONTEXT, eos_token_id=end, dtype="float32",
+    )  # fmt: skip
+    specs = {name: head.spec(name).to_dict() for name, head in heads.items()}
+    return adapter.so8t_config(base, {"so8t_rotation_dim": 8, "so8t_shared_blocks": True, "so8t_heads": specs})
+
+
+def _write(
+    directory: Path, config: dict[str, object], spec: ModelSpec, weights: dict[str, np.ndarray],
+    ids: dict[str, int], template: str,
+) -> None:  # fmt: skip
+    directory.mkdir(parents=True)
+    (directory / "config.json").write_text(json.dumps(config))
+    (directory / "tokenizer.model").write_bytes(tokenizer_model())
+    added = {str(index): {"content": token, "special": token in CONTROL} for token, index in ids.items()}
+    fields = {
+        "add_bos_token": False, "add_prefix_space": False, "eos_token": END, "chat_template": template,
+        "added_tokens_decoder": added, "tokenizer_class": "LlamaTokenizer",
+    }  # fmt: skip
+    (directory / "tokenizer_config.json").write_text(json.dumps(fields))
+    tensors = []
+    for name, expected in {**base_tensors(config, spec), **so8t_tensors(spec)}.items():
+        values = weights.get(name)
+        if values is None:
+            if not expected.required:
+                continue
+            values = np.zeros(expected.shape)
+        tensors.append(stored(name, values.astype(np.float32)))
+    safetensors_writer.write_sharded(directory, tensors)
