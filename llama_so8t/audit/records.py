@@ -1,0 +1,225 @@
+"""What the lines of an audit log say, field by field with its type."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from llama_so8t.audit.log import AuditError, Place
+
+MAX_INTEGER = 2**63 - 1
+"""What SQLite can store."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Open:
+    """A run of the server begins."""
+
+    architecture: str | None
+    name: str | None
+    model: str | None
+    policy: str | None
+    mode: str | None
+    settings: dict[str, Any]
+    dropped_bytes: int
+
+
+@dataclass(frozen=True)
+class Text:
+    """A prompt or an answer: its sizes, its HMAC-SHA256, and itself if the log keeps texts."""
+
+    n_tokens: int
+    n_bytes: int
+    hmac: str
+    text: str | None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A head has this label from this position of a part on."""
+
+    part: str
+    position: int
+    head: str
+    label: str
+    probabilities: dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class Trigger:
+    """The first label of a request that acted."""
+
+    part: str
+    position: int
+    head: str
+    label: str
+    probability: float | None
+
+
+@dataclass(frozen=True)
+class Request:
+    """A judged request. ``model`` and ``policy`` are hashes; ``escalation`` is the id of a held answer."""
+
+    request: str
+    task: int | None
+    slot: int | None
+    model: str | None
+    policy: str | None
+    mode: str | None
+    prompt: Text | None
+    answer: Text | None
+    verdicts: tuple[Verdict, ...]
+    decision: str
+    enforced: str
+    triggered: Trigger | None
+    escalation: str | None
+
+
+@dataclass(frozen=True)
+class Escalation:
+    """What became of a held answer."""
+
+    escalation: str
+    status: str
+    reviewer: str | None
+    comment: str | None
+
+
+def read_record(place: Place, record: dict[str, Any]) -> Open | Request | Escalation | None:
+    """A line as what its event says.
+
+    Returns:
+        None for "rotate", "close" and events that this version does not know.
+
+    Raises:
+        AuditError: a field is missing or of another type; names it.
+    """
+    reader = {"open": _open, "request": _request, "escalation": _escalation}.get(record["event"])
+    return reader and reader(_Fields(place, "", record))
+
+
+@dataclass(frozen=True)
+class _Fields:
+    """An object of a line. Where a field may be missing, ``null`` is as good."""
+
+    place: Place
+    prefix: str
+    values: dict[str, Any]
+
+    def text(self, name: str) -> str:
+        return self._get(name, str, "a text")
+
+    def optional_text(self, name: str) -> str | None:
+        return self._optional(name, self.text)
+
+    def integer(self, name: str) -> int:
+        value = self._get(name, int, "a whole number")
+        if not -MAX_INTEGER <= value <= MAX_INTEGER:
+            raise self._error(name, f"at most {MAX_INTEGER}")
+        return value
+
+    def optional_integer(self, name: str) -> int | None:
+        return self._optional(name, self.integer)
+
+    def number(self, name: str) -> float:
+        return float(self._get(name, (int, float), "a number from 0 to 1", lambda value: 0 <= value <= 1))
+
+    def optional_number(self, name: str) -> float | None:
+        return self._optional(name, self.number)
+
+    def fields(self, name: str) -> "_Fields":
+        return _Fields(self.place, f"{self.prefix}{name}.", self._get(name, dict, "an object"))
+
+    def optional(self, name: str, read: Callable[["_Fields"], T]) -> T | None:
+        return self._optional(name, lambda name: read(self.fields(name)))
+
+    def each(self, name: str, read: Callable[["_Fields"], T]) -> tuple[T, ...]:
+        items = self._get(name, list, "a list of objects", lambda items: all(isinstance(item, dict) for item in items))
+        return tuple(read(_Fields(self.place, f"{self.prefix}{name}[{i}].", item)) for i, item in enumerate(items))
+
+    def _optional(self, name: str, read: Callable[[str], T]) -> T | None:
+        return None if self.values.get(name) is None else read(name)
+
+    def _get(
+        self,
+        name: str,
+        kind: type | tuple[type, ...],
+        expected: str,
+        is_right: Callable[[Any], bool] = lambda value: True,
+    ) -> Any:
+        value = self.values.get(name)
+        if not isinstance(value, kind) or isinstance(value, bool) or not is_right(value):
+            raise self._error(name, expected)
+        return value
+
+    def _error(self, name: str, expected: str) -> AuditError:
+        found = repr(self.values[name])[:80] if name in self.values else "nothing"
+        return AuditError(f"{self.place}: field {self.prefix}{name}: found {found}, expected {expected}")
+
+
+def _open(fields: _Fields) -> Open:
+    model, policy = fields.fields("model"), fields.fields("policy")
+    return Open(
+        architecture=model.optional_text("architecture"),
+        name=model.optional_text("name"),
+        model=model.optional_text("sha256"),
+        policy=policy.optional_text("sha256"),
+        mode=policy.optional_text("mode"),
+        settings=policy.values,
+        dropped_bytes=fields.optional_integer("dropped_bytes") or 0,
+    )
+
+
+def _request(fields: _Fields) -> Request:
+    return Request(
+        request=fields.text("request"),
+        task=fields.optional_integer("task"),
+        slot=fields.optional_integer("slot"),
+        model=fields.optional_text("model"),
+        policy=fields.optional_text("policy"),
+        mode=fields.optional_text("mode"),
+        prompt=fields.optional("prompt", _text),
+        answer=fields.optional("answer", _text),
+        verdicts=fields.each("verdicts", _verdict),
+        decision=fields.text("decision"),
+        enforced=fields.text("enforced"),
+        triggered=fields.optional("triggered", _trigger),
+        escalation=fields.optional_text("escalation"),
+    )
+
+
+def _escalation(fields: _Fields) -> Escalation:
+    return Escalation(
+        escalation=fields.text("escalation"),
+        status=fields.text("status"),
+        reviewer=fields.optional_text("reviewer"),
+        comment=fields.optional_text("comment"),
+    )
+
+
+def _text(fields: _Fields) -> Text:
+    return Text(
+        fields.integer("n_tokens"), fields.integer("n_bytes"), fields.text("hmac"), fields.optional_text("text")
+    )
+
+
+def _verdict(fields: _Fields) -> Verdict:
+    probabilities = fields.fields("probabilities")
+    return Verdict(
+        part=fields.text("part"),
+        position=fields.integer("position"),
+        head=fields.text("head"),
+        label=fields.text("label"),
+        probabilities={label: probabilities.optional_number(label) for label in probabilities.values},
+    )
+
+
+def _trigger(fields: _Fields) -> Trigger:
+    return Trigger(
+        part=fields.text("part"),
+        position=fields.integer("position"),
+        head=fields.text("head"),
+        label=fields.text("label"),
+        probability=fields.optional_number("probability"),
+    )

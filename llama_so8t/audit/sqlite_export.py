@@ -1,0 +1,155 @@
+"""An audit log as a SQLite database: tables runs, requests, verdicts, escalations."""
+
+import json
+import sqlite3
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from llama_so8t.audit.log import AuditError, Place
+from llama_so8t.audit.records import Escalation, Open, Request, Text, read_record
+from llama_so8t.checkpoint.atomic import new_file
+
+SCHEMA = """
+CREATE TABLE runs (
+    run INTEGER PRIMARY KEY,            -- seq of its "open" line
+    time TEXT NOT NULL,
+    architecture TEXT, model_name TEXT, model_sha256 TEXT,
+    mode TEXT, policy_sha256 TEXT,
+    policy TEXT NOT NULL,               -- JSON
+    dropped_bytes INTEGER NOT NULL,
+    closed TEXT,                        -- time of its "close" line
+    hash TEXT NOT NULL
+);
+CREATE TABLE requests (
+    seq INTEGER PRIMARY KEY,
+    run INTEGER REFERENCES runs,
+    time TEXT NOT NULL,
+    request TEXT NOT NULL,
+    task INTEGER, slot INTEGER,
+    model_sha256 TEXT, policy_sha256 TEXT, mode TEXT,
+    prompt_tokens INTEGER, prompt_bytes INTEGER, prompt_hmac TEXT, prompt TEXT,
+    answer_tokens INTEGER, answer_bytes INTEGER, answer_hmac TEXT, answer TEXT,
+    decision TEXT NOT NULL,
+    enforced TEXT NOT NULL,
+    triggered_part TEXT, triggered_position INTEGER, triggered_head TEXT, triggered_label TEXT,
+    triggered_probability REAL,
+    escalation TEXT,
+    hash TEXT NOT NULL
+);
+CREATE TABLE verdicts (
+    seq INTEGER NOT NULL REFERENCES requests,
+    number INTEGER NOT NULL,            -- order in the line, from 0
+    part TEXT NOT NULL,
+    position INTEGER NOT NULL,
+    head TEXT NOT NULL,
+    label TEXT NOT NULL,
+    probability REAL,                   -- of this label
+    probabilities TEXT NOT NULL,        -- JSON
+    PRIMARY KEY (seq, number)
+) WITHOUT ROWID;
+CREATE TABLE escalations (
+    seq INTEGER PRIMARY KEY,
+    run INTEGER REFERENCES runs,
+    time TEXT NOT NULL,
+    escalation TEXT NOT NULL,
+    status TEXT NOT NULL,
+    reviewer TEXT,
+    comment TEXT,
+    hash TEXT NOT NULL
+);
+"""
+
+# made after the rows, which is faster
+INDEXES = """
+CREATE INDEX requests_time ON requests (time);
+CREATE INDEX requests_decision ON requests (decision, enforced);
+CREATE INDEX requests_model ON requests (model_sha256);
+CREATE INDEX requests_prompt ON requests (prompt_hmac);
+CREATE INDEX requests_answer ON requests (answer_hmac);
+CREATE INDEX requests_escalation ON requests (escalation);
+CREATE INDEX verdicts_label ON verdicts (head, label, part);
+CREATE INDEX escalations_escalation ON escalations (escalation);
+"""
+
+
+def export(records: Iterable[tuple[Place, dict[str, Any]]], path: Path) -> dict[str, int]:
+    """Writes the database; it appears complete under its name, in place of an older one, or not at all.
+
+    Args:
+        records: of whole lines.
+        path: file to write.
+
+    Returns:
+        Rows by table.
+
+    Raises:
+        AuditError: a field is missing or of another type, or a seq stands twice.
+    """
+    with new_file(path) as temporary:
+        connection = sqlite3.connect(temporary, isolation_level=None)
+        try:
+            # nobody sees the file before it is complete, so it needs no journal
+            connection.executescript(f"PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; {SCHEMA} BEGIN;")
+            writer = _Writer(connection)
+            for place, record in records:
+                try:
+                    writer.add(record, read_record(place, record))
+                except sqlite3.IntegrityError:
+                    raise AuditError(
+                        f"{place}: found seq {record['seq']} for a second time; see what so8t audit verify says"
+                    ) from None
+            connection.executescript(f"COMMIT; {INDEXES}")
+            return {table: connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in _TABLES}
+        finally:
+            connection.close()
+
+
+_TABLES = ("runs", "requests", "verdicts", "escalations")
+
+
+class _Writer:
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self.connection = connection
+        self.run: int | None = None
+
+    def add(self, record: dict[str, Any], content: Open | Request | Escalation | None) -> None:
+        seq, time, digest = record["seq"], record["time"], record["hash"]
+        match content:
+            case Open():
+                self.run = seq
+                settings = json.dumps(content.settings)
+                model = (content.architecture, content.name, content.model, content.mode, content.policy)
+                self._insert("runs", seq, time, *model, settings, content.dropped_bytes, None, digest)
+            case Request():
+                self._request(seq, time, content, digest)
+            case Escalation():
+                held = (content.escalation, content.status, content.reviewer, content.comment)
+                self._insert("escalations", seq, self.run, time, *held, digest)
+            case None if record["event"] == "close":
+                self.connection.execute("UPDATE runs SET closed = ? WHERE run = ?", (time, self.run))
+
+    def _request(self, seq: int, time: str, request: Request, digest: str) -> None:
+        t = request.triggered
+        self._insert(
+            "requests",
+            *(seq, self.run, time, request.request, request.task, request.slot),
+            *(request.model, request.policy, request.mode),
+            *_text(request.prompt),
+            *_text(request.answer),
+            *(request.decision, request.enforced),
+            *((t.part, t.position, t.head, t.label, t.probability) if t else (None,) * 5),
+            *(request.escalation, digest),
+        )
+        for number, v in enumerate(request.verdicts):
+            probability, probabilities = v.probabilities.get(v.label), json.dumps(v.probabilities)
+            self._insert("verdicts", seq, number, v.part, v.position, v.head, v.label, probability, probabilities)
+
+    def _insert(self, table: str, *values: Any) -> None:
+        # half a surrogate pair is legal in JSON, and no text for SQLite
+        row = [v.encode("utf-8", "replace").decode() if isinstance(v, str) else v for v in values]
+        self.connection.execute(f"INSERT INTO {table} VALUES ({', '.join('?' * len(row))})", row)
+
+
+def _text(text: Text | None) -> tuple[Any, ...]:
+    return (text.n_tokens, text.n_bytes, text.hmac, text.text) if text else (None,) * 4

@@ -1,0 +1,62 @@
+"""Lines of an audit log as text for people; a hostile text cannot drive the terminal."""
+
+from collections.abc import Iterator
+
+from llama_so8t.audit.records import Escalation, Open, Request, Text, Verdict
+
+TEXT_SHOWN = 1000
+"""Characters of a prompt or an answer; ``--json`` has them all."""
+
+
+def printable(text: str) -> str:
+    """The text on one line: control characters, line ends and marks of direction become escapes."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def describe(record: dict, content: Open | Request | Escalation | None) -> str:
+    """A record as one line, and one more, indented, for each verdict and text."""
+    lines = [f"{record['seq']:>8}  {record['time']}  {record['event']}"]
+    match content:
+        case Open():
+            lines[0] += f"  model {content.name or '-'} ({content.architecture or '-'}) {content.model or '-'}"
+            lines[0] += f"  policy {content.mode or '-'} {content.policy or '-'}"
+            if content.dropped_bytes:
+                lines.append(f"cut away {content.dropped_bytes} bytes of an unfinished line")
+        case Request():
+            lines[0] += f"  {content.request}  {content.decision}, enforced: {content.enforced}"
+            lines += _request(content)
+        case Escalation():
+            lines[0] += f"  {content.escalation}  {content.status}"
+            lines[0] += f" by {content.reviewer}" if content.reviewer else ""
+            lines += [f"comment: {_shortened(content.comment)}"] if content.comment else []
+    return "\n".join(printable(line) if i == 0 else f"          {printable(line)}" for i, line in enumerate(lines))
+
+
+def _request(request: Request) -> Iterator[str]:
+    if request.triggered:
+        t = request.triggered
+        yield f"triggered by {t.head}={t.label} at {t.part} {t.position}, probability {_probability(t.probability)}"
+    if request.escalation:
+        yield f"held as {request.escalation}"
+    yield from (_verdict(verdict) for verdict in request.verdicts)
+    for name, text in (("prompt", request.prompt), ("answer", request.answer)):
+        if text:
+            yield f"{name}: {_text(text)}"
+
+
+def _verdict(verdict: Verdict) -> str:
+    probability = verdict.probabilities.get(verdict.label)
+    return f"{verdict.part} {verdict.position}: {verdict.head}={verdict.label} {_probability(probability)}"
+
+
+def _text(text: Text) -> str:
+    size = f"{text.n_tokens} tokens, {text.n_bytes} bytes, hmac {text.hmac}"
+    return size if text.text is None else f"{size}: {_shortened(text.text)}"
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= TEXT_SHOWN else f"{text[:TEXT_SHOWN]}... ({len(text)} characters)"
+
+
+def _probability(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
