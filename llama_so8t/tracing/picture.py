@@ -33,8 +33,8 @@ WIDTH = 12.0  # inches, as all lengths here
 MAX_HEIGHT = 300.0  # 33 000 pixels; the format ends at 65 535
 MAX_LINES = 200  # of text, all heads together
 
-_MARGIN, _CURVE, _LINE = 0.45, 1.35, 0.2
-_COLUMN = 8 / DPI  # whole pixels: glyphs are set on them, and text must not drift away from its boxes
+_CURVE, _LINE = 1.35, 0.2
+_MARGIN, _COLUMN = 50 / DPI, 8 / DPI  # whole pixels, as glyphs are set: text must not drift away from its boxes
 _FONT = _COLUMN * 72 / 0.602  # by the advance of DejaVu Sans Mono
 _COLUMNS = int((WIDTH - 2 * _MARGIN - 0.2) / _COLUMN)
 _GREY, _INK = "#5d6570", "#1c1f24"
@@ -232,7 +232,7 @@ def _text(axes: "Axes", trace: Trace, head: HeadSpec, cells: list[Cell], lines: 
         y = cell.line - cells[0].line
         p = risks[cell.token]
         color = ACTION_COLORS[head.actions[strongest[cell.token]]]
-        box = {"xy": (cell.column, y + 0.08), "width": cell.width, "height": 0.84, "antialiased": False}
+        box = {"xy": (cell.column, y + 0.08), "width": cell.width, "height": 0.84}
         if np.isnan(p):
             axes.add_patch(Rectangle(**box, facecolor="none", edgecolor=ACTION_COLORS["refuse"], hatch="////", lw=0))
         elif p >= 0.005:

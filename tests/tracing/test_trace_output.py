@@ -48,7 +48,7 @@ def drawn(make_trace, tmp_path):
 
 
 def test_a_picture_of_hostile_text(drawn):
-    texts = ["$x_{", "\\frac", "日本", "\u202e", "", "\n\n", "\t", "🙂", "x" * 500, "\x1b[31m", "%", "{}"]
+    texts = ["$x_{$", "\\frac", "日本", "\u202e", "", "\n\n", "\t", "🙂", "x" * 500, "\x1b[31m", "%", "{}"]
     probs = two(np.linspace(0, 1, 12))
     probs[3] = np.nan
     width, height = drawn(texts, 4, {SAFETY: probs})
