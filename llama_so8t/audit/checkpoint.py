@@ -30,13 +30,21 @@ class Signature:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Line ``seq`` of the log ``name`` has this hash; ``text`` are the bytes that ``signatures`` sign."""
+    """Line ``seq`` of a log has this hash; ``text`` are the bytes that ``signatures`` sign.
 
-    name: str
+    ``origin``, the first line, is also the name of the key that signs.
+    """
+
+    origin: str
     seq: int
     hash: str
     text: bytes
     signatures: tuple[Signature, ...]
+
+    @property
+    def name(self) -> str:
+        """File name of the log."""
+        return self.origin.removeprefix(_ORIGIN)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -61,7 +69,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if not re.fullmatch("[1-9][0-9]{0,15}", seq, re.ASCII) or int(seq) > MAX_SEQ:
         raise AuditError(f"{path}: line 2: found {seq[:40]!r}, expected a whole number above 0")
     return Checkpoint(
-        name=origin.removeprefix(_ORIGIN),
+        origin=origin,
         seq=int(seq),
         hash=_decode(path, digest, range(32, 33)).hex(),
         text=text + b"\n",
@@ -97,9 +105,8 @@ def check_signature(checkpoint: Checkpoint, public_key: Path) -> str | None:
             f"{public_key}: found no Ed25519 public key, expected a PEM file; "
             f"openssl pkey -in PRIVATE.pem -pubout makes it of the private key"
         )
-    name = _ORIGIN + checkpoint.name
-    key_id = hashlib.sha256(f"{name}\n".encode() + _ED25519 + key.public_bytes_raw()).digest()[:4]
-    ours = [s for s in checkpoint.signatures if (s.name, s.key_id) == (name, key_id)]
+    key_id = hashlib.sha256(f"{checkpoint.origin}\n".encode() + _ED25519 + key.public_bytes_raw()).digest()[:4]
+    ours = [s for s in checkpoint.signatures if (s.name, s.key_id) == (checkpoint.origin, key_id)]
     for signature in ours:
         try:
             key.verify(signature.signature, checkpoint.text)
@@ -126,7 +133,8 @@ def _decode(path: Path, text: str, sizes: range) -> bytes:
         raw = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
         raw = b""
-    if len(raw) not in sizes:
+    # one encoding for one value: some versions of Python forgive padding and stray bits
+    if len(raw) not in sizes or base64.b64encode(raw).decode() != text:
         raise AuditError(f"{path}: found {text[:40]!r}, expected base64 of {sizes.start} to {sizes.stop - 1} bytes")
     return raw
 

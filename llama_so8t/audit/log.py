@@ -83,19 +83,15 @@ class Log:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.numbers = sorted(
-            int(found[1])
-            for name in (os.listdir(path.parent) if path.parent.is_dir() else ())
-            if (found := re.fullmatch(re.escape(path.name) + r"\.([1-9][0-9]{0,8})", name, re.ASCII))
-        )
-        if not path.is_file() and not self.numbers:
+        if not path.is_file() and not self._numbers():
             raise AuditError(f"{path}: found no such file, expected an audit log of llama-server --so8t-audit")
 
     @property
     def missing(self) -> list[Path]:
         """Files that there were, by the numbers of the others."""
-        present = set(self.numbers)
-        absent = (n for n in range(1, self.numbers[-1] if self.numbers else 0) if n not in present)
+        numbers = self._numbers()
+        present = set(numbers)
+        absent = (n for n in range(1, numbers[-1] if numbers else 0) if n not in present)
         names = [self._rotated(n) for n in itertools.islice(absent, MAX_NAMED)]
         return names if self.path.is_file() else [*names, self.path]
 
@@ -109,9 +105,9 @@ class Log:
             OSError: a file cannot be read.
         """
         with ExitStack() as stack:
-            # the current file first: if the server rotates it now, it is still read last, and only once
+            # opened before the others are listed: a server that rotates it now moves it, and it is read last, and once
             current = stack.enter_context(self.path.open("rb")) if self.path.is_file() else None
-            rotated = [self._rotated(n) for n in self.numbers]
+            rotated = [self._rotated(n) for n in self._numbers()]
             total = sum(file.stat().st_size for file in rotated)
             total += os.fstat(current.fileno()).st_size if current else 0
             # no bar where stderr is no terminal (None), nor for what takes less than two seconds
@@ -135,6 +131,11 @@ class Log:
                 yield line.place, line.record
             else:
                 unusable(line)
+
+    def _numbers(self) -> list[int]:
+        names = os.listdir(self.path.parent) if self.path.parent.is_dir() else ()
+        pattern = re.compile(re.escape(self.path.name) + r"\.([1-9][0-9]{0,8})", re.ASCII)
+        return sorted(int(found[1]) for name in names if (found := pattern.fullmatch(name)))
 
     def _rotated(self, number: int) -> Path:
         return self.path.with_name(f"{self.path.name}.{number}")
@@ -164,9 +165,7 @@ def parse(raw: bytes) -> tuple[dict[str, Any] | None, str | None]:
         The record, or None where it is no record; and what is wrong with it, or None.
     """
     try:
-        record = json.loads(
-            raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite
-        )
+        record = _DECODER.decode(raw.decode("utf-8"))
     except UnicodeDecodeError as error:
         return None, f"is not UTF-8 at byte {error.start}"
     except (ValueError, RecursionError) as error:
@@ -216,3 +215,6 @@ def _finite(text: str) -> float:
     if not math.isfinite(value):
         raise ValueError(f"found {text[:80]}, expected a finite number")
     return value
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite)

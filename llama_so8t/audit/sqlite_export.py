@@ -3,6 +3,7 @@
 import json
 import sqlite3
 from collections.abc import Iterable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -84,13 +85,16 @@ def export(records: Iterable[tuple[Place, dict[str, Any]]], path: Path) -> dict[
         Rows by table.
 
     Raises:
-        AuditError: a field is missing or of another type, or a seq stands twice.
+        AuditError: a field is missing or of another type, a seq stands twice, another file has this name, or SQLite
+            cannot write.
     """
-    with new_file(path) as temporary:
-        connection = sqlite3.connect(temporary, isolation_level=None)
-        try:
-            # nobody sees the file before it is complete, so it needs no journal
-            connection.executescript(f"PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; {SCHEMA} BEGIN;")
+    if path.exists() and path.open("rb").read(len(_MAGIC)) not in (_MAGIC, b""):
+        raise AuditError(f"{path}: is no SQLite database, and stays as it is; name another file")
+    try:
+        # nobody sees the file before it is complete, so it needs no journal
+        with new_file(path) as temporary, closing(sqlite3.connect(temporary, isolation_level=None)) as connection:
+            connection.executescript(f"PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; {SCHEMA}")
+            connection.execute("BEGIN")
             writer = _Writer(connection)
             for place, record in records:
                 try:
@@ -99,11 +103,14 @@ def export(records: Iterable[tuple[Place, dict[str, Any]]], path: Path) -> dict[
                     raise AuditError(
                         f"{place}: found seq {record['seq']} for a second time; see what so8t audit verify says"
                     ) from None
-            connection.executescript(f"COMMIT; {INDEXES}")
+            connection.commit()
+            connection.executescript(INDEXES)
             return {table: connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in _TABLES}
-        finally:
-            connection.close()
+    except sqlite3.Error as error:
+        raise AuditError(f"{path}: cannot be written: {error}") from None
 
+
+_MAGIC = b"SQLite format 3\0"
 
 _TABLES = ("runs", "requests", "verdicts", "escalations")
 

@@ -1,13 +1,14 @@
 """Every way to tamper with a log is found, named and placed; seeds choose where."""
 
 import json
+import os
 import random
 from pathlib import Path
 
 import audit_writer as w
 import pytest
 
-from llama_so8t.audit import AuditError, chain, verify
+from llama_so8t.audit import AuditError, Log, chain, verify
 from llama_so8t.audit.verification import NO_CHECKPOINT
 
 N = 40
@@ -225,8 +226,6 @@ def test_more_breaks_than_a_log_can_have_end_the_reading(path, monkeypatch):
 def test_memory_does_not_grow_with_the_log(path):
     lines = w.run(chain._RECENT * 2)
     whole = chain.Chain()
-    from llama_so8t.audit.log import Log
-
     for line in Log(w.write(path, lines)).lines():
         whole.add(line)
     assert len(whole.parts) == 1 and len(whole._recent) == chain._RECENT
@@ -314,18 +313,21 @@ def test_swapped_files(path):
     assert not report.ok and {f.kind for f in report.findings} <= {"moved", "swapped"}
 
 
-def test_a_log_rotated_while_it_is_read(path):
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_log_rotated_while_it_is_read(path, monkeypatch, when):
     """What was the current file when the reading began is read once, under whichever name."""
-    from llama_so8t.audit.log import Log
-
     w.rotated(path, [5, 4, 3])
     log = Log(path)
-    lines = log.lines()
-    first = next(lines)
-    path.rename(f"{path}.3")
-    w.write(path, ["new file"])
-    rest = list(lines)
-    assert [first.seq, *(line.seq for line in rest)] == list(range(1, 13))
+
+    def listdir(folder, real=os.listdir):
+        names = real(folder)
+        if not path.with_name(f"{path.name}.3").exists():
+            path.rename(f"{path}.3")
+            w.write(path, ["new file"])
+        return names if when == "before" else real(folder)
+
+    monkeypatch.setattr(os, "listdir", listdir)
+    assert [line.seq for line in log.lines()] == list(range(1, 13))
 
 
 # --- open lines ------------------------------------------------------------------------------
