@@ -24,6 +24,8 @@ ALLOWED = {
     },
     "heads": {"errors", "algebra", "layout", "model_spec", "folding", "kernels", "upstream", "checkpoint", "hf"},
     "inspection": {"errors", "algebra", "layout", "model_spec", "folding", "kernels", "upstream", "checkpoint"},
+    "tracing": {"errors", "layout", "bindings", "checkpoint", "inspection"},
+    "audit": {"errors", "checkpoint"},
     "diagnosis": {"errors", "algebra", "layout", "model_spec", "layouts", "torch_file", "checkpoint", "inspection"},
     "modelfile": {"errors", "layout", "checkpoint"},
     "verification": {
