@@ -286,7 +286,8 @@ int32_t llama_so8t_n_heads(const llama_model * model) {
 
 llama_so8t_head llama_so8t_get_head(const llama_model * model, int32_t head) {
     const auto & h = so8t_get(model, head);
-    return { h.name.c_str(), (int32_t) h.labels.size(), h.temperature, (int32_t) h.debounce, h.scope, h.prompt_token };
+    return { h.name.c_str(), (int32_t) h.labels.size(), h.temperature, (int32_t) h.debounce, h.scope, h.prompt_token,
+        (llama_so8t_representation) h.representation };
 }
 
 llama_so8t_label llama_so8t_get_label(const llama_model * model, int32_t head, int32_t label) {
@@ -297,6 +298,15 @@ llama_so8t_label llama_so8t_get_label(const llama_model * model, int32_t head, i
 
 const char * llama_so8t_action_name(llama_so8t_action action) {
     return SO8T_ACTION_NAMES[action];
+}
+
+const char * llama_so8t_representation_name(llama_so8t_representation representation) {
+    switch (representation) {
+        case LLAMA_SO8T_REPRESENTATION_VECTOR:       return "vector";
+        case LLAMA_SO8T_REPRESENTATION_SPINOR_PLUS:  return "spinor+";
+        case LLAMA_SO8T_REPRESENTATION_SPINOR_MINUS: return "spinor-";
+    }
+    return "unknown";
 }
 
 const float * llama_so8t_get_logits_ith(llama_context * ctx, int32_t head, int32_t i) {

@@ -488,3 +488,20 @@ llama_model_so8t::graph::graph(const llama_model_so8t & model, const llm_graph_p
 
     ggml_build_forward_expand(gf, cur);
 }
+
+//
+// C interface
+//
+
+int32_t llama_so8t_n_rotations(const llama_model * model) {
+    const auto * so8t = dynamic_cast<const llama_model_so8t *>(model);
+    return so8t ? so8t->sites_explicit.size() + so8t->sites_folded.size() : 0;
+}
+
+llama_so8t_rotation llama_so8t_get_rotation(const llama_model * model, int32_t rotation) {
+    GGML_ASSERT(rotation >= 0 && rotation < llama_so8t_n_rotations(model) && "no such rotation");
+    const auto & so8t       = *dynamic_cast<const llama_model_so8t *>(model);
+    const int32_t n_explicit = so8t.sites_explicit.size();
+    const bool    folded     = rotation >= n_explicit;
+    return { (folded ? so8t.sites_folded[rotation - n_explicit] : so8t.sites_explicit[rotation]).c_str(), folded };
+}

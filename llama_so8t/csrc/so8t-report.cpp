@@ -1,47 +1,55 @@
 #include "so8t-report.h"
 
-#include "arg.h"
+#include "so8t-args.h"
+#include "so8t-guard.h"
+
 #include "common.h"
 #include "json.h"
 #include "log.h"
 
 #include <cerrno>
 #include <cstdio>
-#include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <fstream>
-#include <stdexcept>
+#include <utility>
 
-std::vector<common_arg> so8t_args() {
-#ifndef _WIN32 // there, threads are gone by the time exit handlers run
-    // llama.cpp's log is written by a thread: a tool that refuses a file must not exit before its reason is out
-    static const int at_exit = std::atexit([]() { common_log_flush(common_log_main()); });
-    GGML_UNUSED(at_exit);
-#endif
-    return {
-        common_arg(
-            {"--so8t-json"}, "FILE",
-            "SO8T: write the verdicts of every turn to FILE, one JSON object per line",
-            [](common_params & params, const std::string & value) {
-                // truncated here, so that a path that cannot be written is an error before the model loads
-                if (!std::ofstream(value, std::ios::trunc)) {
-                    throw std::invalid_argument(string_format("cannot write '%s': %s", value.c_str(), strerror(errno)));
-                }
-                params.so8t.json_file = value;
-            }
-        ).set_examples({LLAMA_EXAMPLE_COMPLETION, LLAMA_EXAMPLE_CLI}).set_env("LLAMA_ARG_SO8T_JSON"),
-    };
+// tokens of the answer that are not yet printed, with their positions; llama-completion has one answer at a time
+static std::deque<std::pair<int32_t, std::string>> so8t_withheld;
+
+static void so8t_print_until(int32_t n_tokens) {
+    while (!so8t_withheld.empty() && so8t_withheld.front().first < n_tokens) {
+        LOG("%s", so8t_withheld.front().second.c_str());
+        so8t_withheld.pop_front();
+    }
 }
 
-static std::string so8t_verdict_line(const char * what, const common_json & part) {
-    std::string line = string_format("so8t %s:", what);
+void so8t_print(const so8t_guard & guard, const std::string & text) {
+    so8t_withheld.emplace_back(guard.n_generated() - 1, text);
+    so8t_print_until(guard.n_sendable(false));
+}
+
+void so8t_end_turn(const so8t_params & params, so8t_guard & guard) {
+    so8t_print_until(guard.n_sendable(true));
+    so8t_withheld.clear();
+    if (!guard.text().empty()) {
+        LOG("%s%s\n", guard.n_generated() > 1 ? "\n\n" : "", guard.text().c_str());
+    }
+    so8t_report(params, guard.verdict());
+    guard.begin();
+}
+
+static std::string so8t_verdict_line(const std::string & what, const common_json & part) {
+    std::string line = string_format("so8t %s:", what.c_str());
 
     const char * separator = " ";
     for (const auto & [name, head] : part.at("heads").items()) {
         const std::string label = head.at("label").get<std::string>();
-        const auto      & p     = head.at("probabilities").at(label);
-        line += separator + name + " " + label + " ";
-        line += p.is_null() ? "NaN" : string_format("%.2f", p.get<double>());
+        const auto      & probs = head.at("probabilities");
+        line += separator + name + " " + label;
+        if (probs.contains(label)) {
+            line += string_format(" %.2f", probs.at(label).get<double>());
+        }
         if (head.contains("triggered") && !head.at("triggered").is_null()) {
             const auto & triggered = head.at("triggered");
             line += string_format(" (%s at token %d)", triggered.at("label").get<std::string>().c_str(), triggered.at("position").get<int>());
@@ -56,27 +64,22 @@ void so8t_report(const so8t_params & params, const common_json & verdict) {
         return;
     }
     fflush(stdout);
-    fprintf(stderr, "\n%s\n%s\n",
-        so8t_verdict_line("prompt", verdict.at("prompt")).c_str(),
-        so8t_verdict_line("answer", verdict.at("answer")).c_str());
+    fprintf(stderr, "\n");
+    for (const char * part : {"prompt", "think", "answer"}) {
+        if (verdict.contains(part)) {
+            fprintf(stderr, "%s\n", so8t_verdict_line(part, verdict.at(part)).c_str());
+        }
+    }
+    const std::string enforced = verdict.at("enforced").get<std::string>();
+    if (enforced != "none") {
+        fprintf(stderr, "so8t enforced: %s\n", enforced.c_str());
+    }
     if (params.json_file.empty()) {
         return;
     }
     std::ofstream file(params.json_file, std::ios::app);
-    file << verdict.dump() << std::endl;
+    file << verdict.dump_safe() << std::endl;
     if (!file) {
         LOG_ERR("so8t: cannot write '%s': %s\n", params.json_file.c_str(), strerror(errno));
     }
-}
-
-common_json so8t_attach(common_json response, const common_json & verdict) {
-    if (verdict.is_null()) {
-        return response;
-    }
-    if (response.is_object()) {
-        response["so8t"] = verdict;
-    } else if (response.is_array() && !response.empty() && response.back().is_object()) {
-        response.back()["so8t"] = verdict;
-    }
-    return response;
 }

@@ -1,24 +1,21 @@
 #pragma once
 
 #include <string>
-#include <vector>
 
 class common_json;
-struct common_arg;
+class so8t_guard;
+struct so8t_params;
 
 // Verdicts in the command line tools: two lines per turn for a person, one JSON object per turn for programs.
 
-struct so8t_params {
-    std::string json_file; // --so8t-json, one line per turn; empty: none
-};
+// prints a token of llama-completion, under enforce only when it may be delivered
+void so8t_print(const so8t_guard & guard, const std::string & text);
 
-// the command line options of so8t
-std::vector<common_arg> so8t_args();
+// at the end of a turn of llama-completion: prints what so8t_print() withheld and may be delivered, or the
+// refusal, reports, and begins anew
+void so8t_end_turn(const so8t_params & params, so8t_guard & guard);
 
-// at the end of a turn: prints the verdict of the prompt and of the answer to stderr, one line each, and
-// appends it to params.json_file; nothing for a null verdict
+// prints the verdict of each part to stderr, one line each, and appends all to params.json_file; nothing for a
+// null verdict
 //   so8t prompt: safety unsafe 0.97, authority handle 0.81 -> refuse
 void so8t_report(const so8t_params & params, const common_json & verdict);
-
-// adds {"so8t": verdict} to a response, or to the last of several; no change for a null verdict
-common_json so8t_attach(common_json response, const common_json & verdict);

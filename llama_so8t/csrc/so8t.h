@@ -30,6 +30,12 @@ enum llama_so8t_scope {
     LLAMA_SO8T_SCOPE_BOTH   = 3, // = PROMPT | ANSWER
 };
 
+enum llama_so8t_representation {
+    LLAMA_SO8T_REPRESENTATION_VECTOR       = 0,
+    LLAMA_SO8T_REPRESENTATION_SPINOR_PLUS  = 1,
+    LLAMA_SO8T_REPRESENTATION_SPINOR_MINUS = 2,
+};
+
 struct llama_so8t_head {
     const char * name;
     int32_t      n_labels;
@@ -37,6 +43,7 @@ struct llama_so8t_head {
     int32_t      debounce;     // consecutive positions that must agree while generating
     enum llama_so8t_scope scope;
     llama_token  prompt_token; // the prompt verdict is read at the last such token, LLAMA_TOKEN_NULL: at the last token
+    enum llama_so8t_representation representation; // of the rotation that is folded into the weights
 };
 
 struct llama_so8t_label {
@@ -49,7 +56,8 @@ LLAMA_API int32_t                 llama_so8t_n_heads(const struct llama_model * 
 LLAMA_API struct llama_so8t_head  llama_so8t_get_head (const struct llama_model * model, int32_t head);
 LLAMA_API struct llama_so8t_label llama_so8t_get_label(const struct llama_model * model, int32_t head, int32_t label);
 
-LLAMA_API const char * llama_so8t_action_name(enum llama_so8t_action action);
+LLAMA_API const char * llama_so8t_action_name        (enum llama_so8t_action         action);
+LLAMA_API const char * llama_so8t_representation_name(enum llama_so8t_representation representation);
 
 // logits of one head at output i (indexed as llama_get_logits_ith: batch position, or negative from the
 // end), n_labels floats, valid until the next decode. NULL where the position is no output.
@@ -62,6 +70,18 @@ LLAMA_API bool llama_so8t_get_probs_ith(struct llama_context * ctx, int32_t head
 // the verdict of all heads at output i: refuse > escalate > allow. A refusal by one head is final, later
 // heads are not consulted. A head without finite values refuses (fail closed).
 LLAMA_API enum llama_so8t_action llama_so8t_get_action_ith(struct llama_context * ctx, int32_t i);
+
+//
+// Rotations. A model is loaded only if all of them are in SO(8).
+//
+
+struct llama_so8t_rotation {
+    const char * site;
+    bool         folded; // into the weights, otherwise a step of the graph
+};
+
+LLAMA_API int32_t                    llama_so8t_n_rotations (const struct llama_model * model);
+LLAMA_API struct llama_so8t_rotation llama_so8t_get_rotation(const struct llama_model * model, int32_t rotation);
 
 #ifdef __cplusplus
 }
