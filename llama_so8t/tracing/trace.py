@@ -151,13 +151,16 @@ def _end_tokens(file: GgufFile) -> set[int]:
 
 
 def _spans(texts: tuple[str, ...], n_prompt: int) -> list[Span]:
-    """The prompt, and the answer divided at the tags of its thoughts, which belong to them."""
+    """The prompt, and the answer divided at the tags of its thoughts, which belong to them.
+
+    As in the guard (``so8t-guard.cpp``), only the beginning of an answer can be thoughts.
+    """
     spans = [Span(PROMPT, 0, n_prompt)]
     thinking = "".join(texts[max(0, n_prompt - 4) : n_prompt]).rstrip().endswith(_THINK_BEGIN)
     start = n_prompt
     for index in range(n_prompt, len(texts)):
         text = texts[index].strip()
-        if text == _THINK_BEGIN and not thinking:
+        if text == _THINK_BEGIN and not "".join(texts[n_prompt:index]).strip() and not thinking:
             spans.append(Span(ANSWER, start, index))
             start, thinking = index, True
         elif text == _THINK_END and thinking:
