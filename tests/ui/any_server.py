@@ -1,4 +1,15 @@
-"""Checks of the page that hold for any server whose model has heads. They take the fixtures ``page`` and ``server``."""
+"""Checks of the page that hold for any server whose model has heads and answers "hello" with some text.
+
+A test module asks another server by its own fixture ``server``:
+
+    from tests.ui.any_server import AnyServer
+    from tests.ui.browser import browser, page  # noqa: F401
+
+    class TestPage(AnyServer):
+        @pytest.fixture(scope="class")
+        def server(self):
+            yield SimpleNamespace(url="http://127.0.0.1:8080/so8t/ui", key=None)
+"""
 
 import json
 import re
@@ -6,6 +17,7 @@ import urllib.request
 from typing import Any
 
 import pytest
+from selenium.webdriver import Keys
 
 DONE = "!document.querySelector('[aria-busy]') && document.querySelectorAll('.answer').length"
 
@@ -54,13 +66,11 @@ def ask(page: Any, question: str) -> None:
     """Sends a question and waits for the end of the answer."""
     before = page.run("document.querySelectorAll('.answer').length")
     page.type("#prompt", question)
-    page.press("Enter")
+    page.press(Keys.ENTER)
     page.wait(f"{DONE} > {before}")
 
 
 class AnyServer:
-    """Inherit it in a test class; give the class another ``server`` to ask that one."""
-
     def test_the_policy_is_the_servers(self, page, server):
         info = fetch(server, "/so8t")
         page.wait("!!document.getElementById('mode').textContent")
@@ -110,7 +120,7 @@ class AnyServer:
         if not server.key:
             pytest.skip("the server has no key")
         page.type("#key", "wrong")
-        page.press("Tab")
+        page.press(Keys.TAB)
         page.wait("document.getElementById('notice').textContent.includes('API key')")
         page.wait("document.activeElement.id === 'key'")
 

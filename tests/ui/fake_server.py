@@ -1,15 +1,15 @@
-"""A stand-in for llama-server: the endpoints that the page uses, with fixed data, as docs/ui.md names them."""
+"""A stand-in for llama-server: the endpoints that the page uses, with fixed data."""
 
 import json
 import threading
 import time
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 PAGE = Path(__file__).parents[2] / "llama_so8t" / "csrc" / "so8t-ui.html"
-CSP = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'"
 
 HEADS = {
     "safety": {
@@ -25,7 +25,7 @@ HEADS = {
         "labels": ["handle", "escalate"],
         "actions": ["allow", "escalate"],
         "thresholds": {"handle": 0.5, "escalate": 0.6},
-        "debounce": 1,
+        "debounce": 2,
         "temperature": 1.0,
         "scope": "both",
         "representation": "spinor-",
@@ -43,7 +43,7 @@ POLICY = {
 }
 TOKENS = [  # text, p(unsafe), p(escalate)
     ("Lock", 0.02, 0.10), ("s", 0.02, 0.12), (" have", 0.03, 0.08), (" pins", 0.34, 0.15), (";", 0.05, 0.10),
-    (" a", 0.04, 0.55), (" pick", 0.61, 0.30), (" lifts", 0.44, 0.21), (" them", 0.12, 0.18), (".", 0.03, 0.09),
+    (" a", 0.04, 0.60), (" pick", 0.61, 0.30), (" lifts", 0.44, 0.21), (" them", 0.12, 0.18), (".", 0.03, 0.09),
     (" (\ufffd", 0.21, 0.05), ("\ufffd", 0.24, 0.05), (")", 0.02, 0.05),
 ]  # fmt: skip
 TEXT = "Locks have pins; a pick lifts them. (⚙)"
@@ -124,6 +124,7 @@ class FakeServer:
         }
         self.audit: list[dict[str, Any]] | None = AUDIT
         self.escalations: dict[str, dict[str, Any]] = {}
+        self.wait = POLICY["escalation_wait"]  # 0: nobody reviews
         self.suffix = ""  # added to every string that is sent
         self.unavailable = False  # True: connections are dropped
         self.taken = False  # True: every entry was decided by somebody else
@@ -190,7 +191,7 @@ class _Handler(BaseHTTPRequestHandler):
             data = PAGE.read_bytes()
             self.send_response(200)
             self.send_header("Content-Type", "text/html; charset=utf-8")
-            self.send_header("Content-Security-Policy", CSP)
+            self.send_header("Content-Security-Policy", "frame-ancestors 'none'")  # the page itself states the rest
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
             self.wfile.write(data)
@@ -199,7 +200,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif path == "/so8t":
             self.reply(200, self.fake.info)
         elif path == "/so8t/escalations":
-            self.reply(200, {"escalations": list(self.fake.escalations.values()), "wait": 120})
+            self.reply(200, {"escalations": list(self.fake.escalations.values()), "wait": self.fake.wait})
         elif path == "/so8t/audit" and self.fake.audit is not None:
             self.reply(200, {"path": "audit.jsonl", "lines": self.fake.audit})
         else:
@@ -213,7 +214,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.reply(*self.fake.decide(unquote(self.path.removeprefix("/so8t/escalations/")), body))
         elif self.path == "/v1/chat/completions":
             self.fake.chats.append(body)
-            self.chat(body)
+            with suppress(ConnectionError):  # stopped by the page
+                self.chat(body)
         else:
             self.reply(404, error(404, "File Not Found"))
 

@@ -1,9 +1,14 @@
 """The page of the server in a browser, against fixed data."""
 
+import base64
+import hashlib
 import re
 
 import pytest
+from selenium.webdriver import Keys
+from selenium.webdriver.support.select import Select
 
+from tests.ui import screenshot
 from tests.ui.any_server import OVERFLOW, AnyServer, ask
 from tests.ui.fake_server import HEADS, HOSTILE, PAGE, POLICY, TEXT, TOKENS, FakeServer
 
@@ -26,7 +31,7 @@ def refresh(page):
 
 def escalate(page):
     page.type("#prompt", "please escalate this")
-    page.press("Enter")
+    page.press(Keys.ENTER)
     page.wait("document.querySelectorAll('.entry').length")
 
 
@@ -45,7 +50,7 @@ class TestAnyServer(AnyServer):
 
 def test_an_answer_streams(page, server):
     page.type("#prompt", "slow")
-    page.press("Enter")
+    page.press(Keys.ENTER)
     page.wait("document.querySelector('.answer[aria-busy] > .text')?.textContent === 'Locks'")
     server.go_on.set()
     page.wait("!document.querySelector('[aria-busy]')")
@@ -69,11 +74,8 @@ def test_tokens_are_coloured_by_the_largest_risk_of_any_head(page):
 
 def test_a_head_can_be_chosen(page):
     ask(page, "hello")
-    page.run("head => 0; document.getElementById('head').focus()")
     for name, column in (("safety", 1), ("authority", 2)):
-        page.run(
-            f"(h => {{ h.value = '{name}'; h.dispatchEvent(new Event('change')); }})(document.getElementById('head'))"
-        )
+        Select(page.point("#head")).select_by_value(name)
         assert [risk for _, risk, *_ in page.run(PIECES)][:10] == pytest.approx(
             [token[column] for token in TOKENS[:10]]
         )
@@ -89,10 +91,10 @@ def test_the_mouse_and_the_keys_show_a_tokens_probabilities(page):
     page.click("#prompt")
     page.wait("document.getElementById('tip').hidden")
     page.run("document.querySelector('.token[tabindex=\"0\"]').focus()")
-    page.press("ArrowRight")
+    page.press(Keys.RIGHT)
     assert "answer, token 1" in page.text("#tip")
     assert count(page, ".token[tabindex='0']") == 1
-    page.press("Escape")
+    page.press(Keys.ESCAPE)
     page.wait("document.getElementById('tip').hidden")
 
 
@@ -102,7 +104,7 @@ def test_the_verdict_stands_beside_the_answer(page):
     assert words.startswith("✓ allow: nothing was changed")
     assert "prompt: safety safe 0.960 unsafe 0.040 / 0.500" in words
     assert "answer: safety safe 0.980 unsafe 0.610 / 0.500" in words
-    assert "answer: authority handle 0.950 escalate 0.550 / 0.600" in words
+    assert "answer: authority handle 0.950 escalate 0.600 / 0.600" in words
     assert "Audit line 7, c0ffee0000000000" in words
 
 
@@ -148,7 +150,7 @@ def test_an_answer_that_breaks_off_or_is_stopped_says_so(page, server):
     assert page.text(".error") == "The answer ended early."
     page.click("#clear")
     page.type("#prompt", "slow")
-    page.press("Enter")
+    page.press(Keys.ENTER)
     page.wait("document.querySelector('.answer > .text')?.textContent === 'Locks'")
     page.click("#stop")
     assert page.text(".error") == "Stopped by you."
@@ -196,7 +198,7 @@ def test_a_poll_keeps_what_is_being_typed(page, server):
     page.type(".entry input", "half a com")
     server.add_escalation("esc-2", "p", "a")
     page.wait("document.querySelectorAll('.entry').length === 2")
-    page.call("Input.insertText", text="ment")
+    page.insert("ment")
     assert page.run("document.querySelector('.entry input').value") == "half a comment"
     del server.escalations["esc-1"]
     page.wait("document.querySelectorAll('.entry').length === 1")
@@ -220,7 +222,7 @@ def test_a_server_with_a_key_is_asked_no_more_until_it_is_entered(page, server):
     assert page.text("#notice") == "The server asks for an API key."
     page.wait("document.activeElement.id === 'key'")
     page.type("#key", "secret")
-    page.press("Tab")
+    page.press(Keys.TAB)
     page.wait("document.getElementById('notice').hidden")
     assert page.run("sessionStorage.getItem('so8t-key')") == "secret"
     ask(page, "hello")
@@ -228,13 +230,21 @@ def test_a_server_with_a_key_is_asked_no_more_until_it_is_entered(page, server):
 
 
 def test_a_model_without_heads(page, server):
-    server.info |= {"heads": {}}
-    server.info["policy"] = POLICY | {"mode": "off"}
+    server.info = {"heads": {}}
     refresh(page)
     page.wait("document.getElementById('policy').innerText.includes('This model has no heads')")
+    assert page.text("#mode") == "no heads" and count(page, "#head option") == 1
     ask(page, "hello")
     assert page.text(".verdict") == "No verdict: this model has no heads."
     assert page.run("document.querySelector('.answer > .text').textContent") == TEXT
+
+
+def test_a_server_without_a_reviewer(page, server):
+    server.info["policy"] = POLICY | {"escalation_wait": 0}
+    server.wait = 0
+    refresh(page)
+    page.wait("document.getElementById('policy').innerText.includes('Review wait\\nnone')")
+    page.wait("document.getElementById('escalations-note').textContent.endsWith('no reviewer is configured.')")
 
 
 def test_a_server_without_an_audit_log(page, server):
@@ -272,13 +282,13 @@ def test_hostile_strings_in_every_field_stay_text(page, server):
     ask(page, f"hello {HOSTILE}")
     ask(page, f"refuse {HOSTILE}")
     page.type("#prompt", f"escalate {HOSTILE}")
-    page.press("Enter")
+    page.press(Keys.ENTER)
     page.wait("document.querySelectorAll('.entry').length")
     page.type("#reviewer", f"Mallory {HOSTILE}")
     page.click("[data-action=allow]")
     page.wait("document.querySelectorAll('.verdict').length === 3")
     page.point(".answer .token")
-    page.run("for (const d of document.querySelectorAll('details')) d.open = true")
+    page.run("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
     server.taken = True
     server.add_escalation("esc-2", "p", "a")
     page.wait("document.querySelectorAll('.entry:not(.done)').length")
@@ -313,7 +323,45 @@ def test_very_long_texts_and_names_stay_inside(page, server):
             assert (page.run(OVERFLOW), wide) <= (0, 0), (width, part)
 
 
+# ---- the file
+
+
 def test_the_page_needs_nothing_from_elsewhere():
     source = PAGE.read_text(encoding="utf-8")
     assert not re.search(r"https?:|//[a-z]|@import|url\(|<link|src=", source.replace("// ", ""))
-    assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b|new Function", source)
+
+
+def test_the_pages_own_policy_allows_its_script_and_style_and_nothing_else():
+    source = PAGE.read_text(encoding="utf-8")
+
+    def digest(tag: str) -> str:
+        (text,) = re.findall(f"<{tag}>(.*?)</{tag}>", source, re.DOTALL)
+        return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+    policy = re.search('<meta http-equiv="Content-Security-Policy" content="(.*?)">', source, re.DOTALL)[1]
+    assert [rule.strip() for rule in policy.split(";")] == [
+        "default-src 'none'", "connect-src 'self'", "base-uri 'none'", "form-action 'none'",
+        "require-trusted-types-for 'script'", "trusted-types 'none'",
+        f"script-src {digest('script')}", f"style-src {digest('style')}",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        "document.body.append(Object.assign(document.createElement('script'), {text: 'window.hacked = 1'}))",
+        "document.body.setAttribute('onfocus', 'window.hacked = 1')",
+        "document.body.innerHTML = '<img src=x>'",
+        "document.body.setAttribute('style', 'display: none')",
+        "fetch('http://example.org').catch(() => 0)",
+    ],
+)
+def test_the_browser_enforces_that_policy(page, attack):
+    page.run(f"(async () => {{ {attack} }})().catch(() => 0)")
+    assert any("The action has been blocked" in problem for problem in page.problems())
+    assert page.run("window.hacked") is None and count(page, "img") == 0
+
+
+def test_a_picture_of_the_page(browser, tmp_path):
+    screenshot.main([str(tmp_path / "page.png")])
+    assert (tmp_path / "page.png").read_bytes().startswith(b"\x89PNG")
