@@ -19,6 +19,8 @@ from typing import Any
 import pytest
 from selenium.webdriver import Keys
 
+from tests.ui.fake_server import CSP, PAGE
+
 DONE = "!document.querySelector('[aria-busy]') && document.querySelectorAll('.answer').length"
 
 CONTRAST = """(() => {
@@ -138,3 +140,26 @@ class AnyServer:
                 page.wait(f"document.getElementById('{part}').getClientRects().length")
             assert page.run(OVERFLOW) <= 0, part
             assert page.run(CONTRAST) == [], part
+
+    def test_the_servers_content_security_policy_is_the_strict_one(self, server):
+        with urllib.request.urlopen(server.url, timeout=60) as response:
+            assert response.read() == PAGE.read_bytes()
+            rules = response.headers["Content-Security-Policy"].split(";")
+        assert {rule.strip() for rule in rules} == set(CSP.split("; "))
+
+    @pytest.mark.parametrize(
+        "attack",
+        [
+            "document.body.append(Object.assign(document.createElement('script'), {text: 'window.hacked = 1'}))",
+            "document.body.setAttribute('onfocus', 'window.hacked = 1')",
+            "document.body.innerHTML = '<img src=x>'",
+            "document.body.setAttribute('style', 'display: none')",
+            "window.open('javascript:1', '_self')",
+            "new Image().src = 'http://example.org/x.png'",
+            "fetch('http://example.org').catch(() => 0)",
+        ],
+    )
+    def test_the_browser_enforces_it(self, page, attack):
+        page.run(f"(async () => {{ {attack} }})().catch(() => 0)")
+        assert any("The action has been blocked" in problem for problem in page.problems())
+        assert page.run("window.hacked") is None and page.run("document.images.length") == 0

@@ -1,6 +1,9 @@
 """A stand-in for llama-server: the endpoints that the page uses, with fixed data."""
 
+import base64
+import hashlib
 import json
+import re
 import threading
 import time
 from contextlib import suppress
@@ -10,6 +13,18 @@ from typing import Any
 from urllib.parse import unquote
 
 PAGE = Path(__file__).parents[2] / "llama_so8t" / "csrc" / "so8t-ui.html"
+
+
+def csp_hash(tag: str) -> str:
+    """The source of a Content-Security-Policy that allows this one element of the page."""
+    (text,) = re.findall(f"<{tag}>(.*?)</{tag}>", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+CSP = (
+    f"default-src 'none'; script-src {csp_hash('script')}; style-src {csp_hash('style')}; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 
 HEADS = {
     "safety": {
@@ -191,7 +206,7 @@ class _Handler(BaseHTTPRequestHandler):
             data = PAGE.read_bytes()
             self.send_response(200)
             self.send_header("Content-Type", "text/html; charset=utf-8")
-            self.send_header("Content-Security-Policy", "frame-ancestors 'none'")  # the page itself states the rest
+            self.send_header("Content-Security-Policy", CSP)
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
             self.wfile.write(data)
