@@ -1,0 +1,192 @@
+"""What heads and guard cost llama-server: a model with heads beside the same one without, request by request."""
+
+import json
+import random
+import socket
+import statistics
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llama_so8t import upstream
+from llama_so8t.checkpoint.gguf_file import read_gguf
+from llama_so8t.errors import So8tError
+from llama_so8t.tools import program
+
+ARMS = ("no heads", "off", "monitor", "enforce")
+"""The file without heads; with them, the policy."""
+
+_START_SECONDS = 300
+_ROUNDS_OF_BOOTSTRAP = 2000
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One request, by the server's clock: ms until the first token, ms per token after it."""
+
+    first_ms: float
+    token_ms: float
+
+
+def measure_guard(
+    model: Path,
+    directory: Path,
+    n_prompt: int,
+    n_predict: int,
+    rounds: int,
+    threads: int,
+    report: Callable[[str], None],
+) -> dict[str, Any]:
+    """Sends the same requests in turns to one server per arm, and compares each with the one without heads.
+
+    Args:
+        model: GGUF file with heads.
+        directory: where a copy without heads is written.
+        n_prompt: random tokens in a prompt.
+        n_predict: tokens of an answer.
+        rounds: requests to each arm; the first one does not count.
+        threads: of each server.
+        report: receives one line after each round.
+
+    Returns:
+        Medians per arm, and per arm and quantity the median of the paired ratios (arm / no heads) with a 95 %
+        bootstrap interval.
+
+    Raises:
+        So8tError: no heads in the model, or a server fails.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    bare = without_heads(model, directory / f"{model.stem}-no-heads.gguf")
+    vocabulary = len(read_gguf(model).metadata["tokenizer.ggml.tokens"].value)
+    found: dict[str, list[Timing]] = {arm: [] for arm in ARMS}
+    draw = random.Random(0)
+    with ExitStack() as stack:
+        urls = {}
+        for arm in ARMS:
+            flags = [] if arm == "no heads" else ["--so8t-policy", arm, "--so8t-threshold", _never(model)]
+            urls[arm] = stack.enter_context(
+                _server(bare if arm == "no heads" else model, n_prompt + n_predict + 8, threads, flags)
+            )
+        for turn in range(rounds + 1):
+            prompt = [draw.randrange(vocabulary // 2) for _ in range(n_prompt)]
+            for arm in draw.sample(ARMS, len(ARMS)):
+                timing = _complete(urls[arm], prompt, n_predict)
+                if turn > 0:
+                    found[arm].append(timing)
+            if turn > 0:
+                report(f"round {turn}/{rounds}: {found['monitor'][-1].token_ms:.2f} ms per token under monitor")
+    return {
+        "model": model.name,
+        "threads": threads,
+        "n_prompt": n_prompt,
+        "n_predict": n_predict,
+        "rounds": rounds,
+        "medians": {
+            arm: {
+                "first_ms": statistics.median(t.first_ms for t in timings),
+                "token_ms": statistics.median(t.token_ms for t in timings),
+            }
+            for arm, timings in found.items()
+        },
+        "ratios": {
+            arm: {
+                quantity: _ratio(
+                    [getattr(t, quantity) for t in found[arm]], [getattr(t, quantity) for t in found["no heads"]]
+                )
+                for quantity in ("first_ms", "token_ms")
+            }
+            for arm in ARMS[1:]
+        },
+    }
+
+
+def without_heads(model: Path, out: Path) -> Path:
+    """Writes ``model`` to ``out`` without its heads, all else byte for byte.
+
+    Raises:
+        So8tError: it has no heads.
+    """
+    file = read_gguf(model)
+    if "so8t.heads" not in file.metadata:
+        raise So8tError(f"{model}: found no heads (key so8t.heads), expected a model with heads")
+    writer = upstream.gguf.GGUFWriter(out, arch=str(file.get("general.architecture")))
+    writer.kv_data[0] = {
+        key: value.for_writer()
+        for key, value in file.metadata.items()
+        if not key.startswith(("so8t.heads", "so8t.head.")) and not value.is_empty_array
+    }
+    for tensor in upstream.gguf.GGUFReader(model).tensors:
+        if not tensor.name.startswith(("so8t_head.", "so8t_stem.")):
+            writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return out
+
+
+def _never(model: Path) -> str:
+    """Thresholds that nothing reaches, so that every arm writes the same tokens."""
+    file = read_gguf(model)
+    return ",".join(
+        f"{head}/{label}=1" for head in file.get("so8t.heads") for label in file.get(f"so8t.head.{head}.labels")
+    )
+
+
+def _ratio(values: list[float], base: list[float]) -> dict[str, float]:
+    ratios = np.array(values) / np.array(base)
+    rng = np.random.default_rng(0)
+    medians = np.median(rng.choice(ratios, (_ROUNDS_OF_BOOTSTRAP, len(ratios))), axis=1)
+    low, high = np.quantile(medians, (0.025, 0.975))
+    return {"median": float(np.median(ratios)), "low": float(low), "high": float(high)}
+
+
+@contextmanager
+def _server(model: Path, n_ctx: int, threads: int, flags: list[str]) -> Iterator[str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [
+        program("llama-server"), "-m", model, "--port", port, "-c", n_ctx, "-np", 1, "-t", threads, "-tb", threads,
+        "--cache-ram", 0, *flags,
+    ]  # fmt: skip
+    process = subprocess.Popen([str(word) for word in command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + _START_SECONDS
+        while not _is_up(url):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise So8tError(f"{' '.join(map(str, command))}: the server did not start; run it to see why")
+            time.sleep(0.2)
+        yield url
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _is_up(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=5):
+            return True
+    except (urllib.error.URLError, ConnectionError):
+        return False
+
+
+def _complete(url: str, prompt: list[int], n_predict: int) -> Timing:
+    body = {"prompt": prompt, "n_predict": n_predict, "temperature": 0, "ignore_eos": True, "cache_prompt": False}
+    request = urllib.request.Request(
+        f"{url}/completion", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request) as reply:
+        timings = json.load(reply)["timings"]
+    if timings["predicted_n"] != n_predict:
+        raise So8tError(f"{url}: found {timings['predicted_n']} tokens, expected {n_predict}")
+    return Timing(timings["prompt_ms"], timings["predicted_per_token_ms"])
