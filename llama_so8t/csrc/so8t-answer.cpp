@@ -43,11 +43,12 @@ static void so8t_annotate(json & response, json & choice, const so8t_answer & an
     if (!answer.annotations) {
         return;
     }
+    choice["content_filter_results"] = so8t_filter_results(answer, "answer"); // first: choice is a part of response
+
     json prompt = json::object();
     prompt["prompt_index"]           = 0;
     prompt["content_filter_results"] = so8t_filter_results(answer, "prompt");
     response["prompt_filter_results"] = json::array({prompt});
-    choice["content_filter_results"]  = so8t_filter_results(answer, "answer");
 }
 
 //

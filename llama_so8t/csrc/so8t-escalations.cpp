@@ -8,10 +8,11 @@ static const size_t SO8T_MAX_DECIDED = 100; // kept for the list
 
 const char * so8t_escalation_status_name(so8t_escalation_status status) {
     switch (status) {
-        case SO8T_ESCALATION_PENDING: return "pending";
-        case SO8T_ESCALATION_ALLOWED: return "allowed";
-        case SO8T_ESCALATION_DENIED:  return "denied";
-        case SO8T_ESCALATION_TIMEOUT: return "timeout";
+        case SO8T_ESCALATION_PENDING:  return "pending";
+        case SO8T_ESCALATION_ALLOWED:  return "allowed";
+        case SO8T_ESCALATION_DENIED:   return "denied";
+        case SO8T_ESCALATION_TIMEOUT:  return "timeout";
+        case SO8T_ESCALATION_SHUTDOWN: return "shutdown";
     }
     return "?";
 }
@@ -48,6 +49,12 @@ so8t_escalations::~so8t_escalations() {
     }
     changed.notify_all();
     timer.join();
+    for (auto & entry : entries) {
+        if (entry.status == SO8T_ESCALATION_PENDING) { // its client is gone with the server
+            entry.status = SO8T_ESCALATION_SHUTDOWN;
+            on_decision(entry);
+        }
+    }
 }
 
 void so8t_escalations::hold(so8t_escalation && entry) {

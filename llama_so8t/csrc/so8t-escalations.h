@@ -22,6 +22,7 @@ enum so8t_escalation_status {
     SO8T_ESCALATION_ALLOWED,
     SO8T_ESCALATION_DENIED,
     SO8T_ESCALATION_TIMEOUT,
+    SO8T_ESCALATION_SHUTDOWN, // the server ended
 };
 
 const char * so8t_escalation_status_name(so8t_escalation_status status);

@@ -207,7 +207,7 @@ common_json so8t_guard::probabilities(int32_t head, const std::vector<float> & v
     for (size_t i = 0; i < values.size(); ++i) {
         const char * name = llama_so8t_get_label(model, head, i).name;
         if (std::isfinite(values[i])) {
-            json[name] = values[i];
+            json[name] = so8t_short(values[i]);
         } else {
             json[name] = nullptr;
         }
@@ -316,7 +316,7 @@ common_json so8t_guard::verdict() const {
             {"probability", nullptr},
         });
         if (std::isfinite(first.probability)) {
-            json["triggered"]["probability"] = first.probability;
+            json["triggered"]["probability"] = so8t_short(first.probability);
         }
     }
     json["thresholds"] = thresholds;

@@ -230,7 +230,8 @@ static void so8t_policy_apply(so8t_policy & policy, const llama_model * model, c
         head.debounce = given.value("debounce", head.debounce);
 
         const auto label_name = [&](int32_t i) { return std::string(llama_so8t_get_label(model, i_head, i).name); };
-        for (const auto & [label, threshold] : given.value("thresholds", common_json::object()).items()) {
+        const common_json thresholds = given.value("thresholds", common_json::object());
+        for (const auto & [label, threshold] : thresholds.items()) {
             head.thresholds[so8t_find(head.thresholds.size(), label_name, label, "heads." + name + ".thresholds")] = threshold.get<float>();
         }
     }

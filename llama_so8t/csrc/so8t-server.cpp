@@ -27,6 +27,9 @@ static std::string so8t_meta(const llama_model * model, const char * key) {
 }
 
 bool so8t_server::load(const llama_model * m, const common_params & params) try {
+    if (policy) {
+        return true;
+    }
     policy = params.sampling.so8t.policy;
     if (!policy) {
         if (!params.so8t.audit.file.empty()) {
@@ -37,15 +40,12 @@ bool so8t_server::load(const llama_model * m, const common_params & params) try 
     policy_json = so8t_policy_json(m, *policy);
     policy_json["sha256"] = policy->sha256;
 
-    const bool is_new = model.is_null();
-    if (is_new) {
-        model = {
-            {"architecture", so8t_meta(m, "general.architecture")},
-            {"name",         so8t_meta(m, "general.name")},
-            {"path",         params.model.path},
-            {"sha256",       nullptr},
-        };
-    }
+    model = {
+        {"architecture", so8t_meta(m, "general.architecture")},
+        {"name",         so8t_meta(m, "general.name")},
+        {"path",         params.model.path},
+        {"sha256",       nullptr},
+    };
 
     heads = json::object();
     for (int32_t i = 0; i < llama_so8t_n_heads(m); ++i) {
@@ -79,10 +79,10 @@ bool so8t_server::load(const llama_model * m, const common_params & params) try 
         rotations.at(rotation.folded ? "folded" : "explicit").push_back(rotation.site);
     }
 
-    if (params.so8t.policy.has_reviewers && policy->escalation_wait > 0 && !escalations) {
+    if (params.so8t.policy.has_reviewers && policy->escalation_wait > 0) {
         escalations = std::make_unique<so8t_escalations>([this](const so8t_escalation & e) { return record_decision(e); });
     }
-    if (is_new && !params.so8t.audit.file.empty()) {
+    if (!params.so8t.audit.file.empty()) {
         LOG_INF("so8t: hashing the tensors of the model for the audit log\n");
         model["sha256"] = so8t_tensor_hash(params.model.path);
         audit_required  = params.so8t.audit_required && policy->mode == SO8T_MODE_ENFORCE;
@@ -96,6 +96,11 @@ bool so8t_server::load(const llama_model * m, const common_params & params) try 
 } catch (const std::exception & e) {
     LOG_ERR("error: %s\n", e.what());
     return false;
+}
+
+void so8t_server::stop() {
+    escalations.reset();
+    log.reset();
 }
 
 //

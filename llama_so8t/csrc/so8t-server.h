@@ -28,6 +28,9 @@ class so8t_server {
     // log cannot be opened
     bool load(const llama_model * model, const common_params & params);
 
+    // before the queues of the server go
+    void stop();
+
     bool has_heads() const { return policy != nullptr; }
 
     // a line of the audit log for an answer; false: it could not be written (it is tried again later), and the
