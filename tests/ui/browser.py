@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from selenium import webdriver
+from selenium.common.exceptions import TimeoutException
 from selenium.webdriver import ActionChains, Keys
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
@@ -71,7 +72,11 @@ class Page:
 
     def wait(self, script: str) -> Any:
         """The expression's value once it is true."""
-        return WebDriverWait(self.driver, WAIT, 0.05).until(lambda _: self.run(script), f"never true: {script}")
+        try:
+            return WebDriverWait(self.driver, WAIT, 0.05).until(lambda _: self.run(script))
+        except TimeoutException:
+            shown = self.run("document.body.innerText")
+            raise AssertionError(f"never true: {script}\n{shown}\n{self.problems()}") from None
 
     def text(self, selector: str) -> str:
         """Text of the first element that matches, as shown, once there is any."""
