@@ -59,9 +59,13 @@ static void so8t_cut(server_task_result_cmpl_final & final, const std::vector<si
     final.probs_output.resize(std::min(n, final.probs_output.size()));
 }
 
+// null without an audit log
 static json so8t_request_record(const so8t_guard & guard, const json & verdict, const std::string & id, int id_task, int id_slot,
         const std::string & prompt, int32_t n_prompt, const std::string & text, int32_t n_text) {
     auto & server = so8t_server::get();
+    if (!server.audit()) {
+        return nullptr;
+    }
     json record = {
         {"request",   id},
         {"task",      id_task},
@@ -111,6 +115,8 @@ void so8t_delivery::finish(const so8t_guard * guard, server_response & queue, fi
         answer.text = guard->text();
         if (outcome.action == LLAMA_SO8T_ACTION_REFUSE) {
             answer.refusal = guard->policy().refusal;
+        } else if (outcome.action == LLAMA_SO8T_ACTION_ESCALATE && answer.text.empty()) {
+            answer.refusal = guard->policy().escalation;
         }
     }
 
@@ -139,7 +145,7 @@ void so8t_delivery::finish(const so8t_guard * guard, server_response & queue, fi
         release(queue, n_sendable);
         drop(queue);
         if (!final->stream) {
-            so8t_cut(*final, text_ends, answer.text.empty() || !answer.refused() ? n_sendable : 0);
+            so8t_cut(*final, text_ends, answer.text.empty() ? n_sendable : 0);
         }
         answer.follows = final->stream ? has_text : !final->content.empty();
         answer.verdict = verdict;
@@ -162,32 +168,30 @@ void so8t_delivery::finish(const so8t_guard * guard, server_response & queue, fi
     state->final    = std::move(final);
     state->verdict  = verdict;
 
-    const auto policy = guard->request().policy;
-    entry.deliver = [state, policy, n_sendable, &queue](const so8t_escalation & decided) {
+    const auto policy     = guard->request().policy;
+    const bool takes_text = guard->takes_text();
+    entry.deliver = [state, policy, takes_text, n_sendable, &queue](const so8t_escalation & decided) {
         auto & answer  = state->final->so8t;
         auto & verdict = state->verdict;
-        int32_t n_tokens = INT32_MAX;
-        if (decided.status == SO8T_ESCALATION_ALLOWED) {
-            verdict["enforced"] = "released";
-        } else if (decided.status == SO8T_ESCALATION_DENIED) {
-            verdict["enforced"] = "denied";
-            answer.refusal = policy->refusal;
-            answer.text    = policy->refusal;
-            n_tokens       = n_sendable;
-        } else {
-            verdict["enforced"] = "timeout";
-            answer.text = policy->escalation + string_format(" (No reviewer decided within %d s.)", policy->escalation_wait);
-            n_tokens    = n_sendable;
+
+        const bool allowed = decided.status == SO8T_ESCALATION_ALLOWED;
+        const bool denied  = decided.status == SO8T_ESCALATION_DENIED;
+        verdict["enforced"] = allowed ? "released" : denied ? "denied" : "timeout";
+        if (!allowed) {
+            const std::string text = denied ? policy->refusal
+                : policy->escalation + string_format(" (No reviewer decided within %d s.)", policy->escalation_wait);
+            answer.text    = takes_text ? text : "";
+            answer.refusal = denied || !takes_text ? text : "";
         }
         verdict["escalation"]["status"] = so8t_escalation_status_name(decided.status);
         if (!decided.reviewer.empty()) {
             verdict["escalation"]["reviewer"] = decided.reviewer;
         }
         auto & delivery = state->delivery;
-        delivery.release(queue, n_tokens);
+        delivery.release(queue, allowed ? INT32_MAX : n_sendable);
         delivery.drop(queue);
-        if (!state->final->stream && answer.enforced()) {
-            so8t_cut(*state->final, delivery.text_ends, 0);
+        if (!state->final->stream && !allowed) {
+            so8t_cut(*state->final, delivery.text_ends, takes_text ? 0 : n_sendable);
         }
         answer.follows = state->final->stream && delivery.has_text;
         answer.verdict = verdict;
@@ -210,8 +214,10 @@ void so8t_delivery::abandon(const so8t_guard * guard, const server_task & task, 
     auto & server = so8t_server::get();
     json record = so8t_request_record(*guard, verdict, task.params.oaicompat_cmpl_id, task.id, id_slot,
         task.tokens.detokenize(ctx, true), task.n_tokens(), text, guard->n_generated());
-    record["cancelled"] = true;
-    json line;
-    server.record(record, true, line);
+    if (!record.is_null()) {
+        json line;
+        record["cancelled"] = true;
+        server.record(record, true, line);
+    }
     server.count(*guard, verdict);
 }

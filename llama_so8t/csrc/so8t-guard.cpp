@@ -183,8 +183,8 @@ llama_so8t_action so8t_guard::decision() const {
 const char * so8t_guard::enforced() const {
     switch (result.action) {
         case LLAMA_SO8T_ACTION_ALLOW:    return "none";
-        case LLAMA_SO8T_ACTION_ESCALATE: return "escalation";
-        case LLAMA_SO8T_ACTION_REFUSE:   return params.policy->message && !has_grammar ? "message" : "stop";
+        case LLAMA_SO8T_ACTION_ESCALATE: return has_grammar ? "stop" : "escalation";
+        case LLAMA_SO8T_ACTION_REFUSE:   return has_grammar || !params.policy->message ? "stop" : "message";
     }
     return "?";
 }

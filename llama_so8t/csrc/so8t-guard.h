@@ -70,6 +70,7 @@ class so8t_guard {
     int32_t n_read()      const { return n_observed; } // positions
     int64_t t_us()        const { return t_observe_us; }
     bool    in_think()    const { return think == THINK_OPEN; }
+    bool    takes_text()  const { return !has_grammar; } // free text would not break its form
 
     // generated tokens that may be sent by now, or (is_final) at the end of the answer
     int32_t n_sendable(bool is_final) const;

@@ -1,13 +1,14 @@
 """Random SO8T models with every rotation and head non-zero, their GGUF files, and the runtime under test."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from scripted_model import scripted_gguf
 from tiny_models import make_base
 
 from llama_so8t.bindings.library import library_directory
@@ -15,6 +16,8 @@ from llama_so8t.checkpoint.initialize import InitializeOptions, initialize
 from llama_so8t.conversion.convert import convert
 from llama_so8t.conversion.options import ConvertOptions
 from llama_so8t.errors import RuntimeLibraryError
+
+from .guard_server import HEADS, SCRIPTS, SMALL, Server
 
 MARGIN = 2e-4
 """Largest difference of logits and head values to the reference, relative to the largest logit."""
@@ -126,3 +129,25 @@ def assert_close(found: np.ndarray, expected: np.ndarray, scale: float, what: st
     """Fails where the values differ by more than MARGIN of ``scale``."""
     difference = np.abs(found - expected).max() / scale
     assert difference <= MARGIN, f"{what}: differs by {difference:.2e} of the largest logit, allowed {MARGIN:.0e}"
+
+
+@pytest.fixture(scope="session")
+def guard_file(tmp_path_factory, pinned_tree) -> Path:
+    """The scripted model of the tests of the guard."""
+    return scripted_gguf(tmp_path_factory.mktemp("guard") / "model", SCRIPTS, HEADS)
+
+
+@pytest.fixture(scope="session")
+def serve(runtime) -> Iterator[Callable[..., Server]]:
+    """llama-server with these flags, started once for all tests: ``serve(file, *flags, key=None)``."""
+    running: dict[tuple, Server] = {}
+
+    def start(file: Path, *flags: object, key: str | None = None) -> Server:
+        choice = (file, flags, key)
+        if choice not in running or not running[choice].is_alive:
+            running[choice] = Server(runtime / "llama-server", "-m", file, *SMALL, *flags, key=key)
+        return running[choice]
+
+    yield start
+    for server in running.values():
+        server.stop()

@@ -1,0 +1,40 @@
+#pragma once
+
+extern "C" {
+#include "hash/sha256/sha256.h"
+}
+
+#include <string>
+
+// SHA-256 of llama.cpp's vendored code, in pieces
+class so8t_sha256 {
+  public:
+    so8t_sha256() { sha256_init(&state); }
+
+    so8t_sha256 & update(const void * data, size_t size) {
+        sha256_update(&state, (const unsigned char *) data, size);
+        return *this;
+    }
+
+    so8t_sha256 & update(const std::string & text) { return update(text.data(), text.size()); }
+
+    // 32 bytes
+    std::string final() {
+        std::string digest(SHA256_DIGEST_SIZE, '\0');
+        sha256_final(&state, (unsigned char *) &digest[0]);
+        return digest;
+    }
+
+  private:
+    sha256_t state;
+};
+
+inline std::string so8t_hex(const std::string & bytes) {
+    static const char digits[] = "0123456789abcdef";
+    std::string hex;
+    for (const unsigned char c : bytes) {
+        hex += digits[c >> 4];
+        hex += digits[c & 15];
+    }
+    return hex;
+}

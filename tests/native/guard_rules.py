@@ -1,0 +1,202 @@
+"""The rules of docs/guard.md in plain Python, over the tables of a scripted model: what a tool must say and deliver."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import pytest
+from scripted_model import THINK, Head
+
+REFUSAL = "I can't help with that."
+ESCALATION = "This request needs the decision of a person. It was not answered."
+_RANK = ("allow", "escalate", "refuse")
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Settings of a run; None: those of the heads."""
+
+    mode: str = "monitor"
+    think: str = "enforce"
+    holdback: int = 0
+    debounce: int | None = None
+    thresholds: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    on_refuse: str = "message"
+
+    @property
+    def flags(self) -> list[str]:
+        flags = ["--so8t-policy", self.mode, "--so8t-think", self.think, "--so8t-holdback", str(self.holdback)]
+        flags += ["--so8t-on-refuse", self.on_refuse]
+        if self.debounce is not None:
+            flags += ["--so8t-debounce", str(self.debounce)]
+        if self.thresholds:
+            pairs = [f"{head}/{label}={value}" for (head, label), value in self.thresholds.items()]
+            flags += ["--so8t-threshold", ",".join(pairs)]
+        return flags
+
+
+@dataclass
+class Reading:
+    """What one head said in one part."""
+
+    label: str = ""
+    probabilities: Mapping[str, float | None] = field(default_factory=dict)
+    peak: dict[str, float] = field(default_factory=dict)
+    triggered: tuple[int, str] | None = None
+    run: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass
+class Part:
+    action: str = "allow"
+    n_positions: int = 0
+    heads: dict[str, Reading] = field(default_factory=dict)
+
+
+@dataclass
+class Expected:
+    """Verdict of an answer, and what of it is delivered."""
+
+    parts: dict[str, Part]
+    decision: str = "allow"
+    action: str = "allow"
+    """That is enforced."""
+    triggered: tuple[str, int, str, str] | None = None
+    """Part, position, head, label."""
+    probability: float | None = None
+    sent: list[str] = field(default_factory=list)
+    """Tokens of a stream."""
+    kept: list[str] = field(default_factory=list)
+    """Tokens of an answer that was not streamed, without the text of the policy."""
+    text: str = ""
+    """Of the policy."""
+    in_think: bool = False
+    """Where it ended."""
+
+    def check(self, verdict: Mapping[str, Any]) -> None:
+        """Compares with an object ``so8t``."""
+        assert verdict["decision"] == self.decision
+        ended = "none" if self.action == "allow" else "stop"
+        assert verdict["enforced"] == {REFUSAL: "message", ESCALATION: "escalation"}.get(self.text, ended)
+        triggered = verdict["triggered"]
+        assert (triggered and tuple(triggered[k] for k in ("part", "position", "head", "label"))) == self.triggered
+        if triggered:
+            assert triggered["probability"] == pytest.approx(self.probability, abs=2e-6)
+        assert ("think" in verdict) == (self.parts["think"].n_positions > 0)
+        for name, part in self.parts.items():
+            if name in verdict:
+                self._check_part(verdict[name], part, name)
+
+    @staticmethod
+    def _check_part(found: Mapping[str, Any], part: Part, name: str) -> None:
+        assert found["action"] == part.action
+        assert name == "prompt" or found["n_positions"] == part.n_positions
+        assert list(found["heads"]) == list(part.heads)
+        for head, reading in part.heads.items():
+            other = found["heads"][head]
+            assert other["label"] == reading.label, (name, head)
+            assert other["probabilities"] == pytest.approx(reading.probabilities, abs=2e-6), (name, head)
+            if name != "prompt":
+                assert other["peak"] == pytest.approx(reading.peak, abs=2e-6), (name, head)
+                triggered = other["triggered"]
+                assert (triggered and (triggered["position"], triggered["label"])) == reading.triggered, (name, head)
+
+
+def judge(
+    prompt: str, answer: Sequence[str], heads: Mapping[str, Head], policy: Policy, n_predict: int | None = None
+) -> Expected:
+    """Follows an answer token by token.
+
+    Args:
+        prompt: its last token.
+        answer: all tokens that the model would generate, without the end.
+        heads: in the order of the model.
+        policy: in force.
+        n_predict: tokens after which the answer is cut.
+    """
+    expected = Expected({name: Part() for name in ("prompt", "think", "answer")})
+    holdback = policy.holdback if policy.mode == "enforce" else 0
+    block = "open" if prompt.strip() == THINK[0] else "possible"
+    part, n_sent, limit = "prompt", 0, 10**9
+    for k in itertools.count():  # the k-th sampling judges the prompt or token k - 1
+        if k > 0:
+            part, block = _part(answer[k - 1], block)
+        token = answer[k - 1] if k > 0 else prompt
+        found = _read(expected.parts[part], token, heads, policy, part)
+        if _RANK.index(found.action) > _RANK.index(expected.decision):
+            position = expected.parts[part].n_positions - 1
+            expected.decision, expected.probability = found.action, found.probability
+            expected.triggered = part, position, found.head, found.label
+        enforces = policy.mode == "enforce" and (part != "think" or policy.think == "enforce")
+        if enforces and found.action != "allow":
+            expected.action, limit = found.action, max(0, k - found.run)
+            break
+        if k == len(answer):
+            break
+        n_sent = k + 1 if holdback == 0 else max(0, k - holdback + 1)
+        if k + 1 == n_predict:
+            break
+    n_generated = min(k if expected.action != "allow" else n_predict or len(answer), len(answer))
+    final = min(limit, n_generated if holdback == 0 else k)
+    refusal = REFUSAL if policy.on_refuse == "message" else ""
+    expected.text = {"allow": "", "escalate": ESCALATION, "refuse": refusal}[expected.action]
+    expected.sent = list(answer[: max(n_sent, final)])
+    expected.kept = [] if expected.text else list(answer[:final])
+    expected.in_think = block == "open"
+    return expected
+
+
+def _part(token: str, block: str) -> tuple[str, str]:
+    """Part of the next token of an answer, and the state of the think block after it: possible, open or over."""
+    word = token.strip()
+    if block == "possible" and word:
+        block = "open" if word == THINK[0] else "over"
+    if block != "open":
+        return "answer", block
+    return "think", "over" if word == THINK[1] else "open"
+
+
+class _Found(NamedTuple):
+    action: str = "allow"
+    head: str = ""
+    label: str = ""
+    probability: float | None = None
+    run: int = 0
+    """Positions that agreed."""
+
+
+def _read(part: Part, token: str, heads: Mapping[str, Head], policy: Policy, name: str) -> _Found:
+    """The strongest action at one position."""
+    strongest = _Found()
+    for head_name, head in heads.items():
+        if head.scope not in ("both", "prompt" if name == "prompt" else "answer"):
+            continue
+        reading = part.heads.setdefault(head_name, Reading(run=dict.fromkeys(head.labels, 0)))
+        given = head.tokens.get(token, head.default)
+        if isinstance(given, float):
+            reading.label = "not finite"
+            reading.probabilities = dict.fromkeys(head.labels)
+            reading.peak = reading.peak or dict.fromkeys(head.labels, 0.0)
+            reading.run = dict.fromkeys(head.labels, 0)
+            strongest = _Found("refuse", head_name, "not finite", None, 1)
+            break
+        probs = dict(zip(head.labels, map(float, head.probabilities(given)), strict=True))
+        reading.label = max(probs, key=probs.get)
+        reading.probabilities = probs
+        reading.peak = {label: max(p, reading.peak.get(label, 0.0)) for label, p in probs.items()}
+        debounce = 1 if name == "prompt" else policy.debounce or head.debounce
+        for label, action, threshold in zip(head.labels, head.actions, head.thresholds, strict=True):
+            threshold = policy.thresholds.get((head_name, label), threshold)
+            reading.run[label] = reading.run[label] + 1 if probs[label] >= threshold else 0
+            if reading.run[label] < debounce or action == "allow":
+                continue
+            if _RANK.index(action) > _RANK.index(strongest.action):
+                strongest = _Found(action, head_name, label, probs[label], debounce)
+            if reading.triggered is None:
+                reading.triggered = (part.n_positions, label)
+        if strongest.action == "refuse":
+            break
+    part.n_positions += 1
+    part.action = max(part.action, strongest.action, key=_RANK.index)
+    return strongest
