@@ -45,9 +45,11 @@ function(so8t_download_sdist RESULT)
     set(incoming "${cache}/incoming")
     file(REMOVE_RECURSE "${incoming}")
     file(MAKE_DIRECTORY "${incoming}")
+    # pip asks the package for its metadata, which takes scikit-build-core; without isolation it is the installed one.
+    # In a fresh environment pip would apply --no-binary to cmake as well, and compile it.
     execute_process(
         COMMAND "${Python3_EXECUTABLE}" -m pip download --quiet --disable-pip-version-check
-                --no-deps --no-binary :all: --dest "${incoming}" "${so8t_requirement}"
+                --no-deps --no-build-isolation --no-binary :all: --dest "${incoming}" "${so8t_requirement}"
         RESULT_VARIABLE failed ERROR_VARIABLE error OUTPUT_VARIABLE error)
     if(failed OR NOT EXISTS "${incoming}/${so8t_sdist}")
         message(FATAL_ERROR
