@@ -57,7 +57,7 @@ test-quick: source ## the tests that need no build of llama.cpp
 test-native: build ## the tests of the patched llama.cpp
 	$(BIN)/cmake --build $(BUILD) --target so8t-tests
 	$(BIN)/ctest --test-dir $(BUILD)/tests/cpp --output-on-failure --no-tests=error
-	SO8T_REQUIRE=native $(BIN)/python -m pytest -m native
+	SO8T_REQUIRE=native,$$SO8T_REQUIRE $(BIN)/python -m pytest -m native
 
 lint: setup ## ruff over the Python
 	$(BIN)/ruff check .
