@@ -32,7 +32,7 @@ ALLOWED = {
         *("errors", "layout", "kernels", "upstream", "bindings", "checkpoint", "conversion", "inspection", "hf"),
     },
     "sidecars": {"errors", "layout", "model_spec", "checkpoint", "hf"},
-    "benchmarks": {"errors", "model_spec", "upstream", "checkpoint"},
+    "benchmarks": {"errors", "model_spec", "upstream", "checkpoint", "conversion", "bindings", "tools"},
     "hf": {"errors", "algebra", "layout", "model_spec"},
     "tools": {"errors", "bindings"},
 }
