@@ -7,13 +7,14 @@ PRESET  ?= cpu
 BUILD   := build/$(PRESET)
 DEMO    := build/demo
 ADAPTER := models/smollm2-135m-so8t
+NVCC    := $(shell command -v nvcc)
 
 # paths inside the checkout hash alike in every clone
 export CCACHE_BASEDIR := $(CURDIR)
 export SO8T_LIBRARY_PATH := $(CURDIR)/$(BUILD)/bin
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help setup source build demo adapter test test-quick test-native lint patches clean
+.PHONY: help setup source build demo adapter test test-quick test-native test-cuda bench-cuda need-gpu lint patches clean
 
 help: ## this text
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -25,6 +26,12 @@ $(VENV)/.complete: requirements.txt requirements-nodeps.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-nodeps.txt
+	@touch $@
+
+# where there is nvcc: headers that a toolkit of packages lacks, for the tests that compile CUDA
+$(VENV)/.cuda: requirements-cuda.txt $(VENV)/.complete
+	printf '%s\n' '#include <cublas_v2.h>' '#include <cub/cub.cuh>' | $(NVCC) -x cu -E -o /dev/null - 2> /dev/null || \
+	    $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-cuda.txt
 	@touch $@
 
 source: setup ## the pinned llama.cpp, patched, in build/llama.cpp
@@ -51,13 +58,28 @@ adapter: source ## make models/smollm2-135m-so8t again; it names the data packag
 
 test: test-quick test-native ## everything
 
-test-quick: source ## the tests that need no build of llama.cpp
+test-quick: source $(if $(NVCC),$(VENV)/.cuda) ## the tests that need no build of llama.cpp
 	$(BIN)/python -m pytest -n auto --dist loadfile -m "not native"
 
 test-native: build ## the tests of the patched llama.cpp
 	$(BIN)/cmake --build $(BUILD) --target so8t-tests
 	$(BIN)/ctest --test-dir $(BUILD)/tests/cpp --output-on-failure --no-tests=error
 	SO8T_REQUIRE=native,$$SO8T_REQUIRE $(BIN)/python -m pytest -m native
+
+need-gpu:
+	@test -n "$(NVCC)" || { echo "no nvcc on PATH: install the CUDA toolkit, 12 or 13" >&2; exit 1; }
+	@nvidia-smi -L 2> /dev/null | grep -q ^GPU || { echo "no NVIDIA GPU: nvidia-smi lists none" >&2; exit 1; }
+
+test-cuda: need-gpu ## on a machine with a GPU: its rotations, logits and head values against the CPU's
+	$(MAKE) build PRESET=cuda
+	$(BIN)/cmake --build build/cuda --target so8t-tests-cuda
+	$(BIN)/ctest --test-dir build/cuda/tests/cpp -L cuda --output-on-failure --no-tests=error
+	SO8T_REQUIRE=native,cuda SO8T_LIBRARY_PATH=$(CURDIR)/build/cuda/bin $(BIN)/python -m pytest -m cuda
+
+bench-cuda: need-gpu ## on a machine with a GPU: its rotations beside a copy, in microseconds and GB/s; JSON=--json
+	$(MAKE) build PRESET=cuda
+	$(BIN)/cmake --build build/cuda --target bench-so8t-rotate-device
+	build/cuda/bin/bench-so8t-rotate-device --device CUDA0 $(JSON)
 
 lint: setup ## ruff over the Python
 	$(BIN)/ruff check .
