@@ -15,10 +15,7 @@
 
 #include <stdint.h>
 
-#if defined(__CUDACC__) || defined(__HIPCC__) || defined(__MUSACC__) || defined(__MUSA__)
-#    define SO8T_DEVICE __device__ __forceinline__
-#    define SO8T_UNROLL _Pragma("unroll")
-#else
+#ifndef SO8T_DEVICE // ggml-so8t-cuda.cu says how its compiler spells a device function
 #    define SO8T_DEVICE inline
 #    define SO8T_UNROLL
 #endif

@@ -1,7 +1,10 @@
 #include "ggml-so8t-cuda.cuh"
 
+#define SO8T_DEVICE __device__ __forceinline__
+#define SO8T_UNROLL _Pragma("unroll")
 #include "ggml-so8t-cuda-tile.h"
 
+// four blocks on a multiprocessor: 64 registers for each thread
 template <bool aligned>
 static __global__ void __launch_bounds__(SO8T_TILE_THREADS, 4) so8t_rotate_f32(const so8t_tile_args args) {
     __shared__ alignas(16) float shared[SO8T_TILE_SHARED];

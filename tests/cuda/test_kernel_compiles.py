@@ -10,12 +10,16 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 CSRC = ROOT / "llama_so8t" / "csrc"
+KERNEL = CSRC / "ggml-so8t-cuda.cu"
 
 ARCHITECTURES = ["75", "80", "90", "120"]
 """Turing, the oldest that nvcc 13 knows, to Blackwell."""
 
 FLAGS = ["-std=c++17", "-O3", "-use_fast_math", "-extended-lambda"]
 """As ggml-cuda's CMakeLists.txt sets them."""
+
+RUNTIME = {"cudaLaunchKernelExC", "cudaFuncGetAttributes", "cudaGetLastError", "cudaGetErrorString"}
+"""What a launch calls. cudaStreamCreateWithFlags is the first use of a stream, before any CUDA graph."""
 
 MAX_REGISTERS = 64
 """With 256 threads in a block, 65536 registers hold four blocks: every thread of a Turing multiprocessor."""
@@ -37,8 +41,9 @@ def compile_cuda(pinned_tree, tmp_path_factory):
         output = tmp_path_factory.mktemp(source.stem) / "output"
         command = [nvcc, *FLAGS, *includes, *flags, str(source), "-o", str(output)]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
-        hint = "\n`make test-quick` installs the headers of requirements-cuda.txt" if "No such file" in result.stderr else ""
-        assert result.returncode == 0, f"{' '.join(command)}\n{result.stderr}{hint}"
+        assert result.returncode == 0, (
+            f"{' '.join(command)}\n{result.stderr}\nA missing header: `make test-quick` installs requirements-cuda.txt"
+        )
         return output, result.stdout + result.stderr
 
     return run
@@ -46,8 +51,7 @@ def compile_cuda(pinned_tree, tmp_path_factory):
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_kernel_keeps_its_matrices_in_registers(compile_cuda, architecture):
-    source = CSRC / "ggml-so8t-cuda.cu"
-    _, text = compile_cuda(source, f"-arch=sm_{architecture}", "-Xptxas", "-v", "-c", "-Werror", "all-warnings")
+    _, text = compile_cuda(KERNEL, f"-arch=sm_{architecture}", "-Xptxas", "-v", "-c", "-Werror", "all-warnings")
     kernels = re.findall(r"Compiling entry function '(\w*so8t_rotate\w*)' for 'sm_(\d+)\w?'", text)
     assert len(kernels) == 2  # vectors of four floats, and single floats
     assert {found for _, found in kernels} == {architecture}
@@ -60,7 +64,7 @@ def test_the_kernel_keeps_its_matrices_in_registers(compile_cuda, architecture):
 
 
 def test_memory_is_read_and_written_in_vectors(compile_cuda):
-    output, _ = compile_cuda(CSRC / "ggml-so8t-cuda.cu", "-arch=sm_90", "-ptx")
+    output, _ = compile_cuda(KERNEL, "-arch=sm_90", "-ptx")
     entries = re.split(r"\.entry ", output.read_text())[1:]
     aligned = next(text for text in entries if text.startswith("_Z15so8t_rotate_f32ILb1E"))
     loads = re.findall(r"\bld\.(global|shared)\S*?(\.v[24])?\.\w+ ", aligned)
@@ -73,6 +77,13 @@ def test_memory_is_read_and_written_in_vectors(compile_cuda):
     assert loads.count(("shared", ".v4")) == 8
     # 32 products for half a column, four of which start a sum
     assert len(re.findall(r"\bfma\.rn\S*", aligned)) == 28 * n_rows
+
+
+def test_a_rotation_only_launches(compile_cuda):
+    """No memory, no copy, no synchronization: a CUDA graph can hold it."""
+    output, _ = compile_cuda(KERNEL, "-arch=sm_90", "-c")
+    symbols = subprocess.run(["nm", "-u", output], capture_output=True, text=True, check=True).stdout
+    assert set(re.findall(r"\bcuda\w+", symbols)) == RUNTIME | {"cudaStreamCreateWithFlags"}
 
 
 @pytest.mark.parametrize("architecture", ["75", "90"])
