@@ -17,7 +17,7 @@ from llama_so8t.bindings import Session
 from llama_so8t.bindings.session import F32
 from llama_so8t.errors import RuntimeLibraryError
 
-from .conftest import assert_close, tokens_for
+from .conftest import tokens_for
 from .guard_server import SMALL, Server
 from .rpc_server import Line, RpcServer, free_port
 
@@ -45,9 +45,12 @@ SCRIPTS = {
     "tick": ["tock ", "tick"],
 }
 HEADS = {
-    "safety": Head(["safe", "unsafe"], ["allow", "refuse"], [0.5, 0.9], tokens={"bad ": {"unsafe": 0.97}, "bomb": {"unsafe": 0.99}}),
+    "safety": Head(
+        ["safe", "unsafe"], ["allow", "refuse"], [0.5, 0.9],
+        tokens={"bad ": {"unsafe": 0.97}, "bomb": {"unsafe": 0.99}},
+    ),
     "authority": Head(["handle", "escalate"], ["allow", "escalate"], [0.5, 0.6], tokens={"risk ": {"escalate": 0.8}}),
-}
+}  # fmt: skip
 """A model that answers by rote, and what its heads say of which token."""
 
 QUIET = {**os.environ, "GGML_NO_BACKTRACE": "1"}
@@ -90,14 +93,12 @@ def values(file: Path, n: int = 33, **options: object) -> dict[str, np.ndarray]:
     return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
 
 
-def check(found, expected, margin=None):
+def check(found, expected, margin=0.0):
+    """Without margin every bit: the servers run the same kernels, and the hints of rotations travel with the nodes."""
     scale = np.abs(expected["task"]).max()
     assert list(found) == ["task", "safety", "authority"]
     for name in expected:
-        if margin is None:
-            assert_close(found[name], expected[name], scale, name)
-        else:
-            assert np.abs(found[name] - expected[name]).max() <= margin * scale, name
+        assert np.abs(found[name] - expected[name]).max() <= margin * scale, name
 
 
 @pytest.mark.parametrize("rotations", ["fold", "explicit"])
@@ -184,7 +185,7 @@ def ask(server: Server, prompt: str) -> dict:
 
 @pytest.mark.parametrize("split_mode", ["layer", "tensor"])
 def test_server_gives_the_same_verdicts(runtime, scripted, serve, servers, split_mode):
-    """The scripted model judges by token: its words, where an answer ends, and every probability must come out alike."""
+    """The scripted model judges by token: words, the end of an answer and every probability must come out alike."""
     enforce = ("--so8t-policy", "enforce")
     here = serve(scripted, *enforce)
     flags = ["--rpc", ",".join(endpoints(servers)), "-ngl", "99", "-sm", split_mode, "-ts", "1,1", "-v"]
@@ -218,7 +219,8 @@ def complete(runtime: Path, file: Path, *flags: object) -> subprocess.CompletedP
 def test_completion_gives_the_same_text_and_verdicts(runtime, model, to_gguf, servers, tmp_path):
     file = to_gguf(model, "explicit")
     here = complete(runtime, file, "--so8t-json", tmp_path / "here")
-    there = complete(runtime, file, "--so8t-json", tmp_path / "there", "--rpc", ",".join(endpoints(servers)), "-ngl", 99)
+    rpc = ("--rpc", ",".join(endpoints(servers)), "-ngl", 99)
+    there = complete(runtime, file, "--so8t-json", tmp_path / "there", *rpc)
     assert (here.returncode, there.returncode) == (0, 0), there.stderr
     assert there.stdout == here.stdout
     found, expected = (json.loads((tmp_path / name).read_text()) for name in ("there", "here"))
@@ -250,8 +252,8 @@ def test_a_server_lost_while_loading_ends_the_program(runtime, qwen3, to_gguf, s
 @pytest.mark.parametrize("split_mode", ["layer", "tensor"])
 def test_a_server_killed_while_generating_ends_the_program(runtime, qwen3, to_gguf, servers, which, split_mode):
     process = subprocess.Popen(
-        [runtime / "llama-completion", "-m", to_gguf(qwen3, "explicit"), "-p", "The", "-n", "-1", "-no-cnv", "-c", "2048",
-         "--ignore-eos", "--no-warmup", "--rpc", ",".join(endpoints(servers)), "-ngl", "99", "-sm", split_mode],
+        [runtime / "llama-completion", "-m", to_gguf(qwen3, "explicit"), "-p", "The", "-n", "-1", "-no-cnv",
+         "-c", "2048", "--ignore-eos", "--no-warmup", "--rpc", ",".join(endpoints(servers)), "-ngl", "99", "-sm", split_mode],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, env=QUIET,
     )  # fmt: skip
     try:
@@ -266,7 +268,7 @@ def test_a_server_killed_while_generating_ends_the_program(runtime, qwen3, to_gg
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_an_answer_of_llama_server_breaks_off(runtime, scripted, servers, monkeypatch, stream):
-    """A lost server gives no answer that looks whole: no verdict, no [DONE], and llama-server ends to be started anew."""
+    """A lost server gives no answer that looks whole: no verdict, no [DONE]; llama-server ends, to be started anew."""
     monkeypatch.setenv("GGML_NO_BACKTRACE", "1")
     with Line(servers[1].endpoint) as line:
         flags = ["--rpc", f"{servers[0].endpoint},{line.endpoint}", "-ngl", "99", "-ts", "1,1"]
