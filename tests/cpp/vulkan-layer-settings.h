@@ -1,10 +1,9 @@
 #pragma once
 
 // llama.cpp's Vulkan backend names VK_EXT_layer_settings, which only its validation build uses. Debian 12's headers
-// (1.3.239) are older than it. Included before every source of the backend: with newer headers it is empty.
+// (1.3.239) are older than it. Included at the top of ggml-vulkan.cpp; with newer headers it is empty.
 
-#ifdef __cplusplus
-#include <vulkan/vulkan.hpp>
+#include "ggml-vulkan-types.h"
 
 #ifndef VK_EXT_layer_settings
 namespace VULKAN_HPP_NAMESPACE {
@@ -29,5 +28,4 @@ struct LayerSettingsCreateInfoEXT { // a structure that nobody knows is skipped 
 };
 
 }
-#endif
 #endif

@@ -253,7 +253,8 @@ def test_a_server_lost_while_loading_ends_the_program(runtime, qwen3, to_gguf, s
 def test_a_server_killed_while_generating_ends_the_program(runtime, qwen3, to_gguf, servers, which, split_mode):
     process = subprocess.Popen(
         [runtime / "llama-completion", "-m", to_gguf(qwen3, "explicit"), "-p", "The", "-n", "-1", "-no-cnv",
-         "-c", "2048", "--ignore-eos", "--no-warmup", "--rpc", ",".join(endpoints(servers)), "-ngl", "99", "-sm", split_mode],
+         "-c", "2048", "--ignore-eos", "--no-warmup", "-ngl", "99", "-sm", split_mode,
+         "--rpc", ",".join(endpoints(servers))],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, env=QUIET,
     )  # fmt: skip
     try:
