@@ -14,7 +14,7 @@ export CCACHE_BASEDIR := $(CURDIR)
 export SO8T_LIBRARY_PATH := $(CURDIR)/$(BUILD)/bin
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help setup source build demo adapter test test-quick test-native test-cuda bench-cuda need-gpu lint patches clean
+.PHONY: help setup source build demo adapter test test-quick test-native test-cuda bench-cuda test-vulkan need-gpu lint patches clean
 
 help: ## this text
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -80,6 +80,14 @@ bench-cuda: need-gpu ## on a machine with a GPU: its rotations beside a copy, in
 	$(MAKE) build PRESET=cuda
 	$(BIN)/cmake --build build/cuda --target bench-so8t-rotate-device
 	build/cuda/bin/bench-so8t-rotate-device --device CUDA0 $(JSON)
+
+test-vulkan: source ## rotations on a Vulkan device; Mesa's lavapipe will do, without a GPU
+	$(BIN)/cmake --preset vulkan -DPython3_EXECUTABLE=$(abspath $(BIN)/python) --log-level=WARNING || { \
+	    echo "test-vulkan: needs apt-get install mesa-vulkan-drivers libvulkan-dev glslc spirv-headers" >&2; exit 1; }
+	$(BIN)/cmake --build build/vulkan --target so8t-session llama-completion test-backend-ops test-llama-archs
+	$(BIN)/ctest --test-dir build/vulkan/tests/cpp -R vulkan --output-on-failure --no-tests=error
+	SO8T_LIBRARY_PATH=$(CURDIR)/build/vulkan/bin SO8T_REQUIRE=native,vulkan \
+	    $(BIN)/python -m pytest tests/native/test_backends.py -k vulkan
 
 lint: setup ## ruff over the Python
 	$(BIN)/ruff check .

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from llama_so8t.errors import RuntimeLibraryError
 
-VERSION = 1
+VERSION = 2
 """SO8T_SESSION_VERSION of so8t-session.h."""
 
 
@@ -26,6 +26,10 @@ class SessionParams(c.Structure):
         ("type_k", c.c_int32),
         ("type_v", c.c_int32),
         ("embeddings", c.c_bool),
+        ("split_mode", c.c_int32),
+        ("rpc", c.c_char_p),
+        ("tensor_split", c.POINTER(c.c_float)),
+        ("n_tensor_split", c.c_int32),
     ]
 
 

@@ -15,6 +15,9 @@ from llama_so8t.errors import RuntimeLibraryError
 F32, F16, Q8_0 = 0, 1, 8
 """ggml types of the KV cache."""
 
+SPLIT_MODES = ("none", "layer", "row", "tensor")
+"""``llama_split_mode``: how the devices share a model."""
+
 
 @dataclass(frozen=True)
 class Head:
@@ -39,9 +42,16 @@ class Session:
         type_k: ggml type of the key cache.
         type_v: ggml type of the value cache.
         embeddings: also compute final hidden states.
+        rpc: ``host:port`` of servers started with ``ggml-rpc-server``, which are the devices instead of this
+            machine's; `n_gpu_layers` counts the layers on them.
+        split_mode: one of `SPLIT_MODES`.
+        tensor_split: share of each device; None goes by their free memory.
 
     Raises:
-        RuntimeLibraryError: the library is missing, or llama.cpp refused the file; its words are in the message.
+        RuntimeLibraryError: the library is missing, an RPC server cannot be reached, or llama.cpp refused the file;
+            its words are in the message. A server that is lost later ends the process (SIGABRT), as in every
+            program on llama.cpp.
+        ValueError: no such split mode.
     """
 
     def __init__(
@@ -58,6 +68,9 @@ class Session:
         type_k: int = F16,
         type_v: int = F16,
         embeddings: bool = False,
+        rpc: Sequence[str] = (),
+        split_mode: str = "layer",
+        tensor_split: Sequence[float] = (),
     ) -> None:
         params = SessionParams(
             version=VERSION,
@@ -71,6 +84,10 @@ class Session:
             type_k=type_k,
             type_v=type_v,
             embeddings=embeddings,
+            split_mode=SPLIT_MODES.index(split_mode),
+            rpc=",".join(rpc).encode() if rpc else None,
+            tensor_split=(c.c_float * len(tensor_split))(*tensor_split) if tensor_split else None,
+            n_tensor_split=len(tensor_split),
         )
         self._handle = None
         self._handle = call("init", os.fsencode(Path(path)), c.byref(params))

@@ -269,6 +269,20 @@ void so8t_check_rotations(const llama_model & model) {
     }
 }
 
+ggml_backend_meta_split_axis so8t_split_axis(const llama_model & model, const std::string & name) {
+    if (model.arch != LLM_ARCH_SO8T) {
+        return GGML_BACKEND_SPLIT_AXIS_NONE;
+    }
+    auto contains = [&](const char * part) { return name.find(part) != std::string::npos; };
+
+    const bool is_rotation = contains(".so8t_q_rot.") || contains(".so8t_k_rot.") || contains(".so8t_v_rot.");
+    // llama.cpp cannot share a single key-value head out either
+    if (static_cast<const llama_model_so8t &>(model).is_explicit(SO8T_SITE_HEADS) || model.hparams.n_head_kv() == 1) {
+        return is_rotation || contains(".attn_") || contains("cache_") ? GGML_BACKEND_SPLIT_AXIS_MIRRORED : GGML_BACKEND_SPLIT_AXIS_NONE;
+    }
+    return is_rotation ? GGML_BACKEND_SPLIT_AXIS_2 : GGML_BACKEND_SPLIT_AXIS_NONE;
+}
+
 void so8t_save_rotation_kv(const llama_model & model, gguf_context * ctx) {
     if (model.arch != LLM_ARCH_SO8T) {
         return;

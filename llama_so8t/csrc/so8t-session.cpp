@@ -4,6 +4,8 @@
 
 #include "llama.h"
 
+#include <algorithm>
+#include <sstream>
 #include <string>
 #include <vector>
 
@@ -35,6 +37,28 @@ const char * so8t_session_error(void) {
     return so8t_error.c_str();
 }
 
+// devices of the RPC servers "host:port,host:port", null at the end; empty where one cannot be used. They are not
+// registered, so that later sessions do not use them unasked.
+static std::vector<ggml_backend_dev_t> so8t_rpc_devices(const std::string & servers) {
+    ggml_backend_reg_t rpc = ggml_backend_reg_by_name("RPC");
+    auto add_server = rpc ? (ggml_backend_reg_t (*)(const char *)) ggml_backend_reg_get_proc_address(rpc, "ggml_backend_rpc_add_server") : nullptr;
+
+    std::vector<ggml_backend_dev_t> result;
+    std::istringstream list(servers);
+    for (std::string endpoint; std::getline(list, endpoint, ',');) {
+        ggml_backend_reg_t reg = add_server ? add_server(endpoint.c_str()) : nullptr;
+        if (!reg) {
+            so8t_error += add_server ? "no RPC server can be used at " + endpoint : "the RPC backend is not built in";
+            return {};
+        }
+        for (size_t i = 0; i < ggml_backend_reg_dev_count(reg); ++i) {
+            result.push_back(ggml_backend_reg_dev_get(reg, i));
+        }
+    }
+    result.push_back(nullptr);
+    return result;
+}
+
 so8t_session * so8t_session_init(const char * path, const so8t_session_params * params) {
     so8t_error.clear();
     if (params->version != SO8T_SESSION_VERSION) {
@@ -45,10 +69,25 @@ so8t_session * so8t_session_init(const char * path, const so8t_session_params * 
     llama_backend_init();
     ggml_backend_load_all();
 
-    auto * session = new so8t_session;
-
     llama_model_params mparams = llama_model_default_params();
     mparams.n_gpu_layers = params->n_gpu_layers;
+    mparams.split_mode   = (llama_split_mode) params->split_mode;
+
+    std::vector<ggml_backend_dev_t> devices;
+    if (params->rpc) {
+        devices = so8t_rpc_devices(params->rpc);
+        if (devices.empty()) {
+            return nullptr;
+        }
+        mparams.devices = devices.data();
+    }
+    std::vector<float> tensor_split(llama_max_devices());
+    if (params->tensor_split) {
+        std::copy_n(params->tensor_split, std::min<size_t>(params->n_tensor_split, tensor_split.size()), tensor_split.begin());
+        mparams.tensor_split = tensor_split.data();
+    }
+
+    auto * session = new so8t_session;
     session->model = llama_model_load_from_file(path, mparams);
 
     if (session->model) {

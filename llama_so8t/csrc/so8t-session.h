@@ -11,7 +11,7 @@
 extern "C" {
 #endif
 
-#define SO8T_SESSION_VERSION 1
+#define SO8T_SESSION_VERSION 2
 
 struct so8t_session;
 
@@ -27,6 +27,10 @@ struct so8t_session_params {
     int32_t  type_k;       // ggml_type of the KV cache
     int32_t  type_v;
     bool     embeddings;   // every token is an output and has an embedding
+    int32_t  split_mode;   // llama_split_mode: how the devices share the model
+    const char  * rpc;     // "host:port,host:port": these RPC servers are the devices; null: the devices of this machine
+    const float * tensor_split; // share of each device, n_tensor_split of them; null: by free memory
+    int32_t  n_tensor_split;
 };
 
 // the text of the last error of this thread, never null
