@@ -5,8 +5,8 @@
 
 #include <algorithm>
 
-// matrices that are transposed at a time: 32 kB, and 4 kB of each token in one go
-static constexpr int64_t SO8T_CHUNK = 128;
+// matrices that are transposed at a time: at most 64 kB on the stack, and 8 kB of each token in one go
+static constexpr int64_t SO8T_CHUNK = 256;
 
 // tokens that a matrix stays in registers for, where it has one column in each
 static constexpr int64_t SO8T_TILE = 4;
@@ -14,8 +14,8 @@ static constexpr int64_t SO8T_TILE = 4;
 // with fewer vectors, transposing a matrix costs more than it saves
 static constexpr int64_t SO8T_MIN_VECTORS = 4;
 
-// where thread ith of nth begins in 0..n - 1; units stay whole
-static int64_t so8t_begin(int64_t n, int64_t unit, int ith, int nth) {
+// where part ith of nth begins in 0..n - 1; units stay whole
+static int64_t so8t_begin(int64_t n, int64_t unit, int64_t ith, int64_t nth) {
     const int64_t n_units = (n + unit - 1)/unit;
     return std::min(n, unit*(n_units*ith/nth));
 }
@@ -60,10 +60,16 @@ bool ggml_so8t_cpu_rotate(const struct ggml_compute_params * params, struct ggml
     const bool one_column = n1 == 1 && transposed;
     const int64_t tile    = one_column ? SO8T_TILE : 1;
 
+    // matrices [m_begin, m_end), in even chunks
+    const int64_t m_begin  = v0/n1;
+    const int64_t m_end    = (v1 + n1 - 1)/n1;
+    const int64_t n_chunks = (m_end - m_begin + SO8T_CHUNK - 1)/SO8T_CHUNK;
+
     alignas(64) float columns[SO8T_CHUNK][SO8T_DIM*SO8T_DIM];
 
-    for (int64_t m0 = v0/n1; m0*n1 < v1; m0 += SO8T_CHUNK) {
-        const int64_t m1 = std::min(m0 + SO8T_CHUNK, (v1 + n1 - 1)/n1);
+    for (int64_t chunk = 0; chunk < n_chunks; ++chunk) {
+        const int64_t m0 = m_begin + so8t_begin(m_end - m_begin, 2, chunk,     n_chunks);
+        const int64_t m1 = m_begin + so8t_begin(m_end - m_begin, 2, chunk + 1, n_chunks);
 
         for (int64_t m = m0; m < m1 && transposed; ++m) {
             so8t_transpose(so8t_matrix(rot, m/r), columns[m - m0]);
@@ -149,4 +155,8 @@ int ggml_so8t_cpu_try_fuse(const struct ggml_cgraph * cgraph, int i, const struc
         v += n;
     }
     return n_fused - 1;
+}
+
+const char * ggml_so8t_cpu_simd(void) {
+    return SO8T_SIMD;
 }

@@ -1,7 +1,7 @@
 #pragma once
 
 // 8x8 rotations of float32 vectors for the instruction set this file is compiled for, as ggml's simd-mappings.h:
-// AVX-512 (F, DQ, VL), AVX with FMA, NEON, or plain C++.
+// AVX-512 (F, DQ, VL), AVX2 with FMA, NEON, or plain C++ (also with SO8T_NO_SIMD, for tests).
 //
 // A matrix R is rot[8*i + j] = R[i][j]. Whatever the function, path or number of threads, y = R x is summed as
 //   p_k = fma(R[i][k + 4], x_(k + 4), R[i][k]*x_k), k = 0..3;   y_i = (p_0 + p_1) + (p_2 + p_3)
@@ -14,17 +14,35 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 
-static constexpr int64_t SO8T_DIM = 8;
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wuninitialized" // gcc 12 in its own avx512fintrin.h
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+
+#if !defined(SO8T_NO_SIMD) && defined(__AVX__) && defined(__FMA__)
+#define SO8T_AVX2
+#endif
+#if defined(SO8T_AVX2) && defined(__AVX512F__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
+#define SO8T_AVX512
+#endif
+#if !defined(SO8T_NO_SIMD) && defined(__ARM_NEON) && defined(__aarch64__)
+#define SO8T_NEON
+#endif
+
+namespace { // each variant of ggml-cpu has its own
+
+constexpr int64_t SO8T_DIM = 8;
 
 //
 // vectors of 8 floats, and the widest ones
 //
 
-template <typename V> static inline V so8t_load(const float * p); // p[0], p[1], ...
-template <typename V> static inline V so8t_fill(const float * p); // p[0], p[0], ...
+template <typename V> inline V so8t_load(const float * p); // p[0], p[1], ...
+template <typename V> inline V so8t_fill(const float * p); // p[0], p[0], ...
 
-#if defined(__AVX__) && defined(__FMA__)
+#if defined(SO8T_AVX2)
 
 #define SO8T_SIMD "AVX2"
 
@@ -33,17 +51,17 @@ struct so8t_v8 { __m256 v; };
 template <> inline so8t_v8 so8t_load(const float * p) { return { _mm256_loadu_ps(p) }; }
 template <> inline so8t_v8 so8t_fill(const float * p) { return { _mm256_broadcast_ss(p) }; }
 
-static inline void    so8t_store(float * p, so8t_v8 a)          { _mm256_storeu_ps(p, a.v); }
-static inline so8t_v8 so8t_add(so8t_v8 a, so8t_v8 b)            { return { _mm256_add_ps(a.v, b.v) }; }
-static inline so8t_v8 so8t_mul(so8t_v8 a, so8t_v8 b)            { return { _mm256_mul_ps(a.v, b.v) }; }
-static inline so8t_v8 so8t_fma(so8t_v8 a, so8t_v8 b, so8t_v8 c) { return { _mm256_fmadd_ps(a.v, b.v, c.v) }; }
+inline void    so8t_store(float * p, so8t_v8 a)          { _mm256_storeu_ps(p, a.v); }
+inline so8t_v8 so8t_add(so8t_v8 a, so8t_v8 b)            { return { _mm256_add_ps(a.v, b.v) }; }
+inline so8t_v8 so8t_mul(so8t_v8 a, so8t_v8 b)            { return { _mm256_mul_ps(a.v, b.v) }; }
+inline so8t_v8 so8t_fma(so8t_v8 a, so8t_v8 b, so8t_v8 c) { return { _mm256_fmadd_ps(a.v, b.v, c.v) }; }
 
 // 4 floats at a and 4 at b
-static inline __m256 so8t_halves(const float * a, const float * b) {
+inline __m256 so8t_halves(const float * a, const float * b) {
     return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(a)), _mm_loadu_ps(b), 1);
 }
 
-#elif defined(__ARM_NEON) && defined(__aarch64__)
+#elif defined(SO8T_NEON)
 
 #define SO8T_SIMD "NEON"
 
@@ -52,10 +70,10 @@ struct so8t_v8 { float32x4_t lo, hi; };
 template <> inline so8t_v8 so8t_load(const float * p) { return { vld1q_f32(p), vld1q_f32(p + 4) }; }
 template <> inline so8t_v8 so8t_fill(const float * p) { return { vld1q_dup_f32(p), vld1q_dup_f32(p) }; }
 
-static inline void    so8t_store(float * p, so8t_v8 a)          { vst1q_f32(p, a.lo); vst1q_f32(p + 4, a.hi); }
-static inline so8t_v8 so8t_add(so8t_v8 a, so8t_v8 b)            { return { vaddq_f32(a.lo, b.lo), vaddq_f32(a.hi, b.hi) }; }
-static inline so8t_v8 so8t_mul(so8t_v8 a, so8t_v8 b)            { return { vmulq_f32(a.lo, b.lo), vmulq_f32(a.hi, b.hi) }; }
-static inline so8t_v8 so8t_fma(so8t_v8 a, so8t_v8 b, so8t_v8 c) { return { vfmaq_f32(c.lo, a.lo, b.lo), vfmaq_f32(c.hi, a.hi, b.hi) }; }
+inline void    so8t_store(float * p, so8t_v8 a)          { vst1q_f32(p, a.lo); vst1q_f32(p + 4, a.hi); }
+inline so8t_v8 so8t_add(so8t_v8 a, so8t_v8 b)            { return { vaddq_f32(a.lo, b.lo), vaddq_f32(a.hi, b.hi) }; }
+inline so8t_v8 so8t_mul(so8t_v8 a, so8t_v8 b)            { return { vmulq_f32(a.lo, b.lo), vmulq_f32(a.hi, b.hi) }; }
+inline so8t_v8 so8t_fma(so8t_v8 a, so8t_v8 b, so8t_v8 c) { return { vfmaq_f32(c.lo, a.lo, b.lo), vfmaq_f32(c.hi, a.hi, b.hi) }; }
 
 #else
 
@@ -64,7 +82,7 @@ static inline so8t_v8 so8t_fma(so8t_v8 a, so8t_v8 b, so8t_v8 c) { return { vfmaq
 struct so8t_v8 { float v[SO8T_DIM]; };
 
 // written out where it is fast, so that the compiler has nothing left to contract as it pleases
-static inline float so8t_fma1(float a, float b, float c) {
+inline float so8t_fma1(float a, float b, float c) {
 #if defined(__FP_FAST_FMAF)
     return std::fma(a, b, c);
 #else
@@ -73,7 +91,7 @@ static inline float so8t_fma1(float a, float b, float c) {
 }
 
 template <typename F>
-static inline so8t_v8 so8t_each(F f) {
+inline so8t_v8 so8t_each(F f) {
     so8t_v8 r;
     for (int i = 0; i < SO8T_DIM; ++i) {
         r.v[i] = f(i);
@@ -84,14 +102,14 @@ static inline so8t_v8 so8t_each(F f) {
 template <> inline so8t_v8 so8t_load(const float * p) { return so8t_each([=](int i) { return p[i]; }); }
 template <> inline so8t_v8 so8t_fill(const float * p) { const float a = *p; return so8t_each([=](int) { return a; }); }
 
-static inline void    so8t_store(float * p, const so8t_v8 & a)                            { memcpy(p, a.v, sizeof(a.v)); }
-static inline so8t_v8 so8t_add(const so8t_v8 & a, const so8t_v8 & b)                      { return so8t_each([&](int i) { return a.v[i] + b.v[i]; }); }
-static inline so8t_v8 so8t_mul(const so8t_v8 & a, const so8t_v8 & b)                      { return so8t_each([&](int i) { return a.v[i]*b.v[i]; }); }
-static inline so8t_v8 so8t_fma(const so8t_v8 & a, const so8t_v8 & b, const so8t_v8 & c)   { return so8t_each([&](int i) { return so8t_fma1(a.v[i], b.v[i], c.v[i]); }); }
+inline void    so8t_store(float * p, const so8t_v8 & a)                            { memcpy(p, a.v, sizeof(a.v)); }
+inline so8t_v8 so8t_add(const so8t_v8 & a, const so8t_v8 & b)                      { return so8t_each([&](int i) { return a.v[i] + b.v[i]; }); }
+inline so8t_v8 so8t_mul(const so8t_v8 & a, const so8t_v8 & b)                      { return so8t_each([&](int i) { return a.v[i]*b.v[i]; }); }
+inline so8t_v8 so8t_fma(const so8t_v8 & a, const so8t_v8 & b, const so8t_v8 & c)   { return so8t_each([&](int i) { return so8t_fma1(a.v[i], b.v[i], c.v[i]); }); }
 
 #endif
 
-#if defined(__AVX512F__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
+#if defined(SO8T_AVX512)
 
 #undef  SO8T_SIMD
 #define SO8T_SIMD "AVX-512"
@@ -101,10 +119,10 @@ struct so8t_wide { __m512 v; };
 template <> inline so8t_wide so8t_load(const float * p) { return { _mm512_loadu_ps(p) }; }
 template <> inline so8t_wide so8t_fill(const float * p) { return { _mm512_set1_ps(*p) }; }
 
-static inline void      so8t_store(float * p, so8t_wide a)                { _mm512_storeu_ps(p, a.v); }
-static inline so8t_wide so8t_add(so8t_wide a, so8t_wide b)                { return { _mm512_add_ps(a.v, b.v) }; }
-static inline so8t_wide so8t_mul(so8t_wide a, so8t_wide b)                { return { _mm512_mul_ps(a.v, b.v) }; }
-static inline so8t_wide so8t_fma(so8t_wide a, so8t_wide b, so8t_wide c)   { return { _mm512_fmadd_ps(a.v, b.v, c.v) }; }
+inline void      so8t_store(float * p, so8t_wide a)                { _mm512_storeu_ps(p, a.v); }
+inline so8t_wide so8t_add(so8t_wide a, so8t_wide b)                { return { _mm512_add_ps(a.v, b.v) }; }
+inline so8t_wide so8t_mul(so8t_wide a, so8t_wide b)                { return { _mm512_mul_ps(a.v, b.v) }; }
+inline so8t_wide so8t_fma(so8t_wide a, so8t_wide b, so8t_wide c)   { return { _mm512_fmadd_ps(a.v, b.v, c.v) }; }
 
 #else
 
@@ -125,7 +143,7 @@ struct so8t_columns {
 
 // sum_j a_j*c_j
 template <typename V>
-static inline V so8t_combine(const so8t_columns<V> & c, const float * a) {
+inline V so8t_combine(const so8t_columns<V> & c, const float * a) {
     const V p0 = so8t_fma(c.c4, so8t_fill<V>(a + 4), so8t_mul(c.c0, so8t_fill<V>(a + 0)));
     const V p1 = so8t_fma(c.c5, so8t_fill<V>(a + 5), so8t_mul(c.c1, so8t_fill<V>(a + 1)));
     const V p2 = so8t_fma(c.c6, so8t_fill<V>(a + 6), so8t_mul(c.c2, so8t_fill<V>(a + 2)));
@@ -134,8 +152,8 @@ static inline V so8t_combine(const so8t_columns<V> & c, const float * a) {
 }
 
 // columns[8*j + i] = R[i][j]
-static inline void so8t_transpose(const float * rot, float * columns) {
-#if defined(__AVX__) && defined(__FMA__)
+inline void so8t_transpose(const float * rot, float * columns) {
+#if defined(SO8T_AVX2)
     for (int j = 0; j < SO8T_DIM; j += 4, rot += 4, columns += 32) {
         // a row in each half: i and i + 4; then 4x4 in each half
         const __m256 r0 = so8t_halves(rot +  0, rot + 32);
@@ -164,8 +182,8 @@ static inline void so8t_transpose(const float * rot, float * columns) {
 // one matrix, one vector: R is read once and not transposed
 //
 
-static inline void so8t_rotate_one(const float * rot, const float * x, float * y) {
-#if defined(__AVX512F__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
+inline void so8t_rotate_one(const float * rot, const float * x, float * y) {
+#if defined(SO8T_AVX512)
     const __m512 xl = _mm512_broadcast_f32x4(_mm_loadu_ps(x));
     const __m512 xh = _mm512_broadcast_f32x4(_mm_loadu_ps(x + 4));
     const __m512 r0 = _mm512_loadu_ps(rot);
@@ -179,7 +197,7 @@ static inline void so8t_rotate_one(const float * rot, const float * x, float * y
     const __m512 t = _mm512_add_ps(s, _mm512_permute_ps(s, 0xb1));
     const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 2, 6, 10, 14, 0, 0, 0, 0, 0, 0, 0, 0);
     _mm256_storeu_ps(y, _mm512_castps512_ps256(_mm512_permutexvar_ps(order, t)));
-#elif defined(__AVX__) && defined(__FMA__)
+#elif defined(SO8T_AVX2)
     const __m256 xl = _mm256_broadcast_ps((const __m128 *) x);
     const __m256 xh = _mm256_broadcast_ps((const __m128 *) (x + 4));
     // a row in each half: i and i + 4
@@ -188,7 +206,7 @@ static inline void so8t_rotate_one(const float * rot, const float * x, float * y
     const __m256 p2 = _mm256_fmadd_ps(so8t_halves(rot + 20, rot + 52), xh, _mm256_mul_ps(so8t_halves(rot + 16, rot + 48), xl));
     const __m256 p3 = _mm256_fmadd_ps(so8t_halves(rot + 28, rot + 60), xh, _mm256_mul_ps(so8t_halves(rot + 24, rot + 56), xl));
     _mm256_storeu_ps(y, _mm256_hadd_ps(_mm256_hadd_ps(p0, p1), _mm256_hadd_ps(p2, p3)));
-#elif defined(__ARM_NEON) && defined(__aarch64__)
+#elif defined(SO8T_NEON)
     const float32x4_t xl = vld1q_f32(x);
     const float32x4_t xh = vld1q_f32(x + 4);
     for (int i = 0; i < SO8T_DIM; i += 4, rot += 32) {
@@ -210,7 +228,7 @@ static inline void so8t_rotate_one(const float * rot, const float * x, float * y
 //
 
 // vectors v = 0..n - 1 at x + v*nb_x, to y + v*nb_y
-static inline void so8t_rotate_many(const float * columns, const char * x, size_t nb_x, char * y, size_t nb_y, int64_t n) {
+inline void so8t_rotate_many(const float * columns, const char * x, size_t nb_x, char * y, size_t nb_y, int64_t n) {
     const so8t_columns<so8t_v8> c(columns, SO8T_DIM);
 
     for (int64_t v = 0; v < n; ++v, x += nb_x, y += nb_y) {
@@ -223,14 +241,14 @@ static inline void so8t_rotate_many(const float * columns, const char * x, size_
 //
 
 template <typename V>
-static inline void so8t_rotate_rows_at(const float * rot, const char * x, size_t nb_x, char * y, size_t nb_y) {
+inline void so8t_rotate_rows_at(const float * rot, const char * x, size_t nb_x, char * y, size_t nb_y) {
     const so8t_columns<V> c((const float *) x, nb_x/sizeof(float)); // all of x before the first of y: they may be the same
     for (int i = 0; i < SO8T_DIM; ++i) {
         so8t_store((float *) (y + i*nb_y), so8t_combine(c, rot + SO8T_DIM*i));
     }
 }
 
-static inline void so8t_rotate_rows(const float * rot, const char * x, size_t nb_x, char * y, size_t nb_y, int64_t n) {
+inline void so8t_rotate_rows(const float * rot, const char * x, size_t nb_x, char * y, size_t nb_y, int64_t n) {
     constexpr int64_t n_wide = sizeof(so8t_wide)/sizeof(float);
 
     int64_t v = 0;
@@ -241,3 +259,5 @@ static inline void so8t_rotate_rows(const float * rot, const char * x, size_t nb
         so8t_rotate_rows_at<so8t_v8>(rot, x + v*sizeof(float), nb_x, y + v*sizeof(float), nb_y);
     }
 }
+
+} // namespace
