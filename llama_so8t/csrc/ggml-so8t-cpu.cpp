@@ -4,6 +4,7 @@
 #include "ggml-so8t-simd.h"
 
 #include <algorithm>
+#include <atomic>
 
 // matrices that are transposed at a time: at most 64 kB on the stack, and 8 kB of each token in one go
 static constexpr int64_t SO8T_CHUNK = 256;
@@ -13,6 +14,9 @@ static constexpr int64_t SO8T_TILE = 4;
 
 // with fewer vectors, transposing a matrix costs more than it saves
 static constexpr int64_t SO8T_MIN_VECTORS = 4;
+
+static std::atomic<int64_t> so8t_n_rotations{0};
+static std::atomic<int64_t> so8t_n_fused{0};
 
 // where part ith of nth begins in 0..n - 1; units stay whole
 static int64_t so8t_begin(int64_t n, int64_t unit, int64_t ith, int64_t nth) {
@@ -39,6 +43,10 @@ bool ggml_so8t_cpu_rotate(const struct ggml_compute_params * params, struct ggml
 
     if (params->use_ref || !so8t_is_rotation(dst) || x->nb[0] != sizeof(float)) {
         return false;
+    }
+
+    if (params->ith == 0) {
+        so8t_n_rotations.fetch_add(1, std::memory_order_relaxed);
     }
 
     const int64_t n1 = x->ne[1];
@@ -137,6 +145,11 @@ int ggml_so8t_cpu_try_fuse(const struct ggml_cgraph * cgraph, int i, const struc
         }
     }
 
+    if (params->ith == 0) {
+        so8t_n_rotations.fetch_add(1, std::memory_order_relaxed);
+        so8t_n_fused.fetch_add(1, std::memory_order_relaxed);
+    }
+
     // x [8, n1, n2, n3], y [n1, 8, n2, n3]; a unit of work is two cache lines of n1
     const int64_t n1 = cpy->ne[0];
     const int64_t n2 = cpy->ne[2];
@@ -155,6 +168,11 @@ int ggml_so8t_cpu_try_fuse(const struct ggml_cgraph * cgraph, int i, const struc
         v += n;
     }
     return n_fused - 1;
+}
+
+void ggml_so8t_cpu_counts(int64_t * n_rotations, int64_t * n_fused) {
+    *n_rotations = so8t_n_rotations.load(std::memory_order_relaxed);
+    *n_fused     = so8t_n_fused.load(std::memory_order_relaxed);
 }
 
 const char * ggml_so8t_cpu_simd(void) {

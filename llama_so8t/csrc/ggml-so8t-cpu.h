@@ -3,6 +3,7 @@
 #include "ggml-cpu-impl.h"
 
 #include <stdbool.h>
+#include <stdint.h>
 
 #ifdef __cplusplus
 extern "C" {
@@ -24,6 +25,10 @@ bool ggml_so8t_cpu_rotate(const struct ggml_compute_params * params, struct ggml
 // from node i of a graph on, in one pass from x to y without the copies between. x and y may be the same memory.
 // Returns the number of nodes after i that are done with it, 0 when the nodes are others.
 int ggml_so8t_cpu_try_fuse(const struct ggml_cgraph * cgraph, int i, const struct ggml_compute_params * params);
+
+// what was computed here and not node by node since the program began: rotations, and those of them that were fused.
+// For tests that the fast path is taken.
+void ggml_so8t_cpu_counts(int64_t * n_rotations, int64_t * n_fused);
 
 // the path this file was compiled for: AVX-512, AVX2, NEON or plain
 const char * ggml_so8t_cpu_simd(void);

@@ -1,6 +1,6 @@
 // The rotation kernel, bit for bit: every path this machine can run (the kernel is compiled into this program once
 // for each instruction set), all layouts, numbers of threads and tokens, against a scalar sum in the documented
-// order. Then ggml itself: that MUL_MAT with the hint takes the fast path, and that mixing heads is one pass.
+// order. Then ggml itself: that MUL_MAT with the hint takes the fast path, and that heads are mixed in one pass.
 
 #include "ggml-so8t-cpu.h"
 
@@ -13,6 +13,7 @@
 #include <cstring>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #define VARIANT(name) \
@@ -78,7 +79,11 @@ static bool same_bits(float a, float b) {
 }
 
 static bool is_fma(const char * simd) {
-    return strcmp(simd, "plain") != 0 || SO8T_TEST_PLAIN_FMA;
+#if defined(__FP_FAST_FMAF)
+    return true;
+#else
+    return strcmp(simd, "plain") != 0;
+#endif
 }
 
 static void fill_random(ggml_tensor * t) {
@@ -191,7 +196,7 @@ static void test_refused(const rotate_path & path) {
     expect( refuses(rot, x), std::string(path.name) + ": use_ref is honoured");
 }
 
-// the nodes of site heads; o [n1, 8*n2, n3] is mixed in place, or into y
+// the nodes of site heads; o [n1, 8*n2 + 1, n3] is mixed in place, or to its own tokens from first_token on
 struct mix_graph {
     ggml_context_ptr ctx = make_context();
     ggml_tensor *    rot;
@@ -209,11 +214,13 @@ struct mix_graph {
         before.assign((float *) o->data, (float *) o->data + ggml_nelements(o));
         auto groups = [&](int64_t t) { return ggml_view_4d(ctx.get(), o, n1, 8, n2, n3, o->nb[1], 8*o->nb[1], o->nb[2], t*o->nb[2]); };
         ggml_tensor * x = groups(0);
+        ggml_tensor * y = first_token == 0 ? x : groups(first_token);
         cont = ggml_cont(ctx.get(), ggml_permute(ctx.get(), x, 1, 0, 2, 3));
         out  = ggml_mul_mat(ctx.get(), rot, cont);
         ggml_mul_mat_set_hint(out, GGML_HINT_SRC0_IS_SO8);
-        out  = ggml_cpy(ctx.get(), ggml_permute(ctx.get(), out, 1, 0, 2, 3), first_token == 0 ? x : groups(first_token));
+        out  = ggml_cpy(ctx.get(), ggml_permute(ctx.get(), out, 1, 0, 2, 3), y);
         graph = ggml_new_graph(ctx.get());
+        ggml_build_forward_expand(graph, y); // not between the others
         ggml_build_forward_expand(graph, out);
     }
 
@@ -285,8 +292,19 @@ static void compute(ggml_cgraph * graph, int n_threads, bool use_ref) {
     ggml_graph_compute(graph, &plan);
 }
 
-// ggml takes the fast path where it should and only there: its sum has another order than the plain MUL_MAT's
+// rotations and fused rotations that ggml-cpu counts while a graph is computed
+static std::pair<int64_t, int64_t> compute_counted(ggml_cgraph * graph, int n_threads, bool use_ref) {
+    int64_t n_rotations_0, n_fused_0, n_rotations, n_fused;
+    ggml_so8t_cpu_counts(&n_rotations_0, &n_fused_0);
+    compute(graph, n_threads, use_ref);
+    ggml_so8t_cpu_counts(&n_rotations, &n_fused);
+    return { n_rotations - n_rotations_0, n_fused - n_fused_0 };
+}
+
+// ggml takes the fast path where it should and only there
 static void test_ggml() {
+    using counts = std::pair<int64_t, int64_t>;
+
     const bool fma = is_fma(ggml_so8t_cpu_simd());
     for (int n_threads : { 1, 2, 3 }) {
         const std::string suffix = ", " + std::to_string(n_threads) + " threads";
@@ -303,7 +321,8 @@ static void test_ggml() {
                 }
                 ggml_cgraph * graph = ggml_new_graph(ctx.get());
                 ggml_build_forward_expand(graph, y);
-                compute(graph, n_threads, use_ref);
+                const bool   fast  = hint && !use_ref;
+                const counts found = compute_counted(graph, n_threads, use_ref);
 
                 int64_t n_different = 0;
                 double  largest     = 0;
@@ -316,30 +335,30 @@ static void test_ggml() {
                     }
                 }
                 const std::string what = std::string("ggml: MUL_MAT ") + (hint ? "with hint" : "without hint") + (use_ref ? ", use_ref" : "") + suffix;
-                expect((n_different == 0) == (hint && !use_ref), what + ": fast path or not");
+                expect(found == counts(fast, 0), what + ": fast path or not");
+                expect(n_different == 0 || !fast, what + ": " + std::to_string(n_different) + " values differ");
                 expect(largest < 3*ROUNDING, what + ": rounding"); // the plain MUL_MAT may round eight products and sums
             }
         }
 
         mix_graph mix(64, 2, 33);
         mix.reset();
-        compute(mix.graph, n_threads, false);
-        expect(mix.is_cont_untouched() && mix.n_wrong(fma) == 0, "ggml: heads mixed in one pass" + suffix);
+        expect(compute_counted(mix.graph, n_threads, false) == counts(1, 1), "ggml: heads mixed in one pass" + suffix);
+        expect(mix.is_cont_untouched() && mix.n_wrong(fma) == 0, "ggml: heads mixed in one pass: values differ" + suffix);
         mix.reset();
-        compute(mix.graph, n_threads, true);
-        expect(!mix.is_cont_untouched(), "ggml: heads mixed with use_ref, node by node" + suffix);
+        expect(compute_counted(mix.graph, n_threads, true) == counts(0, 0), "ggml: heads mixed with use_ref" + suffix);
 
-        // what a node is wanted for outside, or reads after it is overwritten, is computed node by node, with the same bits
+        // what a node between is wanted for outside, or reads after it is overwritten, is computed node by node, with the same bits
         mix_graph wanted(64, 2, 33);
         ggml_set_output(wanted.cont);
         wanted.reset();
-        compute(wanted.graph, n_threads, false);
-        expect(!wanted.is_cont_untouched() && wanted.n_wrong(fma) == 0, "ggml: heads mixed, a node between is an output" + suffix);
+        expect(compute_counted(wanted.graph, n_threads, false) == counts(1, 0), "ggml: heads mixed, a node between is an output" + suffix);
+        expect(wanted.n_wrong(fma) == 0, "ggml: heads mixed, a node between is an output: values differ" + suffix);
 
         mix_graph shifted(64, 2, 33, 1);
         shifted.reset();
-        compute(shifted.graph, n_threads, false);
-        expect(!shifted.is_cont_untouched() && shifted.n_wrong(fma, 1) == 0, "ggml: heads mixed into memory that overlaps" + suffix);
+        expect(compute_counted(shifted.graph, n_threads, false) == counts(1, 0), "ggml: heads mixed into memory that overlaps" + suffix);
+        expect(shifted.n_wrong(fma, 1) == 0, "ggml: heads mixed into memory that overlaps: values differ" + suffix);
     }
 }
 
