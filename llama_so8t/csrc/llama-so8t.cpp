@@ -320,39 +320,32 @@ static ggml_tensor * so8t_rotate(ggml_context * ctx, ggml_tensor * rot, ggml_ten
     return ggml_reshape_2d(ctx, so8t_mul_mat(ctx, rot, blocks), n_embd, n_tokens);
 }
 
-// so8t_rotate_heads: x [n_embd_head, n_head, n_tokens], rot [8, 8, n_head] -> the same shape
+// so8t_rotate_heads: x [n_embd_head, n_head, n_tokens], heads and tokens with any stride, rot [8, 8, n_head] -> the same shape
 //   y[8*b + i, h, t] = sum_j rot[j, i, h]*x[8*b + j, h, t]
 static ggml_tensor * so8t_rotate_heads(ggml_context * ctx, ggml_tensor * rot, ggml_tensor * x) {
     const int64_t n_embd_head = x->ne[0];
     const int64_t n_head      = x->ne[1];
     const int64_t n_tokens    = x->ne[2];
 
-    x = ggml_is_contiguous(x) ? x : ggml_cont(ctx, x);
-    ggml_tensor * cur = so8t_mul_mat(ctx, rot, ggml_reshape_4d(ctx, x, SO8T_DIM, n_embd_head/SO8T_DIM, n_head, n_tokens));
+    ggml_tensor * cur = ggml_view_4d(ctx, x, SO8T_DIM, n_embd_head/SO8T_DIM, n_head, n_tokens, SO8T_DIM*x->nb[0], x->nb[1], x->nb[2], 0);
+    cur = so8t_mul_mat(ctx, rot, cur);
     return ggml_reshape_3d(ctx, cur, n_embd_head, n_head, n_tokens);
 }
 
-// so8t_mix_heads: o [n_embd_head*n_head, n_tokens], rot [8, 8, n_head/8] -> the same shape
+// so8t_mix_heads: o [n_embd_head*n_head, n_tokens], rot [8, 8, n_head/8] -> o, mixed in place
 //   y[d, 8*g + i, t] = sum_k rot[k, i, g]*o[d, 8*g + k, t]; heads past the last full group are unchanged
 static ggml_tensor * so8t_mix_heads(ggml_context * ctx, ggml_tensor * rot, ggml_tensor * o, int64_t n_embd_head) {
-    const int64_t n_head   = o->ne[0]/n_embd_head;
     const int64_t n_groups = rot->ne[2];
-    const int64_t n_mixed  = SO8T_DIM*n_groups;
     const int64_t n_tokens = o->ne[1];
+    const size_t  nb_head  = n_embd_head*sizeof(float);
 
-    const size_t nb_head = n_embd_head*sizeof(float);
-
-    // MUL_MAT sums over the first dimension, so the heads of a group go there and come back
-    ggml_tensor * cur = ggml_view_4d(ctx, o, n_embd_head, SO8T_DIM, n_groups, n_tokens, nb_head, SO8T_DIM*nb_head, o->nb[1], 0);
-    cur = ggml_cont(ctx, ggml_permute(ctx, cur, 1, 0, 2, 3)); // [8, n_embd_head, n_groups, n_tokens]
+    // MUL_MAT sums over the first dimension, so the heads of a group go there and come back. ggml_so8t_cpu_try_fuse
+    // knows these nodes and copies nothing; other backends compute them as they stand.
+    ggml_tensor * groups = ggml_view_4d(ctx, o, n_embd_head, SO8T_DIM, n_groups, n_tokens, nb_head, SO8T_DIM*nb_head, o->nb[1], 0);
+    ggml_tensor * cur = ggml_cont(ctx, ggml_permute(ctx, groups, 1, 0, 2, 3)); // [8, n_embd_head, n_groups, n_tokens]
     cur = so8t_mul_mat(ctx, rot, cur);
-    cur = ggml_cont(ctx, ggml_permute(ctx, cur, 1, 0, 2, 3)); // [n_embd_head, 8, n_groups, n_tokens]
-    cur = ggml_reshape_2d(ctx, cur, n_embd_head*n_mixed, n_tokens);
-    if (n_mixed < n_head) {
-        ggml_tensor * rest = ggml_view_2d(ctx, o, n_embd_head*(n_head - n_mixed), n_tokens, o->nb[1], n_mixed*nb_head);
-        cur = ggml_concat(ctx, cur, rest, 0);
-    }
-    return cur;
+    cur = ggml_cpy(ctx, ggml_permute(ctx, cur, 1, 0, 2, 3), groups);
+    return ggml_view_2d(ctx, cur, o->ne[0], n_tokens, o->nb[1], 0);
 }
 
 std::unique_ptr<llm_graph_context> llama_model_so8t::build_arch_graph(const llm_graph_params & params) const {
