@@ -20,7 +20,6 @@ from llama_so8t.conversion.so8t_keys import so8t_keys
 from llama_so8t.conversion.tensor_types import choose_types, file_type
 from llama_so8t.conversion.tensors import PlannedTensor, plan_heads, plan_stock_tensors, plan_tensors
 from llama_so8t.conversion.writer import Shard, TypedTensor, write_header
-from llama_so8t.errors import So8tError
 from llama_so8t.folding import foldable_sites
 from llama_so8t.layout import ARCH, Tensors
 from llama_so8t.model_spec import ModelSpec
@@ -66,6 +65,9 @@ ARMS = tuple(Arm(rotations, heads) for rotations in (None, "fold", "explicit") f
 BASE = ARMS[0]
 """What the others are measured against."""
 
+WEIGHTS = "weights.gguf"
+"""The second part of every model."""
+
 _POOL = 1 << 22
 _ROW = 4096
 _SIGMA = 0.02
@@ -102,7 +104,7 @@ def write_models(
     keys = _base_keys(base, base.spec.base_model_type, outtype)
     kinds = choose_types(planned, keys, base.spec.base_model_type, options, base.spec)
     weights = [TypedTensor(tensor, kind) for tensor, kind in zip(planned, kinds, strict=True)]
-    shared = directory / "weights.gguf"
+    shared = directory / WEIGHTS
     n_weights = len(weights)
     extras = {arm: _extras(_checkpoint(directory, SHAPES[shape], shared_blocks, arm.heads, rng), arm) for arm in arms}
     _write(shared, Shard(_split_keys(1), weights), _random_blocks(rng))
@@ -120,13 +122,6 @@ def write_models(
         exact = upstream.gguf.GGMLQuantizationType.F32
         _write(paths[arm], Shard(arm_keys, [TypedTensor(tensor, exact) for tensor in tensors]), _computed)
     return paths
-
-
-def nbytes(paths: dict[Arm, Path]) -> int:
-    """Size of the largest model: its own part and the shared weights."""
-    return max(path.stat().st_size for path in paths.values()) + next(iter(paths.values())).with_name(
-        "weights.gguf"
-    ).stat().st_size
 
 
 def _checkpoint(
@@ -242,14 +237,3 @@ def _random_blocks(rng: np.random.Generator) -> Callable[[TypedTensor], memoryvi
 def _sync(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
-
-
-def check_shapes(names: Sequence[str]) -> None:
-    """Refuses a shape that does not exist.
-
-    Raises:
-        So8tError: it is none of `SHAPES`.
-    """
-    for name in names:
-        if name not in SHAPES:
-            raise So8tError(f"--shapes: found {name!r}, expected some of {', '.join(SHAPES)}")

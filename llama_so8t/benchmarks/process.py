@@ -2,11 +2,21 @@
 
 import os
 import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from llama_so8t.errors import So8tError
+
+# the peak of a process starts at the size of the one that started it: this one is small
+_STARTER = """
+import os, sys
+pid = os.posix_spawnp(sys.argv[2], sys.argv[2:], os.environ)
+_, status, usage = os.wait4(pid, 0)
+code = os.waitstatus_to_exitcode(status)
+os.write(int(sys.argv[1]), f"{usage.ru_utime + usage.ru_stime} {usage.ru_maxrss * 1024} {code}".encode())
+"""
 
 
 @dataclass(frozen=True)
@@ -25,20 +35,18 @@ def run(command: Sequence[object], environment: Mapping[str, str] | None = None)
         So8tError: it cannot be started, or its exit code is not 0; the end of its messages is in the error.
     """
     words = [str(word) for word in command]
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as messages:
-        process = subprocess.Popen(
-            words, stdin=subprocess.DEVNULL, stdout=out, stderr=messages, env=environment
-        )
-        try:
-            _, status, usage = os.wait4(process.pid, 0)
-        except BaseException:
-            process.kill()
-            process.wait()
-            raise
-        process.returncode = os.waitstatus_to_exitcode(status)
-        out.seek(0)
-        messages.seek(0)
+    read, write = os.pipe()
+    with os.fdopen(read) as usage, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as messages:
+        starter = [sys.executable, "-I", "-S", "-c", _STARTER, str(write), *words]
+        with subprocess.Popen(
+            starter, stdin=subprocess.DEVNULL, stdout=out, stderr=messages, env=environment, pass_fds=(write,)
+        ):
+            os.close(write)
+            fields = usage.read().split()
+        for file in (out, messages):
+            file.seek(0)
         output, said = (file.read().decode(errors="replace") for file in (out, messages))
-    if process.returncode:
-        raise So8tError(f"{' '.join(words)}: exit code {process.returncode}: {(said or output).strip()[-500:]}")
-    return Finished(output, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
+    code = int(fields[2]) if fields else 1
+    if code != 0:
+        raise So8tError(f"{' '.join(words)}: exit code {code}: {(said or output).strip()[-500:]}")
+    return Finished(output, float(fields[0]), int(fields[1]))

@@ -4,6 +4,7 @@
 
 #include "llama.h"
 
+#include <chrono>
 #include <string>
 #include <vector>
 
@@ -22,7 +23,7 @@ struct so8t_session {
 
     std::vector<so8t_node> nodes; // of the last evaluation
     bool                   is_timed = false;
-    int64_t                t_start_us;
+    double                 t_start; // of the node under way
 
     ~so8t_session() {
         llama_free(ctx);
@@ -38,16 +39,21 @@ static void so8t_log(ggml_log_level level, const char * text, void * /*user_data
     }
 }
 
+// seconds; ggml_time_us is too coarse for a node
+static double so8t_now() {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
 // ggml_backend_sched_eval_callback: asked before a node, and after it where the answer was true
 static bool so8t_observe(ggml_tensor * t, bool ask, void * data) {
     auto & session = *(so8t_session *) data;
     if (!ask) {
-        session.nodes.back().seconds = (ggml_time_us() - session.t_start_us)*1e-6;
+        session.nodes.back().seconds = so8t_now() - session.t_start;
         return true;
     }
     const int32_t hint = t->op == GGML_OP_MUL_MAT ? t->op_params[1] : 0;
     session.nodes.push_back({ ggml_op_name(t->op), t->name, t->src[0] ? t->src[0]->name : "", hint, 0.0 });
-    session.t_start_us = ggml_time_us();
+    session.t_start = so8t_now();
     return session.is_timed;
 }
 
@@ -170,14 +176,14 @@ double so8t_session_time(so8t_session * session, const int32_t * tokens, int32_t
     session->nodes.clear();
 
     const int32_t n_batch = one_by_one ? 1 : n;
-    const int64_t t_start = ggml_time_us();
+    const double  t_start = so8t_now();
     for (int32_t i = 0; i < n; i += n_batch) {
         if (llama_decode(session->ctx, llama_batch_get_one(copy.data() + i, n_batch)) != 0) {
             return -1.0;
         }
         llama_synchronize(session->ctx);
     }
-    return (ggml_time_us() - t_start)*1e-6;
+    return so8t_now() - t_start;
 }
 
 void so8t_session_set_threads(so8t_session * session, int32_t n_threads) {

@@ -1,0 +1,146 @@
+"""Where the time of a token goes: the nodes of the graph, each computed alone and timed, by what they are."""
+
+import random
+import re
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from llama_so8t.benchmarks.run import machine
+from llama_so8t.bindings import Session
+from llama_so8t.bindings.session import Node
+from llama_so8t.errors import So8tError
+
+HEADS, ROTATIONS, VIEWS = "heads", "rotations", "views"
+
+_EMPTY = ("NONE", "RESHAPE", "VIEW", "PERMUTE", "TRANSPOSE")
+_WEIGHT = re.compile(r"(?:blk\.\d+\.)?(.+)\.weight")
+_OUTPUTS = ("output", "token_embd")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Nodes of one kind in an evaluation: number, and seconds without starting and joining the threads."""
+
+    name: str
+    n_nodes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One model. ``seconds``: an evaluation as it is; ``overhead``: of timing one node, taken off each."""
+
+    model: str
+    seconds: float
+    overhead: float
+    parts: tuple[Part, ...]
+
+
+def profile(
+    models: Sequence[Path], n_tokens: int, rounds: int, threads: int, sites: bool = False
+) -> dict[str, Any]:
+    """Evaluates random tokens and adds up the times of the nodes.
+
+    Computing each node alone costs a start and a join of the threads each time. Views compute nothing: the median
+    of their times is this cost, and is taken off every node. What is left differs from the time of a whole
+    evaluation by what the caches keep from one node to the next.
+
+    Args:
+        models: GGUF files; the first one is the base of the comparison.
+        n_tokens: of an evaluation; 1 is generation.
+        rounds: evaluations; the medians count.
+        threads: CPU threads.
+        sites: whether each site is a part of its own, instead of one part for all rotations.
+
+    Returns:
+        ``machine``, ``n_tokens``, ``threads`` and ``models``: those of `Profile`.
+
+    Raises:
+        So8tError: llama.cpp refuses a file.
+    """
+    if min(n_tokens, rounds, threads) < 1:
+        raise So8tError(f"found {n_tokens} tokens, {rounds} rounds, {threads} threads, expected 1 or more of each")
+    found = [_profile(model, n_tokens, rounds, threads, sites) for model in models]
+    return {
+        "machine": machine(),
+        "n_tokens": n_tokens,
+        "threads": threads,
+        "models": [asdict(one) for one in found],
+    }
+
+
+def part_of(node: Node, sites: bool = False) -> str:
+    """The part that a node belongs to: a weight by its name, rotations, heads, views, else its operation."""
+    weight = _WEIGHT.fullmatch(node.operand)
+    if node.op in _EMPTY:
+        return VIEWS
+    if node.name in ("so8t_head", "so8t_heads", "so8t_stem") or node.operand.startswith(("so8t_head.", "so8t_stem.")):
+        return HEADS
+    if node.is_rotation:
+        return weight[1].removesuffix("_rot") if sites and weight else ROTATIONS
+    if node.op == "MUL_MAT" and weight:
+        return f"MUL_MAT {'output' if weight[1] in _OUTPUTS else weight[1]}"
+    return node.op
+
+
+def render(found: dict[str, Any]) -> str:
+    """A Markdown table: one line per part, for each model its nodes, microseconds and share."""
+    models = [{part["name"]: part for part in one["parts"]} for one in found["models"]]
+    names = sorted(
+        dict.fromkeys(name for parts in models for name in parts),
+        key=lambda name: -max(parts[name]["seconds"] for parts in models if name in parts),
+    )
+    lines = [["part", *(cell for one in found["models"] for cell in (f"{one['model']}: nodes", "us", "%"))]]
+    lines.append(["---"] * len(lines[0]))
+    totals = [sum(part["seconds"] for part in parts.values()) for parts in models]
+    for name in names:
+        line = [name]
+        for parts, total in zip(models, totals, strict=True):
+            part = parts.get(name)
+            share = f"{100 * part['seconds'] / total:.1f}" if part else ""
+            line += [str(part["n_nodes"]), _us(part["seconds"]), share] if part else [""] * 3
+        lines.append(line)
+    lines.append(["sum"])
+    for parts, total in zip(models, totals, strict=True):
+        lines[-1] += [str(sum(part["n_nodes"] for part in parts.values())), _us(total), "100.0"]
+    lines.append(["as a whole", *(cell for one in found["models"] for cell in ("", _us(one["seconds"]), ""))])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _us(seconds: float) -> str:
+    return f"{1e6 * seconds:.1f}"
+
+
+def _profile(model: Path, n_tokens: int, rounds: int, threads: int, sites: bool) -> Profile:
+    sums: dict[str, list[float]] = defaultdict(list)
+    counts: dict[str, int] = {}
+    whole, overheads = [], []
+    options = {"n_ctx": n_tokens * (rounds + 1), "n_batch": n_tokens, "n_ubatch": n_tokens, "n_threads": threads}
+    with Session(model, **options) as plain, Session(model, **options, observe="times") as watched:
+        draw = random.Random(0)
+        for turn in range(rounds + 1):
+            tokens = [draw.randrange(plain.n_vocab) for _ in range(n_tokens)]
+            seconds = plain.time(tokens)
+            watched.time(tokens)
+            if turn == 0:
+                continue  # builds the graph
+            parts: dict[str, list[float]] = defaultdict(list)
+            for node in watched.nodes():
+                parts[part_of(node, sites)].append(node.seconds)
+            overhead = statistics.median(parts.pop(VIEWS, [0.0]))
+            for name, times in parts.items():
+                sums[name].append(sum(max(0.0, time - overhead) for time in times))
+                counts[name] = len(times)
+            whole.append(seconds)
+            overheads.append(overhead)
+    found = [Part(name, counts[name], statistics.median(times)) for name, times in sums.items()]
+    found.sort(key=lambda part: -part.seconds)
+    return Profile(_title(model), statistics.median(whole), statistics.median(overheads), tuple(found))
+
+
+def _title(model: Path) -> str:
+    return re.sub(r"-\d{5}-of-\d{5}$", "", model.stem)

@@ -1,0 +1,240 @@
+"""What rotations and heads cost: every form of a model against its base, in turns, in one process."""
+
+import os
+import platform
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from llama_so8t.benchmarks import process
+from llama_so8t.benchmarks.models import ARMS, BASE, SHAPES, WEIGHTS, Arm, write_models
+from llama_so8t.benchmarks.paired import Interval, paired_difference, paired_ratio
+from llama_so8t.bindings import Session
+from llama_so8t.errors import So8tError
+from llama_so8t.tools import program
+
+MIN_ROUNDS = 3
+_SLICES = 16
+"""Parts of a test tg: shorter than what disturbs a machine, longer than a change of model."""
+
+_SHARE = 0.8
+"""Of the free memory that models may take at a time."""
+
+_LARGE = 2_000_000_000
+"""Bytes of a file from which a prompt of 512 tokens takes the better part of a minute on two cores."""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What `so8t bench run` was asked for.
+
+    ``seconds`` of measurement for each test, at least `MIN_ROUNDS` rounds. ``n_prompt`` and ``n_gen`` None means
+    512 and 128, or 64 and 16 where the file has 2 GB or more.
+    """
+
+    shapes: tuple[str, ...] = ("135M", "0.6B", "4B")
+    outtypes: tuple[str, ...] = ("q8_0", "q4_k_m")
+    threads: tuple[int, ...] = (1, 2)
+    seconds: float = 10.0
+    loads: int = 7
+    n_prompt: int | None = None
+    n_gen: int | None = None
+    shared_blocks: bool = False
+    directory: Path = Path("build/bench")
+
+    @property
+    def n_steps(self) -> int:
+        """Calls of ``report`` in `measure`."""
+        return len(self.shapes) * len(self.outtypes) * (3 + len(self.threads))
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON can hold it."""
+        return asdict(self) | {"directory": str(self.directory)}
+
+    def check(self) -> None:
+        """Refuses what cannot be measured.
+
+        Raises:
+            So8tError: an unknown shape, an empty list, or a number below its least.
+        """
+        for name in self.shapes:
+            if name not in SHAPES:
+                raise So8tError(f"--shapes: found {name!r}, expected some of {', '.join(SHAPES)}")
+        for option in ("shapes", "outtypes", "threads"):
+            if not getattr(self, option):
+                raise So8tError(f"--{option}: found none, expected one or more")
+        numbers = {"threads": min(self.threads), "loads": self.loads, "prompt": self.n_prompt, "gen": self.n_gen}
+        for option, value in numbers.items():
+            if value is not None and value < 1:
+                raise So8tError(f"--{option}: found {value}, expected 1 or more")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One arm in one test, and how it compares with the base in the same rounds.
+
+    test "ppN" and "tgN": tokens per second, and their ratio. "peak": bytes resident, and their ratio. "load":
+    seconds until the first token could be evaluated, and the difference in seconds.
+    """
+
+    shape: str
+    outtype: str
+    threads: int | None
+    test: str
+    arm: str
+    value: float
+    compared: Interval
+
+
+def measure(options: RunOptions, report: Callable[[str], None]) -> dict[str, Any]:
+    """Writes the models of each shape and type, measures, and deletes them.
+
+    Args:
+        options: what to measure.
+        report: receives what is done next, `RunOptions.n_steps` times.
+
+    Returns:
+        ``machine``, ``options`` and ``rows``, as JSON can hold them; rows are those of `Row`.
+
+    Raises:
+        So8tError: an option is out of its limits, a tool is missing, or llama.cpp fails.
+    """
+    options.check()
+    rows: list[Row] = []
+    options.directory.mkdir(parents=True, exist_ok=True)
+    for shape in options.shapes:
+        for outtype in options.outtypes:
+            with tempfile.TemporaryDirectory(prefix=f"{shape}-{outtype}-", dir=options.directory) as directory:
+                report(f"{shape} {outtype}: writing")
+                paths = write_models(Path(directory), shape, outtype, ARMS, options.shared_blocks)
+                sizes = _sizes(options, paths)
+                report(f"{shape} {outtype}: memory")
+                found = [("peak", None, _peaks(paths, options.threads[-1]))]
+                report(f"{shape} {outtype}: load time")
+                found += [("load", None, _loads(paths, options.loads))]
+                for threads in options.threads:
+                    report(f"{shape} {outtype}: {threads} thread{'s' if threads > 1 else ''}")
+                    for group in _groups(paths, sizes):
+                        found += [(test, threads, values) for test, values in _speeds(group, sizes, threads, options)]
+                rows += [row for test, n, values in found for row in _rows(shape, outtype, n, test, values)]
+    return {
+        "machine": machine(),
+        "options": options.plain(),
+        "rows": [asdict(row) for row in dict.fromkeys(rows)],
+    }
+
+
+def machine() -> dict[str, Any]:
+    """Processor and number of cores of this process."""
+    try:
+        info = Path("/proc/cpuinfo").read_text()
+        name = next(line.split(":", 1)[1].strip() for line in info.splitlines() if line.startswith("model name"))
+    except (OSError, StopIteration):
+        name = platform.processor() or platform.machine()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {"processor": name, "cores": cores}
+
+
+_Values = dict[Arm, list[float]]
+
+
+def _rows(shape: str, outtype: str, threads: int | None, test: str, values: _Values) -> Iterator[Row]:
+    compare = paired_difference if test == "load" else paired_ratio
+    for arm, found in values.items():
+        compared = compare(found, values[BASE])
+        yield Row(shape, outtype, threads, test, arm.name, statistics.median(found), compared)
+
+
+def _sizes(options: RunOptions, paths: dict[Arm, Path]) -> tuple[int, int]:
+    is_large = paths[BASE].with_name(WEIGHTS).stat().st_size >= _LARGE
+    return options.n_prompt or (64 if is_large else 512), options.n_gen or (16 if is_large else 128)
+
+
+def _peaks(paths: dict[Arm, Path], threads: int) -> _Values:
+    tests = ["-p", 64, "-n", 1, "-r", 1, "-t", threads, "--no-warmup"]
+    return {
+        arm: [float(process.run([program("llama-bench"), "-m", path, *tests]).peak_bytes)]
+        for arm, path in paths.items()
+    }
+
+
+def _loads(paths: dict[Arm, Path], rounds: int) -> _Values:
+    values: _Values = {arm: [] for arm in paths}
+    draw = random.Random(0)
+    for turn in range(rounds + 1):
+        for arm in draw.sample(list(paths), len(paths)):
+            start = time.perf_counter()
+            with Session(paths[arm], n_ctx=512, n_threads=1):
+                seconds = time.perf_counter() - start
+            if turn > 0:
+                values[arm].append(seconds)
+    return values
+
+
+def _groups(paths: dict[Arm, Path], sizes: tuple[int, int]) -> Iterator[dict[Arm, Path]]:
+    """All arms at once, or the base with as many others as the memory holds."""
+    before = _kilobytes("/proc/self/status", "RssAnon")
+    with Session(paths[BASE], **_context(sizes)) as session:
+        session.time([0])
+        own = _kilobytes("/proc/self/status", "RssAnon") - before
+    n_fit = int(_SHARE * _kilobytes("/proc/meminfo", "MemAvailable") / own) if own > 0 else len(paths)
+    others = [arm for arm in paths if arm != BASE]
+    step = max(1, n_fit - 1)
+    for start in range(0, len(others), step):
+        yield {arm: paths[arm] for arm in (BASE, *others[start : start + step])}
+
+
+def _kilobytes(path: str, key: str) -> int:
+    """A field of a file in /proc, 0 where there is none."""
+    try:
+        lines = Path(path).read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith(f"{key}:")), 0)
+
+
+def _context(sizes: tuple[int, int]) -> dict[str, int]:
+    n_prompt, n_gen = sizes
+    return {"n_ctx": max(n_prompt, n_gen), "n_batch": n_prompt, "n_ubatch": n_prompt}
+
+
+def _speeds(
+    paths: dict[Arm, Path], sizes: tuple[int, int], threads: int, options: RunOptions
+) -> Iterator[tuple[str, _Values]]:
+    n_prompt, n_gen = sizes
+    with ExitStack() as stack:
+        sessions = {arm: stack.enter_context(Session(path, **_context(sizes))) for arm, path in paths.items()}
+        for session in sessions.values():
+            session.set_threads(threads)
+        n_slice = max(1, n_gen // _SLICES)
+        yield f"pp{n_prompt}", _in_turns(sessions, n_prompt, n_prompt, False, options.seconds)
+        yield f"tg{n_gen}", _in_turns(sessions, n_gen, n_slice, True, options.seconds)
+
+
+def _in_turns(
+    sessions: dict[Arm, Session], n: int, n_slice: int, one_by_one: bool, seconds: float
+) -> _Values:
+    """Tokens per second of each slice of ``n_slice`` tokens; after n tokens the context is empty again."""
+    draw = random.Random(0)
+    values: _Values = {arm: [] for arm in sessions}
+    stop, n_rounds, n_past = None, 0, 0
+    while stop is None or n_rounds <= MIN_ROUNDS or time.monotonic() < stop:
+        if n_past + n_slice > n or n_rounds == 1:
+            n_past = 0
+        tokens = [draw.randrange(next(iter(sessions.values())).n_vocab) for _ in range(n_slice)]
+        for arm in draw.sample(list(sessions), len(sessions)):
+            if n_past == 0:
+                sessions[arm].forget()
+            speed = n_slice / sessions[arm].time(tokens, one_by_one=one_by_one)
+            if n_rounds > 0:
+                values[arm].append(speed)
+        n_past += n_slice
+        n_rounds += 1
+        stop = stop or time.monotonic() + seconds  # the first round warms up
+    return values
