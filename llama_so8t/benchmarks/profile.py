@@ -116,30 +116,33 @@ def _us(seconds: float) -> str:
 
 
 def _profile(model: Path, n_tokens: int, rounds: int, threads: int, sites: bool) -> Profile:
-    sums: dict[str, list[float]] = defaultdict(list)
-    counts: dict[str, int] = {}
-    whole, overheads = [], []
     options = {"n_ctx": n_tokens * (rounds + 1), "n_batch": n_tokens, "n_ubatch": n_tokens, "n_threads": threads}
+    names: list[str] = []
+    whole: list[float] = []
+    times: list[list[float]] = []  # of every node in every round
+    draw = random.Random(0)
     with Session(model, **options) as plain, Session(model, **options, observe="times") as watched:
-        draw = random.Random(0)
         for turn in range(rounds + 1):
             tokens = [draw.randrange(plain.n_vocab) for _ in range(n_tokens)]
             seconds = plain.time(tokens)
             watched.time(tokens)
-            if turn == 0:
-                continue  # builds the graph
-            parts: dict[str, list[float]] = defaultdict(list)
-            for node in watched.nodes():
-                parts[part_of(node, sites)].append(node.seconds)
-            overhead = statistics.median(parts.pop(VIEWS, [0.0]))
-            for name, times in parts.items():
-                sums[name].append(sum(max(0.0, time - overhead) for time in times))
-                counts[name] = len(times)
-            whole.append(seconds)
-            overheads.append(overhead)
-    found = [Part(name, counts[name], statistics.median(times)) for name, times in sums.items()]
-    found.sort(key=lambda part: -part.seconds)
-    return Profile(_title(model), statistics.median(whole), statistics.median(overheads), tuple(found))
+            if turn == 0:  # builds the graph
+                names = [part_of(node, sites) for node in watched.nodes()]
+            else:
+                whole.append(seconds)
+                times.append([node.seconds for node in watched.nodes()])
+    # by node, so that what disturbs one round is left out
+    medians = [statistics.median(column) for column in zip(*times, strict=True)]
+    by_part: dict[str, list[float]] = defaultdict(list)
+    for name, seconds in zip(names, medians, strict=True):
+        by_part[name].append(seconds)
+    overhead = statistics.median(by_part.pop(VIEWS, [0.0]))
+    parts = [
+        Part(name, len(found), sum(max(0.0, seconds - overhead) for seconds in found))
+        for name, found in by_part.items()
+    ]
+    parts.sort(key=lambda part: -part.seconds)
+    return Profile(_title(model), statistics.median(whole), overhead, tuple(parts))
 
 
 def _title(model: Path) -> str:
