@@ -1,6 +1,7 @@
 """GGUF files of one shape: the base and its SO8T forms, all on the same bytes of weights."""
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from llama_so8t.checkpoint.adapter import so8t_config
 from llama_so8t.checkpoint.names import base_tensors, so8t_tensors
 from llama_so8t.checkpoint.tensors import StoredTensor
 from llama_so8t.checkpoint.vocabulary import Vocabulary
-from llama_so8t.conversion.options import ConvertOptions
+from llama_so8t.conversion.options import ROTATION_MODES, ConvertOptions
 from llama_so8t.conversion.so8t_keys import so8t_keys
 from llama_so8t.conversion.tensor_types import choose_types, file_type
 from llama_so8t.conversion.tensors import PlannedTensor, plan_heads, plan_stock_tensors, plan_tensors
@@ -49,7 +50,11 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Arm:
-    """One side of a comparison: rotations None is the base architecture, else as `so8t convert --rotations`."""
+    """One side of a comparison.
+
+    ``rotations``: None is the base architecture; "fold" and "explicit" are those of `so8t convert`; else the sites
+    that are explicit, comma-separated, and the others count as folded.
+    """
 
     rotations: str | None
     heads: bool
@@ -57,7 +62,12 @@ class Arm:
     @property
     def name(self) -> str:
         """As it stands in tables: "qwen3", "so8t fold + heads", ..."""
-        form = "qwen3" if self.rotations is None else f"so8t {self.rotations}"
+        if self.rotations is None:
+            form = "qwen3"
+        elif self.rotations in ROTATION_MODES:
+            form = f"so8t {self.rotations}"
+        else:
+            form = f"so8t sites {self.rotations or 'none'}"
         return f"{form} + heads" if self.heads else form
 
 
@@ -112,12 +122,12 @@ def write_models(
     _sync(shared)
     paths = {}
     for arm, (own_keys, tensors) in extras.items():
-        stem = arm.name.replace(" + ", "-").replace(" ", "-")
+        stem = re.sub(r"[^0-9a-z]+", "-", arm.name)
         paths[arm], second = (
             directory / upstream.gguf.SHARD_NAME_FORMAT.format(stem, number, 2) for number in (1, 2)
         )
         second.symlink_to(shared.name)
-        arch = ARCH if arm.rotations else base.spec.base_model_type
+        arch = base.spec.base_model_type if arm.rotations is None else ARCH
         arm_keys = _base_keys(base, arch, outtype) | own_keys | _split_keys(0, n_weights + len(tensors))
         exact = upstream.gguf.GGMLQuantizationType.F32
         _write(paths[arm], Shard(arm_keys, [TypedTensor(tensor, exact) for tensor in tensors]), _computed)
@@ -153,8 +163,11 @@ def _extras(checkpoint: Checkpoint, arm: Arm) -> tuple[dict[str, Any], list[Plan
         # the rotation before the heads is in their weights; a base architecture has no tensor for its generator
         tensors = [tensor for tensor in plan_heads(checkpoint) if tensor.name != Tensors.OUT_GENERATOR]
         return keys, tensors
-    folded = foldable_sites(spec) if arm.rotations == "fold" else ()
-    explicit = tuple(site for site in spec.sites if site not in folded)
+    if arm.rotations == "fold":
+        explicit = [site for site in spec.sites if site not in foldable_sites(spec)]
+    else:
+        explicit = [site for site in spec.sites if arm.rotations == "explicit" or site in arm.rotations.split(",")]
+    folded = [site for site in spec.sites if site not in explicit]
     tensors = [tensor for tensor in plan_tensors(checkpoint, folded, explicit) if tensor.exact]
     return so8t_keys(spec, explicit, folded), tensors
 
