@@ -3,15 +3,18 @@
 import random
 import re
 import statistics
+import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from llama_so8t.benchmarks.run import machine
+from llama_so8t.benchmarks.models import BASE, Arm, write_models
+from llama_so8t.benchmarks.run import RunOptions, machine
 from llama_so8t.bindings import Session
 from llama_so8t.bindings.session import Node
+from llama_so8t.conversion.options import ROTATION_MODES
 from llama_so8t.errors import So8tError
 
 HEADS, ROTATIONS, VIEWS = "heads", "rotations", "views"
@@ -71,6 +74,25 @@ def profile(
         "threads": threads,
         "models": [asdict(one) for one in found],
     }
+
+
+def profile_shape(directory: Path, shape: str, outtype: str, *how: Any) -> dict[str, Any]:
+    """`profile` of a shape with random weights: the base, and folded and explicit with heads.
+
+    Args:
+        directory: takes the models for a while.
+        shape: one of `SHAPES`.
+        outtype: as `so8t convert --outtype`.
+        how: what follows ``models`` in `profile`.
+
+    Raises:
+        So8tError: an unknown shape; ConversionError: an unknown type.
+    """
+    RunOptions(shapes=(shape,)).check()
+    directory.mkdir(parents=True, exist_ok=True)
+    arms = [BASE, *(Arm(rotations, True) for rotations in ROTATION_MODES)]
+    with tempfile.TemporaryDirectory(prefix="profile-", dir=directory) as temporary:
+        return profile(list(write_models(Path(temporary), shape, outtype, arms).values()), *how)
 
 
 def part_of(node: Node, sites: bool = False) -> str:

@@ -1,12 +1,13 @@
 """What rotations and heads cost: every form of a model against its base, in turns, in one process."""
 
+import math
 import os
 import platform
 import random
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +24,9 @@ MIN_ROUNDS = 3
 _SLICES = 16
 """Parts of a test tg: shorter than what disturbs a machine, longer than a change of model."""
 
+_PEAK_TOKENS = 16
+_WARM_UP = 8
+
 _SHARE = 0.8
 """Of the free memory that models may take at a time."""
 
@@ -35,14 +39,13 @@ class RunOptions:
     """What `so8t bench run` was asked for.
 
     ``seconds`` of measurement for each test, at least `MIN_ROUNDS` rounds. ``n_prompt`` and ``n_gen`` None means
-    512 and 128, or 64 and 16 where the file has 2 GB or more.
+    512 and 128, or 32 and 16 where the weights have 2 GB or more.
     """
 
     shapes: tuple[str, ...] = ("135M", "0.6B", "4B")
     outtypes: tuple[str, ...] = ("q8_0", "q4_k_m")
     threads: tuple[int, ...] = (1, 2)
-    seconds: float = 10.0
-    loads: int = 7
+    seconds: float = 8.0
     n_prompt: int | None = None
     n_gen: int | None = None
     shared_blocks: bool = False
@@ -61,18 +64,16 @@ class RunOptions:
         """Refuses what cannot be measured.
 
         Raises:
-            So8tError: an unknown shape, an empty list, or a number below its least.
+            So8tError: an unknown shape, an empty list, or no time.
         """
         for name in self.shapes:
             if name not in SHAPES:
-                raise So8tError(f"--shapes: found {name!r}, expected some of {', '.join(SHAPES)}")
+                raise So8tError(f"shape: found {name!r}, expected one of {', '.join(SHAPES)}")
         for option in ("shapes", "outtypes", "threads"):
             if not getattr(self, option):
-                raise So8tError(f"--{option}: found none, expected one or more")
-        numbers = {"threads": min(self.threads), "loads": self.loads, "prompt": self.n_prompt, "gen": self.n_gen}
-        for option, value in numbers.items():
-            if value is not None and value < 1:
-                raise So8tError(f"--{option}: found {value}, expected 1 or more")
+                raise So8tError(f"{option}: found none, expected one or more")
+        if not 0 < self.seconds < math.inf:
+            raise So8tError(f"seconds: found {self.seconds}, expected a number above 0")
 
 
 @dataclass(frozen=True)
@@ -117,16 +118,16 @@ def measure(options: RunOptions, report: Callable[[str], None]) -> dict[str, Any
                 report(f"{shape} {outtype}: memory")
                 found = [("peak", None, _peaks(paths, options.threads[-1]))]
                 report(f"{shape} {outtype}: load time")
-                found += [("load", None, _loads(paths, options.loads))]
+                found += [("load", None, _loads(paths, options.seconds))]
                 for threads in options.threads:
                     report(f"{shape} {outtype}: {threads} thread{'s' if threads > 1 else ''}")
                     for group in _groups(paths, sizes):
                         found += [(test, threads, values) for test, values in _speeds(group, sizes, threads, options)]
-                rows += [row for test, n, values in found for row in _rows(shape, outtype, n, test, values)]
+                rows += _rows(shape, outtype, found)
     return {
         "machine": machine(),
         "options": options.plain(),
-        "rows": [asdict(row) for row in dict.fromkeys(rows)],
+        "rows": [asdict(row) for row in rows],
     }
 
 
@@ -144,37 +145,51 @@ def machine() -> dict[str, Any]:
 _Values = dict[Arm, list[float]]
 
 
-def _rows(shape: str, outtype: str, threads: int | None, test: str, values: _Values) -> Iterator[Row]:
-    compare = paired_difference if test == "load" else paired_ratio
-    for arm, found in values.items():
-        compared = compare(found, values[BASE])
-        yield Row(shape, outtype, threads, test, arm.name, statistics.median(found), compared)
+def _rows(shape: str, outtype: str, found: Iterable[tuple[str, int | None, _Values]]) -> Iterator[Row]:
+    """One per test and arm; a base that was measured with several groups is shown as it was with the first."""
+    seen = set()
+    for test, threads, values in found:
+        compare = paired_difference if test == "load" else paired_ratio
+        for arm, numbers in values.items():
+            if (test, threads, arm) not in seen:
+                seen.add((test, threads, arm))
+                compared = compare(numbers, values[BASE])
+                yield Row(shape, outtype, threads, test, arm.name, statistics.median(numbers), compared)
 
 
 def _sizes(options: RunOptions, paths: dict[Arm, Path]) -> tuple[int, int]:
     is_large = paths[BASE].with_name(WEIGHTS).stat().st_size >= _LARGE
-    return options.n_prompt or (64 if is_large else 512), options.n_gen or (16 if is_large else 128)
+    return options.n_prompt or (32 if is_large else 512), options.n_gen or (16 if is_large else 128)
 
 
 def _peaks(paths: dict[Arm, Path], threads: int) -> _Values:
-    tests = ["-p", 64, "-n", 1, "-r", 1, "-t", threads, "--no-warmup"]
+    tests = ["-p", _PEAK_TOKENS, "-n", 1, "-r", 1, "-t", threads, "--no-warmup"]
     return {
         arm: [float(process.run([program("llama-bench"), "-m", path, *tests]).peak_bytes)]
         for arm, path in paths.items()
     }
 
 
-def _loads(paths: dict[Arm, Path], rounds: int) -> _Values:
+def _loads(paths: dict[Arm, Path], seconds: float) -> _Values:
+    def load(arm: Arm) -> float:
+        start = time.perf_counter()
+        with Session(paths[arm], n_ctx=512):
+            return time.perf_counter() - start
+
     values: _Values = {arm: [] for arm in paths}
-    draw = random.Random(0)
-    for turn in range(rounds + 1):
-        for arm in draw.sample(list(paths), len(paths)):
-            start = time.perf_counter()
-            with Session(paths[arm], n_ctx=512, n_threads=1):
-                seconds = time.perf_counter() - start
-            if turn > 0:
-                values[arm].append(seconds)
+    for order in _rounds(paths, seconds):
+        for arm in order:
+            values[arm].append(load(arm))
     return values
+
+
+def _rounds(paths: Iterable[Arm], seconds: float) -> Iterator[list[Arm]]:
+    """The arms in random order, again and again until the time is up."""
+    draw = random.Random(0)
+    arms, stop, n_rounds = list(paths), time.monotonic() + seconds, 0
+    while n_rounds < MIN_ROUNDS or time.monotonic() < stop:
+        yield draw.sample(arms, len(arms))
+        n_rounds += 1
 
 
 def _groups(paths: dict[Arm, Path], sizes: tuple[int, int]) -> Iterator[dict[Arm, Path]]:
@@ -217,24 +232,22 @@ def _speeds(
         yield f"tg{n_gen}", _in_turns(sessions, n_gen, n_slice, True, options.seconds)
 
 
-def _in_turns(
-    sessions: dict[Arm, Session], n: int, n_slice: int, one_by_one: bool, seconds: float
-) -> _Values:
+def _in_turns(sessions: dict[Arm, Session], n: int, n_slice: int, one_by_one: bool, seconds: float) -> _Values:
     """Tokens per second of each slice of ``n_slice`` tokens; after n tokens the context is empty again."""
     draw = random.Random(0)
+    n_vocab = sessions[BASE].n_vocab
+    for session in sessions.values():
+        session.forget()
+        session.time([draw.randrange(n_vocab) for _ in range(min(n, _WARM_UP))], one_by_one=one_by_one)
     values: _Values = {arm: [] for arm in sessions}
-    stop, n_rounds, n_past = None, 0, 0
-    while stop is None or n_rounds <= MIN_ROUNDS or time.monotonic() < stop:
-        if n_past + n_slice > n or n_rounds == 1:
+    n_past = n
+    for order in _rounds(sessions, seconds):
+        if n_past + n_slice > n:
             n_past = 0
-        tokens = [draw.randrange(next(iter(sessions.values())).n_vocab) for _ in range(n_slice)]
-        for arm in draw.sample(list(sessions), len(sessions)):
+        tokens = [draw.randrange(n_vocab) for _ in range(n_slice)]
+        for arm in order:
             if n_past == 0:
                 sessions[arm].forget()
-            speed = n_slice / sessions[arm].time(tokens, one_by_one=one_by_one)
-            if n_rounds > 0:
-                values[arm].append(speed)
+            values[arm].append(n_slice / sessions[arm].time(tokens, one_by_one=one_by_one))
         n_past += n_slice
-        n_rounds += 1
-        stop = stop or time.monotonic() + seconds  # the first round warms up
     return values

@@ -57,9 +57,8 @@ def _add_run(kinds: Any) -> None:
     option("--shapes", type=_words, metavar="LIST", help="some of tiny, 135M, 0.6B, 4B (default: 135M,0.6B,4B)")
     option("--outtypes", type=_words, metavar="LIST", help="types (default: q8_0,q4_k_m)")
     option("--threads", type=_counts, metavar="LIST", help="numbers of threads (default: 1,2)")
-    option("--seconds", type=float, metavar="N", help="seconds of each test, 3 rounds at least (default: 10)")
-    option("--loads", type=_count, metavar="N", help="loads of each file (default: 7)")
-    option("--prompt", type=_count, metavar="N", help="tokens of a prompt (default: 512, and 64 from 2 GB on)")
+    option("--seconds", type=float, metavar="N", help="seconds of each test, 3 rounds at least (default: 8)")
+    option("--prompt", type=_count, metavar="N", help="tokens of a prompt (default: 512, and 32 from 2 GB on)")
     option("-n", type=_count, metavar="N", help="tokens to generate (default: 128, and 16 from 2 GB on)")
     option("--shared-blocks", action="store_true", help="one rotation per site instead of one per block")
     option("--instructions", action="store_true", help="count instructions under valgrind instead (default: 135M)")
@@ -69,7 +68,12 @@ def _add_run(kinds: Any) -> None:
 
 def _add_profile(kinds: Any) -> None:
     parser = kinds.add_parser("profile", help="where the time of a token goes, by part of the graph")
-    parser.add_argument("models", type=Path, nargs="+", metavar="MODEL", help="GGUF files, side by side")
+    models = parser.add_mutually_exclusive_group(required=True)
+    models.add_argument("models", type=Path, nargs="*", default=[], metavar="MODEL", help="GGUF files, side by side")
+    models.add_argument("--shape", help="instead: tiny, 135M, 0.6B or 4B with random weights, the base and with heads")
+    parser.add_argument("--outtype", default="q8_0", help="type of --shape (default: q8_0)")
+    where = "where the models of --shape may be for a while (default: build/bench)"
+    parser.add_argument("--directory", type=Path, default=Path("build/bench"), metavar="DIR", help=where)
     parser.add_argument("--tokens", type=_count, default=1, metavar="N", help="tokens at once (default: 1, generation)")
     parser.add_argument("--runs", type=_count, default=30, metavar="N", help="evaluations (default: 30)")
     parser.add_argument("--threads", type=_count, default=2, metavar="N", help="CPU threads (default: 2)")
@@ -98,7 +102,6 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
         "outtypes": args.outtypes,
         "threads": args.threads,
         "seconds": args.seconds,
-        "loads": args.loads,
         "n_prompt": args.prompt,
         "n_gen": args.n,
         "shared_blocks": args.shared_blocks,
@@ -121,9 +124,10 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _profile(args: argparse.Namespace) -> dict[str, Any]:
-    from llama_so8t.benchmarks.profile import profile, render
+    from llama_so8t.benchmarks.profile import profile, profile_shape, render
 
-    found = profile(args.models, args.tokens, args.runs, args.threads, args.sites)
+    how = (args.tokens, args.runs, args.threads, args.sites)
+    found = profile_shape(args.directory, args.shape, args.outtype, *how) if args.shape else profile(args.models, *how)
     if args.plot is not None:
         from llama_so8t.benchmarks.profile_picture import draw
 
