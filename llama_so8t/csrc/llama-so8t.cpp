@@ -244,15 +244,17 @@ void so8t_check_job::run() const {
     const int64_t n     = matrices.size()/(SO8T_DIM*SO8T_DIM);
     const int64_t n_gen = generators.size()/SO8T_N_GENERATORS;
 
-    std::vector<so8t_matrix> expected; // by representation, or by matrix
-    const int64_t n_expected = representations.empty() ? n_gen : 3;
-    for (int64_t i = 0; i < n_expected; ++i) {
-        const auto t = representations.empty() ? SO8T_VECTOR : (so8t_representation) i;
-        expected.push_back(so8t_rotation(generators.data() + (representations.empty() ? i*SO8T_N_GENERATORS : 0), t));
+    so8t_matrix target;
+    so8t_matrix by_representation[3];
+    for (int t = 0; t < 3 && !representations.empty(); ++t) {
+        by_representation[t] = so8t_rotation(generators.data(), (so8t_representation) t);
     }
     for (int64_t b = 0; b < n; ++b) {
-        const auto & target = expected[representations.empty() ? (n_gen == 1 ? 0 : b) : representations[b]];
-
+        if (!representations.empty()) {
+            target = by_representation[representations[b]];
+        } else if (b < n_gen) {
+            target = so8t_rotation(generators.data() + b*SO8T_N_GENERATORS, SO8T_VECTOR); // b = 0 for all, or each its own
+        }
         so8t_matrix m;
         double      difference = 0;
         for (int i = 0; i < SO8T_DIM; ++i) {
