@@ -30,8 +30,8 @@ _WARM_UP = 8
 _SHARE = 0.8
 """Of the free memory that models may take at a time."""
 
-_LARGE = 2_000_000_000
-"""Bytes of a file from which a prompt of 512 tokens takes the better part of a minute on two cores."""
+_SIZES = ((2_000_000_000, (32, 16)), (300_000_000, (256, 128)), (0, (512, 128)))
+"""Bytes of weights from which on prompt and generation have these tokens: so much fits into a quarter of an hour."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class RunOptions:
     """What `so8t bench run` was asked for.
 
     ``seconds`` of measurement for each test, at least `MIN_ROUNDS` rounds. ``n_prompt`` and ``n_gen`` None means
-    512 and 128, or 32 and 16 where the weights have 2 GB or more.
+    512 and 128, less for large models: `_SIZES`.
     """
 
     shapes: tuple[str, ...] = ("135M", "0.6B", "4B")
@@ -119,10 +119,8 @@ def measure(options: RunOptions, report: Callable[[str], None]) -> dict[str, Any
                 found = [("peak", None, _peaks(paths, options.threads[-1]))]
                 report(f"{shape} {outtype}: load time")
                 found += [("load", None, _loads(paths, options.seconds))]
-                for threads in options.threads:
-                    report(f"{shape} {outtype}: {threads} thread{'s' if threads > 1 else ''}")
-                    for group in _groups(paths, sizes):
-                        found += [(test, threads, values) for test, values in _speeds(group, sizes, threads, options)]
+                for number, group in enumerate(_groups(paths, sizes)):
+                    found += _speeds(group, sizes, options, _same if number else report, f"{shape} {outtype}")
                 rows += _rows(shape, outtype, found)
     return {
         "machine": machine(),
@@ -158,8 +156,9 @@ def _rows(shape: str, outtype: str, found: Iterable[tuple[str, int | None, _Valu
 
 
 def _sizes(options: RunOptions, paths: dict[Arm, Path]) -> tuple[int, int]:
-    is_large = paths[BASE].with_name(WEIGHTS).stat().st_size >= _LARGE
-    return options.n_prompt or (32 if is_large else 512), options.n_gen or (16 if is_large else 128)
+    n_bytes = paths[BASE].with_name(WEIGHTS).stat().st_size
+    n_prompt, n_gen = next(sizes for least, sizes in _SIZES if n_bytes >= least)
+    return options.n_prompt or n_prompt, options.n_gen or n_gen
 
 
 def _peaks(paths: dict[Arm, Path], threads: int) -> _Values:
@@ -220,16 +219,22 @@ def _context(sizes: tuple[int, int]) -> dict[str, int]:
 
 
 def _speeds(
-    paths: dict[Arm, Path], sizes: tuple[int, int], threads: int, options: RunOptions
-) -> Iterator[tuple[str, _Values]]:
+    paths: dict[Arm, Path], sizes: tuple[int, int], options: RunOptions, report: Callable[[str], None], model: str
+) -> Iterator[tuple[str, int, _Values]]:
     n_prompt, n_gen = sizes
+    n_slice = max(1, n_gen // _SLICES)
     with ExitStack() as stack:
         sessions = {arm: stack.enter_context(Session(path, **_context(sizes))) for arm, path in paths.items()}
-        for session in sessions.values():
-            session.set_threads(threads)
-        n_slice = max(1, n_gen // _SLICES)
-        yield f"pp{n_prompt}", _in_turns(sessions, n_prompt, n_prompt, False, options.seconds)
-        yield f"tg{n_gen}", _in_turns(sessions, n_gen, n_slice, True, options.seconds)
+        for threads in options.threads:
+            report(f"{model}: {threads} thread{'s' if threads > 1 else ''}")
+            for session in sessions.values():
+                session.set_threads(threads)
+            yield f"pp{n_prompt}", threads, _in_turns(sessions, n_prompt, n_prompt, False, options.seconds)
+            yield f"tg{n_gen}", threads, _in_turns(sessions, n_gen, n_slice, True, options.seconds)
+
+
+def _same(what: str) -> None:
+    """The step of the group before goes on."""
 
 
 def _in_turns(sessions: dict[Arm, Session], n: int, n_slice: int, one_by_one: bool, seconds: float) -> _Values:

@@ -58,10 +58,10 @@ def _add_run(kinds: Any) -> None:
     option("--outtypes", type=_words, metavar="LIST", help="types (default: q8_0,q4_k_m)")
     option("--threads", type=_counts, metavar="LIST", help="numbers of threads (default: 1,2)")
     option("--seconds", type=float, metavar="N", help="seconds of each test, 3 rounds at least (default: 8)")
-    option("--prompt", type=_count, metavar="N", help="tokens of a prompt (default: 512, and 32 from 2 GB on)")
-    option("-n", type=_count, metavar="N", help="tokens to generate (default: 128, and 16 from 2 GB on)")
+    option("--prompt", type=_count, metavar="N", help="tokens of a prompt (default: 512; of 0.6B 256, of 4B 32)")
+    option("-n", type=_count, metavar="N", help="tokens to generate (default: 128; of 4B 16)")
     option("--shared-blocks", action="store_true", help="one rotation per site instead of one per block")
-    option("--instructions", action="store_true", help="count instructions under valgrind instead (default: 135M)")
+    option("--instructions", action="store_true", help="count instructions under valgrind instead (default: 135M at q8_0)")
     option("--directory", type=Path, metavar="DIR", help="where models may be for a while (default: build/bench)")
     option("--json", action="store_true", help="print one JSON object instead of the tables")
 
@@ -99,7 +99,7 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
 
     given = {
         "shapes": args.shapes or (("135M",) if args.instructions else None),
-        "outtypes": args.outtypes,
+        "outtypes": args.outtypes or (("q8_0",) if args.instructions else None),
         "threads": args.threads,
         "seconds": args.seconds,
         "n_prompt": args.prompt,

@@ -1,13 +1,14 @@
 """`so8t bench` as a user calls it: options, errors, programs."""
 
 import json
+import os
 import sys
 
 import pytest
 
 from llama_so8t import cli
 from llama_so8t.benchmarks import instructions, process, run
-from llama_so8t.benchmarks.models import ARMS
+from llama_so8t.benchmarks.models import ARMS, BASE, WEIGHTS
 from llama_so8t.benchmarks.run import MIN_ROUNDS, RunOptions
 from llama_so8t.errors import So8tError
 
@@ -60,7 +61,7 @@ def test_defaults_are_those_of_the_options(bench, asked):
 
 def test_instructions_are_counted_on_the_small_shape(bench, asked):
     assert bench("run", "--instructions")[0] == 0
-    assert asked[0].shapes == ("135M",)
+    assert (asked[0].shapes, asked[0].outtypes) == (("135M",), ("q8_0",))
 
 
 @pytest.mark.parametrize(
@@ -78,6 +79,15 @@ def test_instructions_are_counted_on_the_small_shape(bench, asked):
 def test_what_cannot_be_measured_is_refused(bench, asked, args, code, words):
     found, _, err = bench("run", *args)
     assert found == code and words in err
+
+
+@pytest.mark.parametrize(("n_bytes", "sizes"), [(150e6, (512, 128)), (650e6, (256, 128)), (2.5e9, (32, 16))])
+def test_large_models_get_shorter_tests_unless_told(tmp_path, n_bytes, sizes):
+    (tmp_path / WEIGHTS).touch()
+    os.truncate(tmp_path / WEIGHTS, int(n_bytes))  # a hole
+    paths = {BASE: tmp_path / "base.gguf"}
+    assert run._sizes(RunOptions(), paths) == sizes
+    assert run._sizes(RunOptions(n_prompt=512, n_gen=7), paths) == (512, 7)
 
 
 def test_no_valgrind_is_said(monkeypatch, tmp_path):

@@ -58,7 +58,7 @@ def test_arms_that_do_not_fit_in_memory_are_measured_in_groups(bench, monkeypatc
 
     def speeds(paths, *rest):
         opened.append(list(paths))
-        return speeds_of(paths, *rest)
+        yield from speeds_of(paths, *rest)
 
     monkeypatch.setattr(run, "_speeds", speeds)
     rows = json.loads(bench("run", *QUICK, "--outtypes", "q8_0", "--json"))["rows"]
