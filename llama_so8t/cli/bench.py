@@ -61,7 +61,7 @@ def _add_run(kinds: Any) -> None:
     option("--prompt", type=_count, metavar="N", help="tokens of a prompt (default: 512; of 0.6B 256, of 4B 32)")
     option("-n", type=_count, metavar="N", help="tokens to generate (default: 128; of 4B 16)")
     option("--shared-blocks", action="store_true", help="one rotation per site instead of one per block")
-    option("--instructions", action="store_true", help="count instructions under valgrind instead (default: 135M at q8_0)")
+    option("--instructions", action="store_true", help="count instructions under valgrind (default: 135M at q8_0)")
     option("--directory", type=Path, metavar="DIR", help="where models may be for a while (default: build/bench)")
     option("--json", action="store_true", help="print one JSON object instead of the tables")
 
