@@ -4,10 +4,13 @@ from collections import Counter
 
 import pytest
 
+from llama_so8t.benchmarks.guard import without_heads
 from llama_so8t.benchmarks.models import SHAPES, Arm, write_models
 from llama_so8t.bindings import Session
 from llama_so8t.conversion.convert import convert
 from llama_so8t.conversion.options import ConvertOptions
+
+from .test_qwen3guard_heads import make_guard
 
 N_LAYER = SHAPES["tiny"]["num_hidden_layers"]
 STOCK = Arm(None, False)
@@ -24,6 +27,9 @@ REST_OF_HEADS = {"VIEW": 1, "CONCAT": 1}
 """Heads past the last full group of 8 are put beside the mixed ones."""
 
 TWO_HEADS = {"MUL_MAT": 2, "ADD": 2, "CONCAT": 1}
+TWO_STEMS = {"MUL_MAT": 2, "RMS_NORM": 2, "MUL": 2}
+FOUR_HEADS_ON_THEM = {"MUL_MAT": 4, "CONCAT": 3}
+"""Qwen3Guard-Stream: heads of one stem share its nodes, and no head has a bias."""
 
 
 def nodes(file, n_tokens=1):
@@ -83,6 +89,13 @@ def test_fold_leaves_qk_in_the_graph_of_a_base_with_norms_there(files):
 def test_two_linear_heads_add_five_nodes(files, rotations, n_tokens):
     found = added(files[Arm(rotations, True)], files[Arm(rotations, False)], n_tokens)
     assert found == TWO_HEADS
+
+
+@pytest.mark.parametrize("n_tokens", [1, 5])
+def test_heads_on_a_stem_share_it(tmp_path, to_gguf, runtime, n_tokens):
+    model = make_guard(tmp_path / "guard", 40, "float32")
+    found = added(to_gguf(model), without_heads(to_gguf(model), tmp_path / "bare.gguf"), n_tokens)
+    assert found == Counter(TWO_STEMS) + Counter(FOUR_HEADS_ON_THEM)
 
 
 def test_every_rotation_has_the_hint_that_the_fast_path_needs(files):
