@@ -14,10 +14,10 @@ export CCACHE_BASEDIR := $(CURDIR)
 export SO8T_LIBRARY_PATH := $(CURDIR)/$(BUILD)/bin
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help setup source build demo adapter test test-quick test-native test-cuda bench-cuda test-vulkan need-gpu lint patches clean
+.PHONY: help setup source build demo adapter test test-quick test-native test-cuda test-vulkan bench bench-instructions bench-cuda need-gpu lint patches clean
 
 help: ## this text
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
 
 setup: $(VENV)/.complete ## the Python environment: pinned packages, cmake and ninja
 
@@ -94,6 +94,21 @@ lint: setup ## ruff over the Python
 
 patches: ## write ggml-patches/*.patch from the edited tree in build/llama.cpp
 	$(PYTHON) ggml-patches/regenerate.py
+
+bench: build ## the tables of docs/speed.md and docs/profile.md: leave the machine alone for a quarter of an hour
+	$(BIN)/cmake --build $(BUILD) --target bench-so8t-rotate
+	$(BIN)/python -m llama_so8t bench run
+	$(BIN)/python -m llama_so8t bench profile --shape 0.6B --sites
+	$(BUILD)/bin/bench-so8t-rotate
+	mkdir -p $(DEMO)
+	$(BIN)/python convert_so8t_to_gguf.py $(ADAPTER) --outtype q8_0 --outfile $(DEMO)/so8t-q8_0.gguf
+	$(BIN)/python -m llama_so8t bench guard $(DEMO)/so8t-q8_0.gguf --runs 10
+	$(MAKE) bench-instructions
+
+bench-instructions: build ## instructions per token; valgrind knows no AVX-512, so the CPU backend is built once more
+	$(BIN)/cmake --preset callgrind -DPython3_EXECUTABLE=$(abspath $(BIN)/python) --log-level=WARNING
+	$(BIN)/cmake --build build/callgrind --target llama-bench llama-quantize so8t-session so8t-kernels
+	SO8T_LIBRARY_PATH=$(CURDIR)/build/callgrind/bin $(BIN)/python -m llama_so8t bench run --instructions
 
 clean: ## remove the builds (not the environment)
 	rm -rf build

@@ -5,14 +5,27 @@
 #include "llama.h"
 
 #include <algorithm>
+#include <chrono>
 #include <sstream>
 #include <string>
 #include <vector>
+
+struct so8t_node {
+    const char * op;
+    std::string  name;
+    std::string  operand;
+    int32_t      hint;
+    double       seconds;
+};
 
 struct so8t_session {
     llama_model        * model = nullptr;
     llama_context      * ctx   = nullptr;
     llama_adapter_lora * lora  = nullptr;
+
+    std::vector<so8t_node> nodes; // of the last evaluation
+    bool                   is_timed = false;
+    double                 t_start; // of the node under way
 
     ~so8t_session() {
         llama_free(ctx);
@@ -26,6 +39,24 @@ static void so8t_log(ggml_log_level level, const char * text, void * /*user_data
     if (level == GGML_LOG_LEVEL_ERROR) {
         so8t_error += text;
     }
+}
+
+// seconds; ggml_time_us is too coarse for a node
+static double so8t_now() {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+// ggml_backend_sched_eval_callback: asked before a node, and after it where the answer was true
+static bool so8t_observe(ggml_tensor * t, bool ask, void * data) {
+    auto & session = *(so8t_session *) data;
+    if (!ask) {
+        session.nodes.back().seconds = so8t_now() - session.t_start;
+        return true;
+    }
+    const int32_t hint = t->op == GGML_OP_MUL_MAT ? t->op_params[1] : 0;
+    session.nodes.push_back({ ggml_op_name(t->op), t->name, t->src[0] ? t->src[0]->name : "", hint, 0.0 });
+    session.t_start = so8t_now();
+    return session.is_timed;
 }
 
 static int32_t so8t_fail(const char * text) {
@@ -103,6 +134,11 @@ so8t_session * so8t_session_init(const char * path, const so8t_session_params * 
         cparams.type_v          = (ggml_type) params->type_v;
         cparams.embeddings      = params->embeddings;
         cparams.kv_unified      = true;
+        if (params->observe != 0) {
+            cparams.cb_eval           = so8t_observe;
+            cparams.cb_eval_user_data = session;
+            session->is_timed         = params->observe == 2;
+        }
         session->ctx = llama_init_from_model(session->model, cparams);
     }
     if (!session->ctx) {
@@ -167,9 +203,43 @@ int32_t so8t_session_decode(so8t_session * session, const int32_t * tokens, cons
         batch.seq_id  [i][0] = sequences[i];
         batch.logits  [i]    = true;
     }
+    session->nodes.clear();
     const int32_t status = llama_decode(session->ctx, batch);
     llama_batch_free(batch);
     return status;
+}
+
+double so8t_session_time(so8t_session * session, const int32_t * tokens, int32_t n, bool one_by_one) {
+    so8t_error.clear();
+    std::vector<llama_token> copy(tokens, tokens + n);
+    session->nodes.clear();
+
+    const int32_t n_batch = one_by_one ? 1 : n;
+    const double  t_start = so8t_now();
+    for (int32_t i = 0; i < n; i += n_batch) {
+        if (llama_decode(session->ctx, llama_batch_get_one(copy.data() + i, n_batch)) != 0) {
+            return -1.0;
+        }
+        llama_synchronize(session->ctx);
+    }
+    return so8t_now() - t_start;
+}
+
+void so8t_session_set_threads(so8t_session * session, int32_t n_threads) {
+    llama_set_n_threads(session->ctx, n_threads, n_threads);
+}
+
+int64_t so8t_session_n_nodes(const so8t_session * session) {
+    return session->nodes.size();
+}
+
+bool so8t_session_get_node(const so8t_session * session, int64_t i, so8t_session_node * node) {
+    if (i < 0 || i >= so8t_session_n_nodes(session)) {
+        return false;
+    }
+    const auto & n = session->nodes[i];
+    *node = { n.op, n.name.c_str(), n.operand.c_str(), n.hint, n.seconds };
+    return true;
 }
 
 const float * so8t_session_logits(so8t_session * session, int32_t i) {
