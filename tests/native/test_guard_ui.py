@@ -1,5 +1,7 @@
 """The page of llama-server in a browser, on the server itself."""
 
+# ruff: noqa: F811, the fixtures of the page are used by name
+
 from types import SimpleNamespace
 
 import pytest
@@ -57,7 +59,8 @@ def test_a_reviewer_decides_in_the_page(page, server, button, outcome, text):
     page.type("#prompt", "ask")
     page.press(Keys.ENTER)
     page.wait("document.querySelectorAll('.entry:not(.done)').length")
-    page.run(f"[...document.querySelectorAll('.entry:not(.done) button')].find((b) => b.innerText == '{button}').click()")
+    buttons = "[...document.querySelectorAll('.entry:not(.done) button')]"
+    page.run(f"{buttons}.find((b) => b.innerText == '{button}').click()")
     page.wait("!document.querySelector('[aria-busy]') && document.querySelectorAll('.answer').length")
     assert text in " ".join(page.run("document.querySelector('.answer').innerText").split())
     newest = fetch(server, "/so8t/escalations")["escalations"][-1]
