@@ -231,6 +231,19 @@ json so8t_server::info() const {
     };
 }
 
+json so8t_server::categories() const {
+    json result = json::object();
+    for (const auto & [name, head] : heads.items()) {
+        result[name] = json::array();
+        for (size_t i = 0; i < head.at("labels").size(); ++i) {
+            if (head.at("actions").at(i) != "allow") {
+                result[name].push_back(head.at("labels").at(i));
+            }
+        }
+    }
+    return result;
+}
+
 void so8t_server::add_props(json & props) const {
     if (policy) {
         props["so8t"] = json::object({{"heads", heads}, {"policy", policy_json}, {"rotations", rotations}});
