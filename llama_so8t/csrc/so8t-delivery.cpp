@@ -204,10 +204,12 @@ void so8t_delivery::finish(const so8t_guard * guard, server_response & queue, fi
 
         const bool allowed = decided.status == SO8T_ESCALATION_ALLOWED;
         const bool denied  = decided.status == SO8T_ESCALATION_DENIED;
-        verdict["enforced"] = allowed ? "released" : denied ? "denied" : "timeout";
+        const bool timeout = decided.status == SO8T_ESCALATION_TIMEOUT;
+        verdict["enforced"] = allowed ? "released" : denied ? "denied" : timeout ? "timeout" : "shutdown";
         if (!allowed) {
-            const std::string text = denied ? guard.policy().refusal
-                : guard.policy().escalation + string_format(" (No reviewer decided within %d s.)", guard.policy().escalation_wait);
+            const std::string why  = timeout ? string_format(" (No reviewer decided within %d s.)", guard.policy().escalation_wait)
+                : " (The server ended before a reviewer decided.)";
+            const std::string text = denied ? guard.policy().refusal : guard.policy().escalation + why;
             answer.text    = guard.takes_text() ? text : "";
             answer.refusal = denied || !guard.takes_text() ? text : "";
         }

@@ -1,5 +1,7 @@
 #include "so8t-policy.h"
 
+#include "so8t-json.h"
+
 #include "common.h"
 #include "json.h"
 
@@ -128,6 +130,9 @@ static common_json so8t_policy_parse(const std::string & path) {
     text.resize(file.gcount());
     if (text.size() > SO8T_POLICY_MAX_BYTES) {
         throw std::invalid_argument("so8t policy: '" + path + "' is larger than 1 MiB, expected a JSON object of some lines");
+    }
+    if (so8t_json_too_deep(text)) {
+        throw std::invalid_argument("so8t policy: '" + path + "' is no policy: nested too deep");
     }
     common_json policy;
     try {

@@ -270,7 +270,7 @@ SCRIPTS = {
     "late": ["first ", "<think>", "hm ", "vile ", "</think>", "so ", "it ", "goes"],
     "\n": ["hm ", "vile ", "</think>", "so ", "it ", "goes"],
     "tick": ["tock ", "tick ", "tock "],
-    "cafe": ["caf", "<0xC3>", "<0xA9>", " evil ", "fall"],
+    "cafe": ["caf", "<0xC3>", "<0xA9>", "+evil ", "fall"],
     "json": ['{"a":', '"b', 'ad4', '"', "}"],
     "bomb": ["sure ", "thing"],
     "court": ["law ", "text"],
@@ -286,7 +286,8 @@ HEADS = {
         tokens={
             "bad ": {"unsafe": 0.97}, "evil ": {"unsafe": 0.96}, "mix ": {"unsafe": 0.95}, "vile ": {"unsafe": 0.94},
             "bad1 ": {"unsafe": 0.91}, "bad2 ": {"unsafe": 0.92}, "bad3 ": {"unsafe": 0.93}, "ad4": {"unsafe": 0.98},
-            "bomb": {"unsafe": 0.99}, " evil ": {"unsafe": 0.96}, "stir": {"disputed": 0.6, "safe": 0.3}, "undefined ": NAN, "broken ": INF,
+            "bomb": {"unsafe": 0.99}, "+evil ": {"unsafe": 0.96},
+            "stir": {"disputed": 0.6, "safe": 0.3}, "undefined ": NAN, "broken ": INF,
         },
     ),
     "authority": Head(

@@ -253,7 +253,6 @@ BODIES = {
     "deep and closed": b'{"input": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
     "deep in messages": b'{"messages": ' + b'[{"a":' * 50_000 + b"1" + b"}]" * 50_000 + b"}",
     "an unknown key": b'{"input": "a", "messages": [{"role": "user", "content": "a"}], "temperature": 0}',
-    "NUL": b'{"input": "a"}\0',
     "two objects": b'{"input": "a"}{"input": "b"}',
 }
 
@@ -341,9 +340,8 @@ def test_other_methods_and_paths_are_not_found(server, method, path):
     assert server.request(method, path, {} if method == "POST" else None).status == 404
 
 
-def test_invalid_text_in_a_request_is_judged_or_refused_and_never_kills(server):
+def test_invalid_text_in_a_request_is_an_error_and_no_end(server):
     for body in (b'{"prompt": "\xff\xfe go"}', b'{"prompt": "go\xc3", "n_predict": 3}', b'{"prompt": [1, "\xff"]}'):
         reply = server.request("POST", "/completion", body)
-        assert reply.status in (200, 400), reply.body
-        json.loads(reply.body.decode(errors="replace"))
+        assert reply.status in (400, 500) and reply.json()["error"]["message"]  # 500: llama.cpp's own
     assert COMPLETION.ask(server, "go").so8t["decision"] == "refuse"

@@ -133,7 +133,7 @@ def test_a_character_of_several_tokens_shifts_no_probability(serve, guard_file, 
     """Tokens inside a character have no probabilities of their own: those of withheld tokens must not move up."""
     policy = replace(STOP, holdback=holdback)
     server = serve(guard_file, *policy.flags)
-    evil = server.post("/tokenize", {"content": " evil "})["tokens"]
+    evil = server.post("/tokenize", {"content": "+evil "})["tokens"]
     assert len(evil) == 1
     for ask in (COMPLETION.ask, COMPLETION.ask_stream):
         answer = ask(server, "cafe", n_probs=2, return_tokens=True)
@@ -141,7 +141,7 @@ def test_a_character_of_several_tokens_shifts_no_probability(serve, guard_file, 
             assert answer.text == "café"
             assert leaks(answer.raw, set(evil)) == []
         else:  # sent before it was judged
-            assert answer.text == "café evil "
+            assert answer.text == "café+evil "
     whole = COMPLETION.ask(server, "cafe", n_probs=2, return_tokens=True).raw
     assert [entry["token"] for entry in whole["completion_probabilities"]] == ["caf", "é"] or [
         entry["id"] for entry in whole["completion_probabilities"]

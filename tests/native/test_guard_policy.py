@@ -28,7 +28,11 @@ def policy_file(tmp_path):
 
 
 def start(runtime, file, *flags, tool="llama-completion"):
-    more = ["-no-cnv", "-p", "fine", "-n", "1"] if tool == "llama-completion" else ["--port", "0"]
+    more = {
+        "llama-completion": ["-no-cnv", "-p", "fine", "-n", "1"],
+        "llama-cli": ["-st", "-p", "fine", "-n", "1"],
+        "llama-server": ["--port", "0"],
+    }[tool]
     return subprocess.run(
         [runtime / tool, "-m", file, *SMALL, *more, *map(str, flags)],
         capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL, timeout=60,
@@ -128,7 +132,7 @@ MALFORMED = {
     "a threshold past doubles": (b'{"heads": {"safety": {"thresholds": {"unsafe": 1e999}}}}', "policy.json"),
     "a debounce of a head that is text": ({"heads": {"safety": {"debounce": "1"}}}, "debounce"),
     "deep nesting": (b'{"heads": ' + b'{"a":' * 100_000, "policy.json"),
-    "deep nesting, closed": (b'{"heads": ' + b'{"a":' * 50_000 + b"1" + b"}" * 50_001, "heads"),
+    "deep nesting, closed": (b'{"mode": ' + b'{"a":' * 50_000 + b"1" + b"}" * 50_001, "too deep"),
     "a huge file": (b'{"mode": "enforce"}' + b" " * (1 << 20), "1 MiB"),
     "one byte of NUL": (b"\0", "is no JSON"),
 }
@@ -143,12 +147,11 @@ def test_a_malformed_file_ends_the_tool(runtime, guard_file, policy_file, conten
 
 @pytest.mark.parametrize("tool", ["llama-completion", "llama-server", "llama-cli"])
 def test_every_tool_refuses_it(runtime, guard_file, policy_file, tmp_path, tool):
-    flags = ["-st", "-p", "a"] if tool == "llama-cli" else []
     bad = policy_file({"heads": {"no": {}}})
-    assert '"no"' in error_line(start(runtime, guard_file, *flags, "--so8t-policy-file", bad, tool=tool))
+    assert '"no"' in error_line(start(runtime, guard_file, "--so8t-policy-file", bad, tool=tool))
     missing = tmp_path / "missing.json"
-    assert str(missing) in error_line(start(runtime, guard_file, *flags, "--so8t-policy-file", missing, tool=tool))
-    directory = error_line(start(runtime, guard_file, *flags, "--so8t-policy-file", tmp_path, tool=tool))
+    assert str(missing) in error_line(start(runtime, guard_file, "--so8t-policy-file", missing, tool=tool))
+    directory = error_line(start(runtime, guard_file, "--so8t-policy-file", tmp_path, tool=tool))
     assert str(tmp_path) in directory
 
 

@@ -1,5 +1,7 @@
 """The rules of docs/guard.md, over HTTP: every answer of every endpoint is the one that `guard_rules` works out."""
 
+import json
+
 import pytest
 from scripted_model import THINK
 
@@ -192,7 +194,15 @@ def test_other_keys_of_a_request_are_an_error(enforce, name, asked):
     for streamed in (False, True):
         reply = enforce.request("POST", endpoint.path, endpoint.body("go") | {"so8t": asked, "stream": streamed})
         assert reply.status == 400
-        assert reply.json()["error"]["message"].startswith("so8t: found ")
+        assert reply.json()["error"]["message"].startswith("so8t: ")
+
+
+def test_a_request_that_is_nested_deep_is_an_error_and_no_end(enforce):
+    for deep in (b"[" * 100_000 + b"]" * 100_000, b'{"trace":' * 50_000 + b"1" + b"}" * 50_000):
+        for name in ("completion", "chat", "responses", "messages"):
+            body = json.dumps(ENDPOINTS[name].body("fine")).encode()[:-1] + b', "so8t": ' + deep + b"}"
+            assert enforce.request("POST", ENDPOINTS[name].path, body).status == 400
+    assert ENDPOINTS["chat"].ask(enforce, "fine").text == "all is well here"
 
 
 def test_the_thresholds_and_the_debounce_in_force_are_told(serve, guard_file):
