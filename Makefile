@@ -13,7 +13,7 @@ export CCACHE_BASEDIR := $(CURDIR)
 export SO8T_LIBRARY_PATH := $(CURDIR)/$(BUILD)/bin
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help setup source build demo adapter test test-quick test-native lint patches clean
+.PHONY: help setup source build demo adapter test test-quick test-native test-asan lint patches clean
 
 help: ## this text
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -58,6 +58,23 @@ test-native: build ## the tests of the patched llama.cpp
 	$(BIN)/cmake --build $(BUILD) --target so8t-tests
 	$(BIN)/ctest --test-dir $(BUILD)/tests/cpp --output-on-failure --no-tests=error
 	SO8T_REQUIRE=native $(BIN)/python -m pytest -m native
+
+# Reports go to files, so that none is lost whatever a test looks at. Python has leaks of its own: only what it starts is
+# asked for leaks (SO8T_ASAN_OPTIONS).
+ASAN         := $(CURDIR)/build/cpu-debug
+ASAN_REPORTS := $(ASAN)/reports
+ASAN_ENV      = SO8T_LIBRARY_PATH=$(ASAN)/bin SO8T_REQUIRE=native \
+    LD_PRELOAD=$$(gcc -print-file-name=libasan.so):$$(gcc -print-file-name=libstdc++.so) \
+    ASAN_OPTIONS=detect_leaks=0:log_path=$(ASAN_REPORTS)/asan SO8T_ASAN_OPTIONS=detect_leaks=1:log_path=$(ASAN_REPORTS)/asan \
+    UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1:log_path=$(ASAN_REPORTS)/ubsan:suppressions=$(CURDIR)/tests/cpp/ubsan.supp
+
+test-asan: ## the tests of the guard under ASan and UBSan, with a build of their own
+	$(MAKE) build PRESET=cpu-debug
+	$(BIN)/cmake --build $(ASAN) --target test-so8t-algebra test-so8t-audit
+	rm -rf $(ASAN_REPORTS) && mkdir -p $(ASAN_REPORTS)
+	$(BIN)/ctest --test-dir $(ASAN)/tests/cpp --output-on-failure --no-tests=error -R '^so8t-(algebra|audit)$$'
+	env $(ASAN_ENV) $(BIN)/python -m pytest tests/native -k "guard or scripted"
+	@! grep -r . $(ASAN_REPORTS)
 
 lint: setup ## ruff over the Python
 	$(BIN)/ruff check .

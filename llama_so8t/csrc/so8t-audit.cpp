@@ -324,7 +324,7 @@ static std::string so8t_fields(const common_json & fields) {
         const size_t n_over = text.size() - SO8T_MAX_FIELDS + 64;
         size_t n_kept = verdicts.size();
         for (size_t n_cut = 0; n_kept > 0 && n_cut < n_over; ) {
-            n_cut += verdicts.at(--n_kept).dump_safe().size();
+            n_cut += verdicts.at(--n_kept).dump_safe().size() + 1; // and a comma
         }
         common_json kept = common_json::array();
         for (size_t i = 0; i < n_kept; ++i) {
