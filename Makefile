@@ -68,9 +68,10 @@ ASAN_ENV      = SO8T_LIBRARY_PATH=$(ASAN)/bin SO8T_REQUIRE=native \
     ASAN_OPTIONS=detect_leaks=0:log_path=$(ASAN_REPORTS)/asan SO8T_ASAN_OPTIONS=detect_leaks=1:log_path=$(ASAN_REPORTS)/asan \
     UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1:log_path=$(ASAN_REPORTS)/ubsan:suppressions=$(CURDIR)/tests/cpp/ubsan.supp
 
-test-asan: ## the tests of the guard under ASan and UBSan, with a build of their own
-	$(MAKE) build PRESET=cpu-debug
-	$(BIN)/cmake --build $(ASAN) --target test-so8t-algebra test-so8t-audit
+test-asan: source ## the tests of the guard under ASan and UBSan, with a build of their own
+	$(BIN)/cmake --preset cpu-debug -DPython3_EXECUTABLE=$(abspath $(BIN)/python) --log-level=WARNING
+	$(BIN)/cmake --build $(ASAN) --target llama-server llama-completion llama-cli so8t-session so8t-kernels \
+	    test-so8t-algebra test-so8t-audit
 	rm -rf $(ASAN_REPORTS) && mkdir -p $(ASAN_REPORTS)
 	$(BIN)/ctest --test-dir $(ASAN)/tests/cpp --output-on-failure --no-tests=error -R '^so8t-(algebra|audit)$$'
 	env $(ASAN_ENV) $(BIN)/python -m pytest tests/native -k "guard or scripted"

@@ -21,9 +21,10 @@ from .guard_server import CHAT, COMPLETION, ENDPOINTS, SMALL, TEXT, Answer, Endp
 N = 200
 CLIENTS = 16
 WORDS = ("fine", "go", "ask", "climb", "both", "twice", "nan", "inf", "muse", "late", "json", "bomb", "court")
+# greedy: where a grammar forbids the token of the script, several others are left
 FORMS: tuple[dict[str, Any], ...] = (
-    {"grammar": "root ::= [a-z0-9 ]*"},
-    {"grammar": 'root ::= "all " "is " [a-z ]*'},
+    {"temperature": 0, "grammar": "root ::= [a-z0-9 ]*"},
+    {"temperature": 0, "grammar": 'root ::= "all " "is " [a-z ]*'},
 )
 
 
