@@ -1,17 +1,30 @@
-// The audit log where no request gets it: lines longer than readers accept, and a file system that fails.
+// The audit log where no request gets it: killed at every system call, each of them failing once, no room for a line,
+// lines longer than readers accept.
 
 #include "so8t-audit.h"
 
 #include "json.h"
 
+#include <algorithm>
+#include <atomic>
+#include <cerrno>
+#include <csignal>
+#include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <functional>
+#include <map>
 #include <string>
 #include <vector>
 
+#include <fcntl.h>
 #include <sys/resource.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 namespace fs = std::filesystem;
 
@@ -27,6 +40,99 @@ static std::vector<std::string> read_lines(const std::string & path) {
         lines.push_back(line);
     }
     return lines;
+}
+
+//
+// system calls that fail: these functions take the place of those of the C library, for the log too
+//
+
+static const int SO8T_NOT_RESUMED = 3; // exit code: after the failed call, more than one line could not be written
+
+static std::atomic<int> n_calls  = 0;
+static int              i_failed = 0; // the call that fails, counted from 1
+static bool             is_kill  = false;
+
+static bool fails() {
+    if (i_failed == 0 || ++n_calls != i_failed) {
+        return false;
+    }
+    if (is_kill) {
+        raise(SIGKILL);
+    }
+    errno = EIO;
+    return true;
+}
+
+extern "C" {
+ssize_t pwrite(int fd, const void * data, size_t size, off_t offset) {
+    if (fails()) {
+        return -1;
+    }
+    // in several calls, so that a line can end in the middle
+    return syscall(SYS_pwrite64, fd, data, size < 4096 ? std::min<size_t>(size, 500) : size, offset);
+}
+int open(const char * path, int flags, ...) {
+    va_list args;
+    va_start(args, flags);
+    const mode_t mode = flags & O_CREAT ? va_arg(args, int) : 0;
+    va_end(args);
+    return strstr(path, "/crash/") && fails() ? -1 : syscall(SYS_openat, AT_FDCWD, path, flags, mode);
+}
+int fsync(int)                                      { return fails() ? -1 : 0; } // no machine loses its power here
+int ftruncate(int fd, off_t size) noexcept          { return fails() ? -1 : syscall(SYS_ftruncate, fd, size); }
+int rename(const char * a, const char * b) noexcept { return fails() ? -1 : syscall(SYS_renameat2, AT_FDCWD, a, AT_FDCWD, b, 0); }
+int link  (const char * a, const char * b) noexcept { return fails() ? -1 : syscall(SYS_linkat, AT_FDCWD, a, AT_FDCWD, b, 0); }
+int unlink(const char * a) noexcept                 { return fails() ? -1 : syscall(SYS_unlinkat, AT_FDCWD, a, 0); }
+}
+
+// in a process of its own; returns how it ended
+static int in_child(const std::function<void()> & run) {
+    const pid_t pid = fork();
+    if (pid == 0) {
+        int status = 0;
+        try {
+            run();
+        } catch (const std::exception &) {
+            status = 2;
+        }
+        _exit(status);
+    }
+    int status = -1;
+    waitpid(pid, &status, 0);
+    return status;
+}
+
+// one chain over all files, and the lines of which the writer was told are in it
+static bool is_whole(const std::string & path, const std::string & told) {
+    std::vector<std::string> lines;
+    for (int i = 1; fs::exists(path + "." + std::to_string(i)); ++i) {
+        const auto more = read_lines(path + "." + std::to_string(i));
+        const auto is_rotate = [](const std::string & line) { return line.find("\"event\":\"rotate\"") != std::string::npos; };
+        if (more.empty() || !is_rotate(more.back()) || std::count_if(more.begin(), more.end(), is_rotate) != 1) {
+            return false;
+        }
+        lines.insert(lines.end(), more.begin(), more.end());
+    }
+    const auto current = read_lines(path);
+    lines.insert(lines.end(), current.begin(), current.end());
+
+    std::map<std::string, bool> hashes;
+    std::string last(64, '0');
+    int64_t     seq = 0;
+    for (const auto & line : lines) {
+        const common_json record = common_json::parse_no_throw(line);
+        if (record.is_discarded() || record.at("seq").get<int64_t>() != ++seq || record.at("prev").get<std::string>() != last) {
+            return false;
+        }
+        last = record.at("hash").get<std::string>();
+        hashes[last] = true;
+    }
+    for (const auto & hash : read_lines(told)) {
+        if (hashes.count(hash) == 0) {
+            return false;
+        }
+    }
+    return seq > 0;
 }
 
 static common_json request(size_t n_text, size_t n_verdicts) {
@@ -116,12 +222,70 @@ static void test_failing_rotation(so8t_audit_params params) {
     CHECK(read_lines(params.file).size() == 1);
 }
 
+// killed before each system call, or each of them fails once; then the next process goes on
+static int test_crashes(const std::string & folder, bool kill) {
+    for (int i = 1; i < 1000; ++i) {
+        so8t_audit_params params;
+        params.file            = folder + "/crash/audit.jsonl";
+        params.checkpoint_file = folder + "/crash/note";
+        params.max_size        = 3000;
+        const std::string told = folder + "/crash/told";
+        fs::remove_all(folder + "/crash");
+        fs::create_directory(folder + "/crash");
+
+        const int status = in_child([&]() {
+            i_failed = i;
+            is_kill  = kill;
+            so8t_audit audit(params, nullptr, nullptr);
+            FILE * file = fopen(told.c_str(), "w");
+            int n_refused = 0;
+            for (int j = 0; j < 12; ++j) {
+                const auto entry = audit.append("request", request(200, 1), j % 2 == 0);
+                if (entry) {
+                    fprintf(file, "%s\n", entry->hash.c_str());
+                    fflush(file);
+                }
+                n_refused += !entry;
+            }
+            if (n_refused > 1) {
+                _exit(SO8T_NOT_RESUMED);
+            }
+            if (!kill && n_calls < i) {
+                raise(SIGTERM); // it has no call of this number
+            }
+        });
+        if (WIFEXITED(status) ? kill && WEXITSTATUS(status) == 0 : WTERMSIG(status) == SIGTERM) {
+            return i - 1;
+        }
+        CHECK(!WIFEXITED(status) || WEXITSTATUS(status) != SO8T_NOT_RESUMED);
+        const int next = in_child([&]() {
+            so8t_audit audit(params, nullptr, nullptr);
+            if (!audit.append("request", request(10, 1), true)) {
+                throw std::runtime_error("not written");
+            }
+        });
+        if (next != 0 || !is_whole(params.file, told)) {
+            fprintf(stderr, "call %d %s: the next process ended with %d\n", i, kill ? "killed" : "failed", next);
+        }
+        CHECK(next == 0);
+        CHECK(is_whole(params.file, told));
+    }
+    return 0;
+}
+
 int main() {
     std::string folder = (fs::temp_directory_path() / "test-so8t-audit-XXXXXX").string();
     if (!mkdtemp(folder.data())) {
         perror("mkdtemp");
         return 1;
     }
+    // first: a process that has logged has threads that a child has not
+    const int n_kills  = test_crashes(folder, true);
+    const int n_errors = test_crashes(folder, false);
+    CHECK(n_kills > 50 && n_errors > 50);
+    printf("killed at %d calls, %d failed\n", n_kills, n_errors);
+    fflush(stdout);
+
     so8t_audit_params params;
     params.text            = true;
     params.file            = folder + "/long.jsonl";
