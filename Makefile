@@ -14,7 +14,7 @@ export CCACHE_BASEDIR := $(CURDIR)
 export SO8T_LIBRARY_PATH := $(CURDIR)/$(BUILD)/bin
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help setup source build demo adapter test test-quick test-native test-cuda test-vulkan bench bench-instructions bench-cuda need-gpu lint patches clean
+.PHONY: help setup source build demo adapter test test-quick test-native test-asan test-cuda test-vulkan bench bench-instructions bench-cuda need-gpu lint patches clean
 
 help: ## this text
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
@@ -88,6 +88,24 @@ test-vulkan: source ## rotations on a Vulkan device; Mesa's lavapipe will do, wi
 	$(BIN)/ctest --test-dir build/vulkan/tests/cpp -R vulkan --output-on-failure --no-tests=error
 	SO8T_LIBRARY_PATH=$(CURDIR)/build/vulkan/bin SO8T_REQUIRE=native,vulkan \
 	    $(BIN)/python -m pytest tests/native/test_backends.py -k vulkan
+
+# Reports go to files, so that none is lost whatever a test looks at. Python has leaks of its own: only what it starts is
+# asked for leaks (SO8T_ASAN_OPTIONS).
+ASAN         := $(CURDIR)/build/cpu-debug
+ASAN_REPORTS := $(ASAN)/reports
+ASAN_ENV      = SO8T_LIBRARY_PATH=$(ASAN)/bin SO8T_REQUIRE=native \
+    LD_PRELOAD=$$(gcc -print-file-name=libasan.so):$$(gcc -print-file-name=libstdc++.so) \
+    ASAN_OPTIONS=detect_leaks=0:log_path=$(ASAN_REPORTS)/asan SO8T_ASAN_OPTIONS=detect_leaks=1:log_path=$(ASAN_REPORTS)/asan \
+    UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1:log_path=$(ASAN_REPORTS)/ubsan:suppressions=$(CURDIR)/tests/cpp/ubsan.supp
+
+test-asan: source ## the tests of the guard under ASan and UBSan, with a build of their own
+	$(BIN)/cmake --preset cpu-debug -DPython3_EXECUTABLE=$(abspath $(BIN)/python) --log-level=WARNING
+	$(BIN)/cmake --build $(ASAN) --target llama-server llama-completion llama-cli so8t-session so8t-kernels \
+	    test-so8t-algebra test-so8t-audit
+	rm -rf $(ASAN_REPORTS) && mkdir -p $(ASAN_REPORTS)
+	$(BIN)/ctest --test-dir $(ASAN)/tests/cpp --output-on-failure --no-tests=error -R '^so8t-(algebra|audit)$$'
+	env $(ASAN_ENV) $(BIN)/python -m pytest tests/native -k "guard or scripted"
+	@! grep -r . $(ASAN_REPORTS)
 
 lint: setup ## ruff over the Python
 	$(BIN)/ruff check .

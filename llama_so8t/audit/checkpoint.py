@@ -9,8 +9,12 @@ import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llama_so8t.audit.log import MAX_SEQ, AuditError
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 MAX_BYTES = 1 << 16
 """A note with one signature has about 300."""
@@ -91,13 +95,13 @@ def check_signature(checkpoint: Checkpoint, public_key: Path) -> str | None:
         AuditError: the file has no such key, or the package cryptography is missing.
     """
     try:
-        from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+        from cryptography.exceptions import UnsupportedAlgorithm
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
         from cryptography.hazmat.primitives.serialization import load_pem_public_key
     except ImportError:
         raise AuditError("checking a signature needs the package cryptography: pip install cryptography") from None
     try:
-        key = load_pem_public_key(_read(public_key))
+        key = load_pem_public_key(read_pem(public_key))
     except (ValueError, UnsupportedAlgorithm):
         key = None
     if not isinstance(key, Ed25519PublicKey):
@@ -105,11 +109,18 @@ def check_signature(checkpoint: Checkpoint, public_key: Path) -> str | None:
             f"{public_key}: found no Ed25519 public key, expected a PEM file; "
             f"openssl pkey -in PRIVATE.pem -pubout makes it of the private key"
         )
-    key_id = hashlib.sha256(f"{checkpoint.origin}\n".encode() + _ED25519 + key.public_bytes_raw()).digest()[:4]
-    ours = [s for s in checkpoint.signatures if (s.name, s.key_id) == (checkpoint.origin, key_id)]
+    return signature_problem(checkpoint, key)
+
+
+def signature_problem(checkpoint: Checkpoint, public_key: "Ed25519PublicKey") -> str | None:
+    """None if the checkpoint is signed with the key, else what is wrong."""
+    from cryptography.exceptions import InvalidSignature
+
+    expected = checkpoint.origin, key_id(checkpoint.origin, public_key)
+    ours = [s for s in checkpoint.signatures if (s.name, s.key_id) == expected]
     for signature in ours:
         try:
-            key.verify(signature.signature, checkpoint.text)
+            public_key.verify(signature.signature, checkpoint.text)
             return None
         except InvalidSignature:
             pass
@@ -117,6 +128,16 @@ def check_signature(checkpoint: Checkpoint, public_key: Path) -> str | None:
         return "its signature is false: the checkpoint was changed, or made by somebody else"
     n = len(checkpoint.signatures)
     return f"it is not signed with this key (found {n} other signature{'s' * (n != 1)})"
+
+
+def key_id(name: str, public_key: "Ed25519PublicKey") -> bytes:
+    """Four bytes that name a key in signature lines."""
+    return hashlib.sha256(f"{name}\n".encode() + _ED25519 + public_key.public_bytes_raw()).digest()[:4]
+
+
+def read_pem(path: Path) -> bytes:
+    """The bytes of a file of keys; a long one is refused."""
+    return _read(path)
 
 
 def _signature(path: Path, line: str) -> Signature:

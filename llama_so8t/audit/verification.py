@@ -104,12 +104,32 @@ def verify(
         *tampering(reader.chain.parts, lambda seqs: _hashes(log, seqs, report.n_lines)),
         *stopped,
         *reader.end_problems(),
-        *(reader.note_problems() if note else ()),
+        *(reader.note_problems(note) if note else ()),
         *(reader.model_problems(model_sha256) if model_sha256 else ()),
     ]
     if unsigned:
         report.findings.append(Finding("signature", f"{checkpoint}: {unsigned}"))
     report.notes += reader.notes(has_key=public_key is not None)
+    return report
+
+
+def verify_until(
+    path: Path, note: Checkpoint, earlier: Checkpoint | None, progress: str | None = None
+) -> AuditReport:
+    """`verify` of the lines up to a checkpoint, which the log must have, as an earlier one.
+
+    What comes behind it is not read: the server may be writing it.
+    """
+    log = Log(path)
+    report = AuditReport(path)
+    reader = _Reader(report, note, earlier, until=True)
+    stopped = reader.read(log, progress)
+    report.findings = [
+        *tampering(reader.chain.parts, lambda seqs: _hashes(log, seqs, report.n_lines)),
+        *stopped,
+        *reader.note_problems(note),
+        *(reader.note_problems(earlier) if earlier else ()),
+    ]
     return report
 
 
@@ -126,12 +146,16 @@ def render(report: AuditReport) -> str:
 
 
 class _Reader:
-    """One pass over a log, in constant memory."""
+    """One pass over a log, in constant memory; ``until``: it ends at the line of ``note``."""
 
-    def __init__(self, report: AuditReport, note: Checkpoint | None) -> None:
-        self.report, self.note = report, note
+    def __init__(
+        self, report: AuditReport, note: Checkpoint | None, earlier: Checkpoint | None = None, until: bool = False
+    ) -> None:
+        self.report, self.note, self.until = report, note, until
         self.chain = Chain()
-        self.at_note: Line | None = None  # the line with the checkpoint's hash, or else one with its seq
+        # for each checkpoint, by its text, the line with its hash, or else one with its seq
+        self.at_note: dict[bytes, Line | None] = {each.text: None for each in (note, earlier) if each}
+        self.wanted = [each for each in (note, earlier) if each]
         self.runs: dict[str | None, Line] = {}  # the first line for each of report.models
         self.dropped: list[str] = []
 
@@ -141,6 +165,8 @@ class _Reader:
             self.report.n_lines += 1
             if line.problem is None:
                 self._add(line)
+            if self.until and line.problem is None and _is_at(line, self.note):
+                break
             if len(self.chain.parts) > MAX_PARTS:
                 message = f"reading ended at {line.place}: the chain has more than {MAX_PARTS} parts, this is no log"
                 return [Finding("stopped", message, line.place, line.seq)]
@@ -150,8 +176,9 @@ class _Reader:
         record, report = line.record, self.report
         end = End(line.place, line.seq, record["time"], record["event"], record["hash"])
         report.first, report.last = report.first or end, end
-        if self.note and line.seq == self.note.seq and (self.at_note is None or end.hash == self.note.hash):
-            self.at_note = line
+        for note in self.wanted:
+            if line.seq == note.seq and (self.at_note[note.text] is None or end.hash == note.hash):
+                self.at_note[note.text] = line
         if end.event == "open":
             model = record.get("model")
             sha256 = model.get("sha256") if isinstance(model, dict) else None
@@ -175,21 +202,21 @@ class _Reader:
             message = f"{last.place} (seq {last.seq}) says that the log goes on in another file, but no line follows"
             yield Finding("missing", message, last.place, last.seq)
 
-    def note_problems(self) -> Iterator[Finding]:
-        note, last = self.note, self._last_seq()
-        if self.at_note is None:
+    def note_problems(self, note: Checkpoint) -> Iterator[Finding]:
+        last, line = self._last_seq(), self.at_note[note.text]
+        if line is None:
             what = (
                 f"the log ends at seq {last}: {note.seq - last} or more lines were cut off at its end"
                 if last < note.seq
                 else "the log has no whole line of this seq"
             )
             yield Finding("removed", f"the checkpoint has seq {note.seq}, but {what}", seq=note.seq)
-        elif self.at_note.record["hash"] != note.hash:
+        elif not _is_at(line, note):
             message = (
-                f"{self.at_note.place} (seq {note.seq}) has hash {self.at_note.record['hash']}, but {note.hash} in the "
+                f"{line.place} (seq {note.seq}) has hash {line.record['hash']}, but {note.hash} in the "
                 f"checkpoint: this line or lines before it were written anew"
             )
-            yield Finding("rewritten", message, self.at_note.place, note.seq)
+            yield Finding("rewritten", message, line.place, note.seq)
 
     def model_problems(self, expected: str) -> Iterator[Finding]:
         if not self.runs:
@@ -222,6 +249,10 @@ class _Reader:
 
     def _last_seq(self) -> int:
         return max((part.last for part in self.chain.parts if isinstance(part, Run)), default=0)
+
+
+def _is_at(line: Line, note: Checkpoint) -> bool:
+    return line.seq == note.seq and line.record["hash"] == note.hash
 
 
 def _hashes(log: Log, seqs: set[int], n_lines: int) -> dict[int, dict[Place, str]]:

@@ -1,9 +1,10 @@
-"""`so8t audit`: check, read, count, export and search the audit logs of llama-server."""
+"""`so8t audit`: check, read, count, export, search and sign the audit logs of llama-server."""
 
 import argparse
 import json
 import re
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from llama_so8t.audit.statistics import render_statistics, statistics
 from llama_so8t.audit.text import describe, printable
 from llama_so8t.errors import ConfigError
 
-HELP = "check, read, count, export and search the audit logs of llama-server"
+HELP = "check, read, count, export, search and sign the audit logs of llama-server"
 
 KEYS = """
 FILE is the log that the server writes; the rotated files FILE.1, FILE.2, ... beside it are read before it.
@@ -41,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the subcommands of `so8t audit`."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = KEYS
-    commands = parser.add_subparsers(dest="audit_command", required=True, metavar="verify|show|stats|export|find")
+    commands = parser.add_subparsers(dest="audit_command", required=True, metavar="verify|show|stats|export|find|sign")
 
     def command(name: str, text: str) -> argparse.ArgumentParser:
         subparser = commands.add_parser(name, help=text, description=text)
@@ -63,6 +64,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     find_parser = command("find", "find the requests whose prompt or answer is a text")
     find_parser.add_argument("--key", type=Path, metavar="KEY", help="audit key of the server (default: FILE.key)")
     find_parser.add_argument("--text", type=Path, required=True, metavar="TEXTFILE", help="a whole prompt or answer")
+    sign_parser = command("sign", "sign the newest checkpoint, if the log goes on from the one that was signed before")
+    sign_parser.add_argument("--checkpoint", type=Path, required=True, metavar="NOTE", help="checkpoint of the server")
+    sign_parser.add_argument("--key", type=Path, required=True, metavar="PEM", help="Ed25519 private key")
+    sign_parser.add_argument("--out", type=Path, required=True, metavar="SIGNED", help="signed checkpoint to write")
+    sign_parser.add_argument(
+        "--every", type=_count, metavar="SECONDS", help="sign again and again, until stopped or something is wrong"
+    )
     for subparser in (verify_parser, show_parser, stats_parser):
         subparser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -73,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         0 if all is well, else 1; `find`: 0 if the text was found.
     """
-    command = {"verify": _verify, "show": _show, "stats": _stats, "export": _export, "find": _find}
+    command = {"verify": _verify, "show": _show, "stats": _stats, "export": _export, "find": _find, "sign": _sign}
     return command[args.audit_command](args)
 
 
@@ -135,6 +143,25 @@ def _find(args: argparse.Namespace) -> int:
     if n == 0:
         print("not found", file=sys.stderr)
     return unusable.report() or int(n == 0)
+
+
+def _sign(args: argparse.Namespace) -> int:
+    from llama_so8t.audit.signing import read_private_key, sign
+
+    key = read_private_key(args.key)
+    while True:
+        signing = sign(args.log, args.checkpoint, key, args.out, "verify")
+        for finding in signing.findings:
+            print(printable(f"{finding.kind}: {finding.message}"), file=sys.stderr)
+        if signing.findings:
+            print(printable(f"{args.out}: not written, the log is not to be trusted"), file=sys.stderr)
+            return 1
+        note = signing.checkpoint
+        what = "signed" if signing.is_new else "was signed before"
+        print(printable(f"{args.out}: {what}: seq {note.seq}, hash {note.hash}, {signing.n_lines} lines"), flush=True)
+        if not args.every:
+            return 0
+        time.sleep(args.every)
 
 
 def _records(args: argparse.Namespace, unusable: Callable[[Line], None]) -> Iterator[tuple[Place, dict[str, Any]]]:

@@ -28,8 +28,9 @@ class so8t_audit {
 
     // Opens the log, or goes on with it after its last whole line: an unfinished one behind it, of a server that was
     // killed, is cut off, and its size is told in the line "open", which is written with the model and the policy.
-    // Throws std::runtime_error: the log, the key or the checkpoint cannot be opened or written, another process
-    // writes this log, its last line is not what its hash says, the key is not 64 hex digits.
+    // Throws std::runtime_error: the log, the key or the checkpoint cannot be opened or written or is a link, another
+    // process writes this log, its last line is not what its hash says, it ends before its checkpoint, the key is not
+    // 64 hex digits.
     so8t_audit(const so8t_audit_params & params, const common_json & model, const common_json & policy);
 
     // with the line "close"
@@ -39,7 +40,8 @@ class so8t_audit {
     so8t_audit & operator=(const so8t_audit &) = delete;
 
     // Appends a line. durable: it is on the disk, with the checkpoint, when the call returns; others are within a
-    // second. Nothing: it could not be written, and no part of it is left in the file; a later call tries again.
+    // second. Nothing: it could not be written, and no part of it is left in the file; a later call may do better.
+    // A line longer than readers accept is written without texts, and with as many verdicts as fit.
     std::optional<entry> append(const char * event, const common_json & fields, bool durable);
 
     // {"n_tokens", "n_bytes", "hmac"}, and "text" if texts are kept
@@ -49,7 +51,7 @@ class so8t_audit {
     bool                failed() const; // the newest line that was to be written could not be
     const std::string & path()   const { return params.file; }
 
-    // the newest lines of the current file, oldest first; at most n
+    // the newest lines of the current file, oldest first; at most n, fewer where they are very long
     common_json tail(size_t n) const;
 
   private:

@@ -155,6 +155,9 @@ void so8t_delivery::finish(const so8t_guard * guard, server_response & queue, fi
     if (!line.is_null()) {
         verdict["audit"] = line;
     }
+    if (!recorded) {
+        verdict["enforced"] = "unavailable";
+    }
     server.count(*guard, verdict);
 
     if (!recorded) {

@@ -12,7 +12,8 @@
 static const size_t SO8T_MAX_LOST = 1000; // audit lines kept in memory while the log cannot be written
 
 so8t_server & so8t_server::get() {
-    static so8t_server server;
+    // never destroyed: a second Ctrl-C exits from a signal handler, where no lock may be waited for
+    static so8t_server & server = *new so8t_server;
     return server;
 }
 
@@ -100,6 +101,9 @@ bool so8t_server::load(const llama_model * m, const common_params & params) try 
 
 void so8t_server::stop() {
     escalations.reset();
+    if (log && !write_lost()) {
+        LOG_ERR("error: so8t: %zu lines of the audit log could not be written and are lost\n", lost.size() + (size_t) n_dropped);
+    }
     log.reset();
 }
 
@@ -107,12 +111,36 @@ void so8t_server::stop() {
 // audit
 //
 
+// in their order, and before any other line
+bool so8t_server::write_lost() {
+    for (; !lost.empty(); lost.pop_front()) {
+        if (!log->append(lost.front().first, lost.front().second, true)) {
+            return false;
+        }
+    }
+    if (n_dropped > 0) {
+        if (!log->append("lost", json::object({{"lines", n_dropped}}), true)) {
+            return false;
+        }
+        n_dropped = 0;
+    }
+    return true;
+}
+
 bool so8t_server::write(const char * event, const json & fields, bool durable, json & entry) {
-    const auto written = log->append(event, fields, durable);
+    const auto written = write_lost() ? log->append(event, fields, durable) : std::nullopt;
     if (written) {
         entry = {{"seq", written->seq}, {"hash", written->hash}};
     }
     return written.has_value();
+}
+
+void so8t_server::keep(const char * event, const json & fields) {
+    if (lost.size() < SO8T_MAX_LOST) {
+        lost.emplace_back(event, fields);
+    } else {
+        n_dropped++;
+    }
 }
 
 bool so8t_server::record(const json & request, bool durable, json & entry) {
@@ -120,12 +148,14 @@ bool so8t_server::record(const json & request, bool durable, json & entry) {
         return true;
     }
     std::lock_guard<std::mutex> lock(write_mutex);
-    if (lost.empty() && write("request", request, durable, entry)) {
+    if (write("request", request, durable, entry)) {
         return true;
     }
-    if (lost.size() < SO8T_MAX_LOST) {
-        lost.push_back(request);
+    json unwritten = request;
+    if (audit_required) {
+        unwritten["enforced"] = "unavailable";
     }
+    keep("request", unwritten);
     return !audit_required;
 }
 
@@ -134,11 +164,7 @@ bool so8t_server::may_serve() {
         return true;
     }
     std::lock_guard<std::mutex> lock(write_mutex);
-    json entry;
-    while (!lost.empty() && write("request", lost.front(), true, entry)) {
-        lost.pop_front();
-    }
-    return lost.empty() || !audit_required;
+    return write_lost() || !audit_required;
 }
 
 bool so8t_server::record_decision(const so8t_escalation & decided) {
@@ -154,9 +180,15 @@ bool so8t_server::record_decision(const so8t_escalation & decided) {
     if (!decided.comment.empty()) {
         fields["comment"] = decided.comment;
     }
-    json entry;
-    if (log && !write("escalation", fields, true, entry) && audit_required) {
-        return false;
+    if (log) {
+        std::lock_guard<std::mutex> lock(write_mutex);
+        json entry;
+        if (!write("escalation", fields, true, entry)) {
+            if (audit_required && decided.status == SO8T_ESCALATION_ALLOWED) {
+                return false; // the answer stays pending
+            }
+            keep("escalation", fields);
+        }
     }
     std::lock_guard<std::mutex> lock(count_mutex);
     n_escalations[so8t_escalation_status_name(decided.status)]++;

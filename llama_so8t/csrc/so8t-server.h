@@ -33,8 +33,8 @@ class so8t_server {
 
     bool has_heads() const { return policy != nullptr; }
 
-    // a line of the audit log for an answer; false: it could not be written (it is tried again later), and the
-    // answer may not be given. entry: "seq" and "hash", null without a log
+    // a line of the audit log for an answer; false: it could not be written (it is tried again later, "unavailable" as
+    // what was enforced), and the answer may not be given. entry: "seq" and "hash", null without a log
     bool record(const json & request, bool durable, json & entry);
 
     // false while lines could not be written and no answer may be given; tries again
@@ -60,6 +60,8 @@ class so8t_server {
   private:
     json counters() const;
     bool write(const char * event, const json & fields, bool durable, json & entry);
+    bool write_lost();
+    void keep(const char * event, const json & fields);
     bool record_decision(const so8t_escalation & decided);
 
     std::shared_ptr<const so8t_policy> policy;
@@ -71,8 +73,9 @@ class so8t_server {
     json policy_json;
     json rotations;
 
-    std::mutex       write_mutex;
-    std::deque<json> lost; // requests whose lines could not be written, to be tried again
+    std::mutex                               write_mutex;
+    std::deque<std::pair<const char *, json>> lost; // events that could not be written, to be tried again
+    uint64_t                                 n_dropped = 0; // more of them
 
     mutable std::mutex count_mutex;
     std::map<std::string, uint64_t>                                       n_decisions, n_enforced, n_escalations;

@@ -37,6 +37,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def runtime() -> Path:
     """Folder of the built tools and libraries. SO8T_REQUIRE=native makes its absence a failure."""
+    if "SO8T_ASAN_OPTIONS" in os.environ:  # of `make test-asan`, for what is started from here
+        os.environ["ASAN_OPTIONS"] = os.environ["SO8T_ASAN_OPTIONS"]
     try:
         return library_directory()
     except RuntimeLibraryError as error:

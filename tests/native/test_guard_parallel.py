@@ -1,0 +1,165 @@
+"""Eight slots and 200 mixed requests at once: every answer, verdict and audit line is the one of the request alone."""
+
+import hashlib
+import hmac
+import http.client
+import json
+import random
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llama_so8t.audit import Log, verify
+
+from .guard_server import CHAT, COMPLETION, ENDPOINTS, SMALL, TEXT, Answer, Endpoint, Server
+
+N = 200
+CLIENTS = 16
+WORDS = ("fine", "go", "ask", "climb", "both", "twice", "nan", "inf", "muse", "late", "json", "bomb", "court")
+# greedy: where a grammar forbids the token of the script, several others are left
+FORMS: tuple[dict[str, Any], ...] = (
+    {"temperature": 0, "grammar": "root ::= [a-z0-9 ]*"},
+    {"temperature": 0, "grammar": 'root ::= "all " "is " [a-z ]*'},
+)
+
+
+@dataclass(frozen=True)
+class Request:
+    """One of the mixed requests; no two have the same prompt. ``gives_up``: the client goes after the first event."""
+
+    prompt: str
+    endpoint: Endpoint
+    stream: bool
+    gives_up: bool
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def ask(self, server: Server) -> Answer | None:
+        if self.gives_up:
+            with server.open("POST", self.endpoint.path, self.endpoint.body(self.prompt) | self.options) as response:
+                response.readline()
+            return None
+        return (self.endpoint.ask_stream if self.stream else self.endpoint.ask)(server, self.prompt, **self.options)
+
+
+def mixed(seed: int, n: int) -> list[Request]:
+    rng = random.Random(seed)
+    found = []
+    for i in range(n):
+        if i % 10 == 9:
+            options = {"stream": True, "n_predict": 100000}
+            found.append(Request(f"{seed} {i} tick", rng.choice([COMPLETION, TEXT]), True, True, options))
+            continue
+        endpoint = rng.choice(list(ENDPOINTS.values()))
+        options = rng.choice([{}, {}, {"n_predict": 3}, {"temperature": 0}, *FORMS])
+        if endpoint not in (COMPLETION, TEXT, CHAT):
+            options = {}
+        found.append(Request(f"{seed} {i} {rng.choice(WORDS)}", endpoint, rng.random() < 0.5, False, options))
+    return found
+
+
+@pytest.fixture
+def log(tmp_path) -> Path:
+    return tmp_path / "audit.jsonl"
+
+
+@pytest.fixture
+def start(runtime, guard_file, log) -> Callable[..., Server]:
+    def run(*flags: object) -> Server:
+        return Server(
+            runtime / "llama-server", "-m", guard_file, *SMALL, "-c", 8 * 512, "-np", 8, "--so8t-policy", "enforce",
+            "--so8t-holdback", 2, "--so8t-audit", log, "--so8t-audit-max-size", "20K",
+            "--so8t-audit-checkpoint", log.with_name("note"), *flags,
+        )  # fmt: skip
+
+    return run
+
+
+def comparable(answer: Answer) -> tuple:
+    """All of an answer but what names the one request."""
+    return answer.text, answer.finish, answer.refusal, {k: v for k, v in answer.so8t.items() if k != "audit"}
+
+
+def records(log: Path) -> dict[int, dict[str, Any]]:
+    def damaged(line) -> None:
+        raise AssertionError(f"{line.place}: {line.problem}")
+
+    return {record["seq"]: record for _, record in Log(log).records(damaged) if record["event"] == "request"}
+
+
+def check_line(record: dict[str, Any], request: Request, answer: Answer, key: bytes) -> None:
+    assert answer.so8t["audit"]["hash"] == record["hash"]
+    assert record["prompt"]["hmac"] == hmac.new(key, request.prompt.encode(), hashlib.sha256).hexdigest()
+    for name in ("decision", "enforced", "triggered"):
+        assert record[name] == answer.so8t[name]
+
+
+def test_eight_slots_and_200_mixed_requests(start, log):
+    requests = mixed(1, N)
+    with start() as server:
+        alone = [request.ask(server) for request in requests]
+        n_before = server.get("/so8t")["audit"]["seq"]
+        order = list(range(N))
+        random.Random(2).shuffle(order)
+        with ThreadPoolExecutor(CLIENTS) as pool:
+            futures = {i: pool.submit(requests[i].ask, server) for i in order}
+            together = [futures[i].result() for i in range(N)]
+    decided = [answer.so8t["decision"] for answer in together if answer]
+    assert min(decided.count(decision) for decision in ("allow", "escalate", "refuse")) >= 10
+    for request, one, other in zip(requests, alone, together, strict=True):
+        assert (one is None) == (other is None) == request.gives_up
+        assert one is None or comparable(one) == comparable(other), request
+
+    report = verify(log, log.with_name("note"))
+    assert report.ok and report.last.event == "close", report.findings
+    found = records(log)
+    assert len(found) == 2 * N
+    key = bytes.fromhex(Path(f"{log}.key").read_text())
+    seqs = [answer.so8t["audit"]["seq"] for answer in (*alone, *together) if answer]
+    assert len(set(seqs)) == len(seqs)
+    for request, answer in (*zip(requests, alone, strict=True), *zip(requests, together, strict=True)):
+        if answer:
+            check_line(found[answer.so8t["audit"]["seq"]], request, answer, key)
+    given_up = [record for seq, record in found.items() if seq not in set(seqs)]
+    assert len(given_up) == 2 * N // 10 and all(record["cancelled"] for record in given_up)
+    assert sum(record["seq"] > n_before for record in found.values()) >= N - 1
+
+
+@pytest.mark.parametrize("n_answers", [20, 60])
+def test_a_kill_in_the_middle_loses_no_line_of_an_answer(start, log, n_answers):
+    """Whatever a client has read to its end is in the log, and the chain is whole up to there."""
+    requests = [request for request in mixed(3, N) if not request.gives_up]
+    answered: list[tuple[Request, Answer]] = []
+    enough = threading.Event()
+    server = start()
+
+    def ask(request: Request) -> None:
+        try:
+            answered.append((request, request.ask(server)))
+        except (OSError, http.client.HTTPException, json.JSONDecodeError, AssertionError, LookupError):
+            assert enough.is_set(), request  # the server is gone
+        if len(answered) >= n_answers:
+            enough.set()
+            server.process.kill()
+
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        for future in [pool.submit(ask, request) for request in requests]:
+            future.result()
+    server.stop()
+    findings = verify(log, log.with_name("note")).findings
+    # missing: in the middle of a rotation
+    assert [finding.kind for finding in findings] in ([], ["cut"], ["missing"]), findings
+
+    start().stop()
+    assert verify(log, log.with_name("note")).findings == []
+    found = records(log)
+    key = bytes.fromhex(Path(f"{log}.key").read_text())
+    assert len(answered) >= n_answers
+    for request, answer in answered:
+        check_line(found[answer.so8t["audit"]["seq"]], request, answer, key)
+    # lines of answers that were on their way when the server was killed
+    assert len(answered) <= len(found) <= len(answered) + CLIENTS
