@@ -53,7 +53,7 @@ def vulkan(runtime):
     """Environment of the build with Vulkan."""
     if not [*runtime.glob("*ggml-vulkan.*")]:
         missing(f"no Vulkan backend in {runtime}: `make test-vulkan` builds and tests it", "vulkan")
-    # without the first Mesa's lavapipe, which is no GPU, is not used; with the second products are not rounded to float16
+    # the first: Mesa's lavapipe, which is no GPU, is used too; the second: products are not rounded to float16
     environment = {"GGML_VK_VISIBLE_DEVICES": "0", "GGML_VK_DISABLE_F16": "1"}
     devices = run(runtime / "llama-completion", "--list-devices", environment=environment).stdout
     if "Vulkan0" not in devices:
