@@ -3,15 +3,14 @@
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from .backend_values import values
 from .conftest import MARGIN, reference, tokens_for
 
-ROOT = Path(__file__).resolve().parents[2]
 N_TOKENS = 40
 """BLAS takes products of 32 columns and more."""
 
@@ -34,9 +33,7 @@ def model(request, make_model):
 
 @pytest.fixture(scope="module")
 def expected(model):
-    tokens = tokens_for(model, N_TOKENS)
-    found = reference(model, [*tokens, tokens[0]])
-    return {name: rows[:-1] for name, rows in found.items()} | {"next": found["task"][-1:]}
+    return reference(model, tokens_for(model, N_TOKENS))
 
 
 @pytest.fixture(scope="session")
@@ -70,23 +67,18 @@ def missing(reason: str, needed: str) -> None:
 def run(*command: object, environment: dict[str, str]) -> subprocess.CompletedProcess:
     result = subprocess.run(
         [*map(str, command)], capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL, timeout=600,
-        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        env={**os.environ, **environment},
     )  # fmt: skip
     assert result.returncode == 0, result.stderr[-3000:]
     return result
 
 
-def check(model: Path, file: Path, expected, environment, n_gpu_layers: int, out: Path, margin: float = MARGIN) -> None:
-    tokens = tokens_for(model, N_TOKENS)
-    run(
-        sys.executable, Path(__file__).with_name("backend_values.py"), file, out, n_gpu_layers, *tokens,
-        environment=environment,
-    )  # fmt: skip
-    found = np.load(out)
+def check(model: Path, file: Path, expected, out: Path, environment, margin: float = MARGIN, **options: int) -> None:
+    found = values(file, tokens_for(model, N_TOKENS), out, environment, **options)
     scale = np.abs(expected["task"]).max()
     assert set(found) == set(expected)
-    for name, values in expected.items():
-        difference = np.abs(found[name] - values).max() / scale
+    for name, rows in expected.items():
+        difference = np.abs(found[name] - rows).max() / scale
         assert difference <= margin, f"{name}: differs by {difference:.2e} of the largest logit, allowed {margin:.0e}"
 
 
@@ -106,12 +98,12 @@ def products(runtime: Path, file: Path, device: str, environment: dict[str, str]
 
 @pytest.mark.parametrize("rotations", ["fold", "explicit"])
 def test_blas_gives_the_values_of_the_reference(model, expected, to_gguf, blas, rotations, tmp_path):
-    check(model, to_gguf(model, rotations), expected, blas, 0, tmp_path / "values.npz")
+    check(model, to_gguf(model, rotations), expected, tmp_path / "values.npz", blas)
 
 
 @pytest.mark.parametrize("rotations", ["fold", "explicit"])
 def test_vulkan_gives_the_values_of_the_reference(model, expected, to_gguf, vulkan, rotations, tmp_path):
-    check(model, to_gguf(model, rotations), expected, vulkan, 99, tmp_path / "values.npz", VULKAN_MARGIN)
+    check(model, to_gguf(model, rotations), expected, tmp_path / "values.npz", vulkan, VULKAN_MARGIN, n_gpu_layers=99)
 
 
 def test_blas_multiplies_weights_and_leaves_rotations_to_the_cpu(runtime, model, to_gguf, blas):
