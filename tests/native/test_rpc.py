@@ -14,9 +14,9 @@ import pytest
 from scripted_model import Head, scripted_gguf
 
 from llama_so8t.bindings import Session
-from llama_so8t.bindings.session import F32
 from llama_so8t.errors import RuntimeLibraryError
 
+from . import backend_values
 from .conftest import tokens_for
 from .guard_server import SMALL, Server
 from .rpc_server import Line, RpcServer, free_port
@@ -81,16 +81,12 @@ def endpoints(servers):
     return [server.endpoint for server in servers]
 
 
-def values(file: Path, n: int = 33, **options: object) -> dict[str, np.ndarray]:
-    """Logits and head values of a prompt and of two more tokens, one after the other."""
-    options = {"type_k": F32, "type_v": F32, "flash_attn": False} | options
-    found = []
-    with Session(file, **options) as session:
-        tokens = tokens_for(file.parent, n + 2)
-        for start, stop in ((0, n), (n, n + 1), (n + 1, n + 2)):
-            session.decode(tokens[start:stop], position=start)
-            found.append({"task": session.logits()} | {h.name: session.head_logits(h.name) for h in session.heads})
-    return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
+@pytest.fixture
+def values(tmp_path):
+    """Values of a file of a model: ``values(file, **options of Session)``."""
+    return lambda file, **options: backend_values.values(
+        file, tokens_for(file.parent, 35), tmp_path / "values.npz", **options
+    )
 
 
 def check(found, expected, margin=0.0):
@@ -102,7 +98,7 @@ def check(found, expected, margin=0.0):
 
 
 @pytest.mark.parametrize("rotations", ["fold", "explicit"])
-def test_two_servers_give_the_values_of_one_process(model, to_gguf, servers, rotations):
+def test_two_servers_give_the_values_of_one_process(model, to_gguf, servers, values, rotations):
     file = to_gguf(model, rotations)
     found = values(file, rpc=endpoints(servers), n_gpu_layers=99)
     check(found, values(file))
@@ -111,7 +107,7 @@ def test_two_servers_give_the_values_of_one_process(model, to_gguf, servers, rot
 
 
 @pytest.mark.parametrize("rotations", ["fold", "explicit"])
-def test_tensor_split_gives_the_values_of_one_process(model, to_gguf, servers, rotations):
+def test_tensor_split_gives_the_values_of_one_process(model, to_gguf, servers, values, rotations):
     file = to_gguf(model, rotations)
     found = values(file, rpc=endpoints(servers), n_gpu_layers=99, split_mode="tensor", flash_attn=True)
     check(found, values(file, flash_attn=True), FLASH_MARGIN)
@@ -131,7 +127,7 @@ def test_tensor_split_gives_the_values_of_one_process(model, to_gguf, servers, r
     ],
     ids=["9 of 3", "17 of 1", "bias", "13 of 13, tied"],
 )
-def test_tensor_split_of_head_counts_that_do_not_divide(make_model, to_gguf, servers, family, fields):
+def test_tensor_split_of_head_counts_that_do_not_divide(make_model, to_gguf, servers, values, family, fields):
     model = make_model(family, **{"head_dim": 64, "intermediate_size": 512} | fields)
     for rotations in ("fold", "explicit"):
         file = to_gguf(model, rotations)
@@ -139,7 +135,7 @@ def test_tensor_split_of_head_counts_that_do_not_divide(make_model, to_gguf, ser
         check(found, values(file, flash_attn=True), FLASH_MARGIN)
 
 
-def test_layers_are_shared_as_asked(qwen3, to_gguf, servers):
+def test_layers_are_shared_as_asked(qwen3, to_gguf, servers, values):
     file = to_gguf(qwen3)
     found = values(file, rpc=endpoints(servers), n_gpu_layers=99, tensor_split=[4, 1])
     check(found, values(file))
@@ -147,7 +143,7 @@ def test_layers_are_shared_as_asked(qwen3, to_gguf, servers):
     assert first.n_bytes > 2 * second.n_bytes > 0
 
 
-def test_layers_that_are_not_offloaded_stay_here(qwen3, to_gguf, servers):
+def test_layers_that_are_not_offloaded_stay_here(qwen3, to_gguf, servers, values):
     file = to_gguf(qwen3, "explicit")
     found = values(file, rpc=endpoints(servers), n_gpu_layers=2)
     check(found, values(file))
