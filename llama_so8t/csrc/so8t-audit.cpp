@@ -282,7 +282,7 @@ static std::string so8t_note(const so8t_audit_params & params, const so8t_last_l
 // a log that ends before its own checkpoint has lost lines since, and one with another line there is another log
 static void so8t_check_note(const so8t_audit_params & params, const so8t_last_line & last) {
     const std::string & path = params.checkpoint_file;
-    if (path.empty() || !fs::exists(path) || fs::is_empty(path)) {
+    if (path.empty() || !fs::exists(path) || (fs::is_regular_file(path) && fs::is_empty(path))) {
         return;
     }
     std::string origin, seq, hash;
