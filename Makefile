@@ -7,16 +7,17 @@ PRESET  ?= cpu
 BUILD   := build/$(PRESET)
 DEMO    := build/demo
 ADAPTER := models/smollm2-135m-so8t
+NVCC    := $(shell command -v nvcc)
 
 # paths inside the checkout hash alike in every clone
 export CCACHE_BASEDIR := $(CURDIR)
 export SO8T_LIBRARY_PATH := $(CURDIR)/$(BUILD)/bin
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help setup source build demo adapter test test-quick test-native test-asan lint patches clean
+.PHONY: help setup source build demo adapter test test-quick test-native test-asan test-cuda test-vulkan bench bench-instructions bench-cuda need-gpu lint patches clean
 
 help: ## this text
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
 
 setup: $(VENV)/.complete ## the Python environment: pinned packages, cmake and ninja
 
@@ -25,6 +26,12 @@ $(VENV)/.complete: requirements.txt requirements-nodeps.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-nodeps.txt
+	@touch $@
+
+# where there is nvcc: headers that a toolkit of packages lacks, for the tests that compile CUDA
+$(VENV)/.cuda: requirements-cuda.txt $(VENV)/.complete
+	printf '%s\n' '#include <cublas_v2.h>' '#include <cub/cub.cuh>' | $(NVCC) -x cu -E -o /dev/null - 2> /dev/null || \
+	    $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-cuda.txt
 	@touch $@
 
 source: setup ## the pinned llama.cpp, patched, in build/llama.cpp
@@ -51,13 +58,36 @@ adapter: source ## make models/smollm2-135m-so8t again; it names the data packag
 
 test: test-quick test-native ## everything
 
-test-quick: source ## the tests that need no build of llama.cpp
+test-quick: source $(if $(NVCC),$(VENV)/.cuda) ## the tests that need no build of llama.cpp
 	$(BIN)/python -m pytest -n auto --dist loadfile -m "not native"
 
 test-native: build ## the tests of the patched llama.cpp
 	$(BIN)/cmake --build $(BUILD) --target so8t-tests
 	$(BIN)/ctest --test-dir $(BUILD)/tests/cpp --output-on-failure --no-tests=error
-	SO8T_REQUIRE=native $(BIN)/python -m pytest -m native
+	SO8T_REQUIRE=native,$$SO8T_REQUIRE $(BIN)/python -m pytest -m native
+
+need-gpu:
+	@test -n "$(NVCC)" || { echo "no nvcc on PATH: install the CUDA toolkit, 12 or 13" >&2; exit 1; }
+	@nvidia-smi -L 2> /dev/null | grep -q ^GPU || { echo "no NVIDIA GPU: nvidia-smi lists none" >&2; exit 1; }
+
+test-cuda: need-gpu ## on a machine with a GPU: its rotations, logits and head values against the CPU's
+	$(MAKE) build PRESET=cuda
+	$(BIN)/cmake --build build/cuda --target so8t-tests-cuda
+	$(BIN)/ctest --test-dir build/cuda/tests/cpp -L cuda --output-on-failure --no-tests=error
+	SO8T_REQUIRE=native,cuda SO8T_LIBRARY_PATH=$(CURDIR)/build/cuda/bin $(BIN)/python -m pytest -m cuda
+
+bench-cuda: need-gpu ## on a machine with a GPU: its rotations beside a copy, in microseconds and GB/s; JSON=--json
+	$(MAKE) build PRESET=cuda
+	$(BIN)/cmake --build build/cuda --target bench-so8t-rotate-device
+	build/cuda/bin/bench-so8t-rotate-device --device CUDA0 $(JSON)
+
+test-vulkan: source ## rotations on a Vulkan device; Mesa's lavapipe will do, without a GPU
+	$(BIN)/cmake --preset vulkan -DPython3_EXECUTABLE=$(abspath $(BIN)/python) --log-level=WARNING || { \
+	    echo "test-vulkan: needs apt-get install mesa-vulkan-drivers libvulkan-dev glslc spirv-headers" >&2; exit 1; }
+	$(BIN)/cmake --build build/vulkan --target so8t-session llama-completion test-backend-ops test-llama-archs
+	$(BIN)/ctest --test-dir build/vulkan/tests/cpp -R vulkan --output-on-failure --no-tests=error
+	SO8T_LIBRARY_PATH=$(CURDIR)/build/vulkan/bin SO8T_REQUIRE=native,vulkan \
+	    $(BIN)/python -m pytest tests/native/test_backends.py -k vulkan
 
 # Reports go to files, so that none is lost whatever a test looks at. Python has leaks of its own: only what it starts is
 # asked for leaks (SO8T_ASAN_OPTIONS).
@@ -82,6 +112,21 @@ lint: setup ## ruff over the Python
 
 patches: ## write ggml-patches/*.patch from the edited tree in build/llama.cpp
 	$(PYTHON) ggml-patches/regenerate.py
+
+bench: build ## the tables of docs/speed.md and docs/profile.md: leave the machine alone for a quarter of an hour
+	$(BIN)/cmake --build $(BUILD) --target bench-so8t-rotate
+	$(BIN)/python -m llama_so8t bench run
+	$(BIN)/python -m llama_so8t bench profile --shape 0.6B --sites
+	$(BUILD)/bin/bench-so8t-rotate
+	mkdir -p $(DEMO)
+	$(BIN)/python convert_so8t_to_gguf.py $(ADAPTER) --outtype q8_0 --outfile $(DEMO)/so8t-q8_0.gguf
+	$(BIN)/python -m llama_so8t bench guard $(DEMO)/so8t-q8_0.gguf --runs 10
+	$(MAKE) bench-instructions
+
+bench-instructions: build ## instructions per token; valgrind knows no AVX-512, so the CPU backend is built once more
+	$(BIN)/cmake --preset callgrind -DPython3_EXECUTABLE=$(abspath $(BIN)/python) --log-level=WARNING
+	$(BIN)/cmake --build build/callgrind --target llama-bench llama-quantize so8t-session so8t-kernels
+	SO8T_LIBRARY_PATH=$(CURDIR)/build/callgrind/bin $(BIN)/python -m llama_so8t bench run --instructions
 
 clean: ## remove the builds (not the environment)
 	rm -rf build

@@ -14,10 +14,11 @@ import tempfile
 from pathlib import Path
 
 PARTS = {
-    "001-ggml-so8-hint.patch": ("ggml",),
+    "001-ggml-so8-hint.patch": ("ggml/include", "ggml/src/ggml-backend.cpp", "ggml/src/ggml-cpu", "ggml/src/ggml-cuda"),
     "002-llama-so8t.patch": ("src",),
     "003-tools-so8t.patch": ("common", "tools"),
     "004-tests-so8t.patch": ("tests",),
+    "005-ggml-rpc-lost-server.patch": ("ggml/src/ggml-rpc",),
 }
 
 

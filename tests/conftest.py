@@ -1,6 +1,7 @@
 """Shared by every test: fixed seeds, tolerances with their reasons, golden numbers."""
 
 import json
+import os
 import random
 import signal
 import sys
@@ -12,6 +13,12 @@ import pytest
 
 SEED = 28
 GOLDEN = Path(__file__).parent / "golden"
+
+# tensors of tests are tiny: torch's threads, two to a worker, would mostly wait for each other
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# checks that several test modules share
+pytest.register_assert_rewrite("tests.ui.any_server")
 
 # a shell that starts the tests in the background has them ignore Ctrl-C, and their children too
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -14,6 +14,7 @@ error. Greedy decoding follows the chain, sampling at temperature 1 too (all oth
 under a grammar that forbids the next token comes the one with the lowest id.
 Probabilities of a head are exact to 1e-6; labels that are not named share what is left; `INF` and `NAN` make its
 values overflow in the product, with finite weights. "<think>" and "</think>" are tokens that print, as in Qwen3.
+"<0xC3>" is the byte C3: a character of several bytes is a chain of such tokens.
 With `CHATML` the last token of a prompt is "\n" (or what follows it: name them in `scripts`); with `WORDS` the prompt
 is the contents of the messages, so it ends as the user's last word says.
 """
@@ -26,6 +27,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import sentencepiece
 from tiny_models import VOCABULARY_SIZE, base_config, stored, tokenizer_model
 
 from llama_so8t.checkpoint import adapter, safetensors_writer
@@ -109,11 +111,11 @@ def scripted_checkpoint(
     successors = _successors(scripts)
     named = [*successors, *successors.values(), *(token for head in heads.values() for token in head.tokens)]
     tokens = list(dict.fromkeys([*CONTROL, *THINK, *named]))
-    ids = {token: VOCABULARY_SIZE + index for index, token in enumerate(tokens)}
+    ids = _token_ids(tokens)
     axes = {token: index + 1 for index, token in enumerate(tokens)}
     both = len(tokens) + 1  # second axis of tokens with NaN
     d = -(-(both + 1) // 64) * 64
-    config = _config(VOCABULARY_SIZE + len(tokens), d, ids[END], heads)
+    config = _config(max(ids.values()) + 1, d, ids[END], heads)
     spec = ModelSpec.from_config(config)
 
     embedding = np.zeros((config["vocab_size"], d))
@@ -160,6 +162,19 @@ def _successors(scripts: Mapping[str, Sequence[str]]) -> dict[str, str]:
     return successors
 
 
+def _token_ids(tokens: Sequence[str]) -> dict[str, int]:
+    """Bytes are in the tokenizer, all others are added to it."""
+    tokenizer = sentencepiece.SentencePieceProcessor(model_proto=tokenizer_model())
+    pieces = {tokenizer.id_to_piece(index): index for index in range(tokenizer.get_piece_size())}
+    ids: dict[str, int] = {}
+    for token in tokens:
+        known = pieces.get(token.replace(" ", "\u2581"))
+        assert known is None or tokenizer.is_byte(known), f"{token!r} is a token of the tokenizer, take another text"
+        added = sum(index >= VOCABULARY_SIZE for index in ids.values())
+        ids[token] = VOCABULARY_SIZE + added if known is None else known
+    return ids
+
+
 def _is_nan(given: Mapping[str, float] | float | None) -> bool:
     return isinstance(given, float) and math.isnan(given)
 
@@ -180,7 +195,11 @@ def _write(
     directory.mkdir(parents=True)
     (directory / "config.json").write_text(json.dumps(config))
     (directory / "tokenizer.model").write_bytes(tokenizer_model())
-    added = {str(index): {"content": token, "special": token in CONTROL} for token, index in ids.items()}
+    added = {
+        str(index): {"content": token, "special": token in CONTROL}
+        for token, index in ids.items()
+        if index >= VOCABULARY_SIZE
+    }
     fields = {
         "add_bos_token": False, "add_prefix_space": False, "eos_token": END, "chat_template": template,
         "added_tokens_decoder": added, "tokenizer_class": "LlamaTokenizer",

@@ -32,7 +32,10 @@ ALLOWED = {
         *("errors", "layout", "kernels", "upstream", "bindings", "checkpoint", "conversion", "inspection", "hf"),
     },
     "sidecars": {"errors", "layout", "model_spec", "checkpoint", "hf"},
-    "benchmarks": {"errors", "model_spec", "upstream", "checkpoint"},
+    "benchmarks": {
+        *("errors", "layout", "model_spec", "folding", "kernels", "upstream", "bindings", "tools", "checkpoint"),
+        "conversion",
+    },
     "hf": {"errors", "algebra", "layout", "model_spec"},
     "tools": {"errors", "bindings"},
 }

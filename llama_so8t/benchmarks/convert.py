@@ -2,7 +2,6 @@
 
 import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_so8t import upstream
+from llama_so8t.benchmarks import process
 from llama_so8t.benchmarks.synthetic import write_base, write_so8t
 from llama_so8t.errors import So8tError
 
@@ -96,21 +96,13 @@ def _measure(name: str, arguments: list[str], outfile: Path) -> Measurement:
     environment = os.environ | {"PYTHONPATH": str(root), "LLAMA_CPP_SOURCE": str(upstream.source())}
     os.sync()
     start = time.perf_counter()
-    process = subprocess.Popen(
-        [sys.executable, *arguments, str(outfile)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment
-    )
-    said = process.stderr.read()
-    process.stderr.close()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise So8tError(f"{name}: exit code {process.returncode}: {said.decode(errors='replace')[-500:]}")
+    finished = process.run([sys.executable, *arguments, outfile], environment)
     with outfile.open("rb") as file:
         os.fsync(file.fileno())  # ours has done so already
     seconds = time.perf_counter() - start
     size = outfile.stat().st_size
     outfile.unlink()
-    return Measurement(name, seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024, size)
+    return Measurement(name, seconds, finished.cpu_seconds, finished.peak_bytes, size)
 
 
 def _write_time(path: Path, size: int) -> float:

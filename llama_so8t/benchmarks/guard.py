@@ -10,13 +10,12 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from llama_so8t import upstream
+from llama_so8t.benchmarks.paired import paired_ratio
 from llama_so8t.checkpoint.gguf_file import read_gguf
 from llama_so8t.errors import So8tError
 from llama_so8t.tools import program
@@ -25,7 +24,6 @@ ARMS = ("no heads", "off", "monitor", "enforce")
 """The file without heads; with them, the policy."""
 
 _START_SECONDS = 300
-_ROUNDS_OF_BOOTSTRAP = 2000
 
 
 @dataclass(frozen=True)
@@ -98,8 +96,10 @@ def measure_guard(
         },
         "ratios": {
             arm: {
-                quantity: _ratio(
-                    [getattr(t, quantity) for t in found[arm]], [getattr(t, quantity) for t in found["no heads"]]
+                quantity: asdict(
+                    paired_ratio(
+                        [getattr(t, quantity) for t in found[arm]], [getattr(t, quantity) for t in found["no heads"]]
+                    )
                 )
                 for quantity in ("first_ms", "token_ms")
             }
@@ -139,14 +139,6 @@ def _never(model: Path) -> str:
     return ",".join(
         f"{head}/{label}=1" for head in file.get("so8t.heads") for label in file.get(f"so8t.head.{head}.labels")
     )
-
-
-def _ratio(values: list[float], base: list[float]) -> dict[str, float]:
-    ratios = np.array(values) / np.array(base)
-    rng = np.random.default_rng(0)
-    medians = np.median(rng.choice(ratios, (_ROUNDS_OF_BOOTSTRAP, len(ratios))), axis=1)
-    low, high = np.quantile(medians, (0.025, 0.975))
-    return {"median": float(np.median(ratios)), "low": float(low), "high": float(high)}
 
 
 @contextmanager

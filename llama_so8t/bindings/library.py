@@ -7,7 +7,7 @@ from pathlib import Path
 
 from llama_so8t.errors import RuntimeLibraryError
 
-VERSION = 1
+VERSION = 2
 """SO8T_SESSION_VERSION of so8t-session.h."""
 
 
@@ -26,6 +26,23 @@ class SessionParams(c.Structure):
         ("type_k", c.c_int32),
         ("type_v", c.c_int32),
         ("embeddings", c.c_bool),
+        ("split_mode", c.c_int32),
+        ("rpc", c.c_char_p),
+        ("tensor_split", c.POINTER(c.c_float)),
+        ("n_tensor_split", c.c_int32),
+        ("observe", c.c_int32),
+    ]
+
+
+class SessionNode(c.Structure):
+    """``struct so8t_session_node``."""
+
+    _fields_ = [
+        ("op", c.c_char_p),
+        ("name", c.c_char_p),
+        ("operand", c.c_char_p),
+        ("hint", c.c_int32),
+        ("seconds", c.c_double),
     ]
 
 
@@ -55,6 +72,14 @@ _PROTOTYPES = {
     "tokenize": (c.c_int32, [c.c_void_p, c.c_char_p, c.c_bool, _INT32S, c.c_int32]),
     # int32_t so8t_session_decode(session, const int32_t * tokens, positions, sequences, int32_t n)
     "decode": (c.c_int32, [c.c_void_p, _INT32S, _INT32S, _INT32S, c.c_int32]),
+    # double so8t_session_time(session, const int32_t * tokens, int32_t n, bool one_by_one)
+    "time": (c.c_double, [c.c_void_p, _INT32S, c.c_int32, c.c_bool]),
+    # void so8t_session_set_threads(struct so8t_session * session, int32_t n_threads)
+    "set_threads": (None, [c.c_void_p, c.c_int32]),
+    # int64_t so8t_session_n_nodes(const struct so8t_session * session)
+    "n_nodes": (c.c_int64, [c.c_void_p]),
+    # bool so8t_session_get_node(const struct so8t_session * session, int64_t i, struct so8t_session_node * node)
+    "get_node": (c.c_bool, [c.c_void_p, c.c_int64, c.POINTER(SessionNode)]),
     # const float * so8t_session_logits(struct so8t_session * session, int32_t i)
     "logits": (_FLOATS, [c.c_void_p, c.c_int32]),
     # const float * so8t_session_embedding(struct so8t_session * session, int32_t i)

@@ -9,11 +9,14 @@ from types import TracebackType
 
 import numpy as np
 
-from llama_so8t.bindings.library import VERSION, SessionParams, call
+from llama_so8t.bindings.library import VERSION, SessionNode, SessionParams, call
 from llama_so8t.errors import RuntimeLibraryError
 
 F32, F16, Q8_0 = 0, 1, 8
 """ggml types of the KV cache."""
+
+SPLIT_MODES = ("none", "layer", "row", "tensor")
+"""``llama_split_mode``: how the devices share a model."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,29 @@ class Head:
 
     name: str
     labels: tuple[str, ...]
+
+
+OBSERVE = ("no", "nodes", "times")
+"""What a session records of its graph: nothing, the nodes, or also the time of each, computed alone."""
+
+SO8_HINT = 2
+"""GGML_HINT_SRC0_IS_SO8."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """One node of a graph: operation, names of result and first operand, hint of a MUL_MAT, seconds."""
+
+    op: str
+    name: str
+    operand: str
+    hint: int
+    seconds: float
+
+    @property
+    def is_rotation(self) -> bool:
+        """Whether the first operand is a stack of rotations."""
+        return self.hint == SO8_HINT
 
 
 class Session:
@@ -39,9 +65,17 @@ class Session:
         type_k: ggml type of the key cache.
         type_v: ggml type of the value cache.
         embeddings: also compute final hidden states.
+        rpc: ``host:port`` of servers started with ``ggml-rpc-server``, which are the devices instead of this
+            machine's; `n_gpu_layers` counts the layers on them.
+        split_mode: one of `SPLIT_MODES`.
+        tensor_split: share of each device; None goes by their free memory.
+        observe: one of `OBSERVE`; what `nodes` gives.
 
     Raises:
-        RuntimeLibraryError: the library is missing, or llama.cpp refused the file; its words are in the message.
+        RuntimeLibraryError: the library is missing, an RPC server cannot be reached, or llama.cpp refused the file;
+            its words are in the message. A server that is lost later ends the process (SIGABRT), as in every
+            program on llama.cpp.
+        ValueError: no such split mode.
     """
 
     def __init__(
@@ -58,6 +92,10 @@ class Session:
         type_k: int = F16,
         type_v: int = F16,
         embeddings: bool = False,
+        rpc: Sequence[str] = (),
+        split_mode: str = "layer",
+        tensor_split: Sequence[float] = (),
+        observe: str = "no",
     ) -> None:
         params = SessionParams(
             version=VERSION,
@@ -71,6 +109,11 @@ class Session:
             type_k=type_k,
             type_v=type_v,
             embeddings=embeddings,
+            split_mode=SPLIT_MODES.index(split_mode),
+            rpc=",".join(rpc).encode() if rpc else None,
+            tensor_split=(c.c_float * len(tensor_split))(*tensor_split) if tensor_split else None,
+            n_tensor_split=len(tensor_split),
+            observe=OBSERVE.index(observe),
         )
         self._handle = None
         self._handle = call("init", os.fsencode(Path(path)), c.byref(params))
@@ -120,6 +163,36 @@ class Session:
         if status != 0:
             raise RuntimeLibraryError(f"decode of {n} tokens failed with status {status}: {_error()}")
         self._n_tokens = n
+
+    def time(self, tokens: Sequence[int], *, one_by_one: bool = False) -> float:
+        """Seconds to evaluate tokens after those of sequence 0, as the tests pp and tg of llama-bench do.
+
+        Args:
+            tokens: ids, at most n_batch where they are one batch.
+            one_by_one: whether each is a batch of its own; only the last of a batch becomes an output.
+
+        Raises:
+            RuntimeLibraryError: the context is full, or another failure of llama.cpp.
+        """
+        n = len(tokens)
+        seconds = call("time", self._handle, (c.c_int32 * n)(*tokens), n, one_by_one)
+        if seconds < 0:
+            raise RuntimeLibraryError(f"evaluation of {n} tokens failed: {_error()}")
+        return seconds
+
+    def set_threads(self, n_threads: int) -> None:
+        """CPU threads of the following evaluations."""
+        call("set_threads", self._handle, n_threads)
+
+    def nodes(self) -> list[Node]:
+        """Nodes of the last `decode` or `time` in the order of their computation; needs ``observe``."""
+        node, found = SessionNode(), []
+        for index in range(call("n_nodes", self._handle)):
+            call("get_node", self._handle, index, c.byref(node))
+            found.append(
+                Node(node.op.decode(), node.name.decode(), node.operand.decode(), node.hint, node.seconds)
+            )
+        return found
 
     def logits(self) -> np.ndarray:
         """Task logits of the last `decode`: ``(n_tokens, n_vocab)`` float32."""

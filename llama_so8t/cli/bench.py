@@ -6,12 +6,28 @@ import sys
 from pathlib import Path
 from typing import Any
 
-HELP = "measure this project against upstream"
+HELP = "measure this project against upstream and against the base"
+
+
+KEYS = """
+The object of --json:
+  machine, options         processor and cores; what was asked for
+  rows                     one object per model, test and arm:
+    shape, outtype, threads, arm
+    test                   "ppN" and "tgN": value is tokens per second, compared the ratio to the arm qwen3;
+                           "peak": bytes resident, ratio; "load": seconds, difference in seconds;
+                           "instructions": per generated token, ratio
+    value                  median over the rounds
+    compared               median over the pairs of one round; low, high: its 95 % bootstrap interval; n: pairs
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments of `so8t bench`."""
-    kinds = parser.add_subparsers(dest="what", required=True, metavar="{convert,guard}")
+    kinds = parser.add_subparsers(dest="what", required=True, metavar="{run,profile,guard,convert}")
+
+    _add_run(kinds)
+    _add_profile(kinds)
 
     convert = kinds.add_parser("convert", help="the converter, against upstream's on a 4B float8 model")
     convert.add_argument(
@@ -34,12 +50,91 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         kind.add_argument("--json", action="store_true", help="print one JSON object at the end")
 
 
+def _add_run(kinds: Any) -> None:
+    parser = kinds.add_parser("run", help="speed, memory and load time of SO8T models against their base")
+    parser.formatter_class, parser.epilog = argparse.RawDescriptionHelpFormatter, KEYS
+    option = parser.add_argument
+    option("--shapes", type=_words, metavar="LIST", help="some of tiny, 135M, 0.6B, 4B (default: 135M,0.6B,4B)")
+    option("--outtypes", type=_words, metavar="LIST", help="types (default: q8_0,q4_k_m)")
+    option("--threads", type=_counts, metavar="LIST", help="numbers of threads (default: 1,2)")
+    option("--seconds", type=float, metavar="N", help="seconds of each test, 3 rounds at least (default: 8)")
+    option("--prompt", type=_count, metavar="N", help="tokens of a prompt (default: 512; of 0.6B 256, of 4B 32)")
+    option("-n", type=_count, metavar="N", help="tokens to generate (default: 128; of 4B 16)")
+    option("--shared-blocks", action="store_true", help="one rotation per site instead of one per block")
+    option("--instructions", action="store_true", help="count instructions under valgrind (default: 135M at q8_0)")
+    option("--directory", type=Path, metavar="DIR", help="where models may be for a while (default: build/bench)")
+    option("--json", action="store_true", help="print one JSON object instead of the tables")
+
+
+def _add_profile(kinds: Any) -> None:
+    parser = kinds.add_parser("profile", help="where the time of a token goes, by part of the graph")
+    models = parser.add_mutually_exclusive_group(required=True)
+    models.add_argument("models", type=Path, nargs="*", default=[], metavar="MODEL", help="GGUF files, side by side")
+    models.add_argument("--shape", help="instead: tiny, 135M, 0.6B or 4B with random weights, the base and with heads")
+    parser.add_argument("--outtype", default="q8_0", help="type of --shape (default: q8_0)")
+    where = "where the models of --shape may be for a while (default: build/bench)"
+    parser.add_argument("--directory", type=Path, default=Path("build/bench"), metavar="DIR", help=where)
+    parser.add_argument("--tokens", type=_count, default=1, metavar="N", help="tokens at once (default: 1, generation)")
+    parser.add_argument("--runs", type=_count, default=30, metavar="N", help="evaluations (default: 30)")
+    parser.add_argument("--threads", type=_count, default=2, metavar="N", help="CPU threads (default: 2)")
+    parser.add_argument("--sites", action="store_true", help="a line for each site instead of one for all rotations")
+    parser.add_argument("--plot", type=Path, metavar="OUT.png", help="draw a bar per model")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
+
+
 def run(args: argparse.Namespace) -> int:
     """Runs `so8t bench`."""
-    found = _convert(args) if args.what == "convert" else _guard(args)
+    found = {"convert": _convert, "guard": _guard, "run": _run, "profile": _profile}[args.what](args)
     if args.json:
         print(json.dumps(found, indent=2))
     return 0
+
+
+def _run(args: argparse.Namespace) -> dict[str, Any]:
+    from tqdm import tqdm
+
+    from llama_so8t.benchmarks.instructions import count_instructions
+    from llama_so8t.benchmarks.run import ARMS, RunOptions, measure
+    from llama_so8t.benchmarks.table import render
+
+    given = {
+        "shapes": args.shapes or (("135M",) if args.instructions else None),
+        "outtypes": args.outtypes or (("q8_0",) if args.instructions else None),
+        "threads": args.threads,
+        "seconds": args.seconds,
+        "n_prompt": args.prompt,
+        "n_gen": args.n,
+        "shared_blocks": args.shared_blocks,
+        "directory": args.directory,
+    }
+    options = RunOptions(**{name: value for name, value in given.items() if value is not None})
+    options.check()
+    n_steps = len(options.shapes) * len(options.outtypes) * len(ARMS) if args.instructions else options.n_steps
+    with tqdm(total=n_steps, bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}]", file=sys.stderr) as bar:
+
+        def report(what: str) -> None:
+            bar.update(int(bool(bar.desc)))  # what was reported before is done
+            bar.set_description_str(what)
+
+        found = (count_instructions if args.instructions else measure)(options, report)
+        bar.update(1)
+    if not args.json:
+        print(f"{found['machine']['processor']}, {found['machine']['cores']} cores\n\n{render(found['rows'])}")
+    return found
+
+
+def _profile(args: argparse.Namespace) -> dict[str, Any]:
+    from llama_so8t.benchmarks.profile import profile, profile_shape, render
+
+    how = (args.tokens, args.runs, args.threads, args.sites)
+    found = profile_shape(args.directory, args.shape, args.outtype, *how) if args.shape else profile(args.models, *how)
+    if args.plot is not None:
+        from llama_so8t.benchmarks.profile_picture import draw
+
+        draw(found, args.plot)
+    if not args.json:
+        print(render(found))
+    return found
 
 
 def _report(line: str) -> None:
@@ -73,3 +168,17 @@ def _guard(args: argparse.Namespace) -> dict[str, Any]:
             )
             print(f"{arm}: {first} to the first token, {token} per token")
     return found
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    return tuple(_count(word) for word in _words(text))
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number above 0")
+    return int(text)

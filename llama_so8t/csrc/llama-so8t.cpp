@@ -9,9 +9,12 @@
 #include "gguf.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cinttypes>
 #include <cmath>
+#include <exception>
 #include <stdexcept>
+#include <thread>
 
 //
 // hyper-parameters
@@ -202,35 +205,56 @@ void llama_model_so8t::load_arch_tensors(llama_model_loader & ml) {
 
 static constexpr double SO8T_TOLERANCE = 1e-4; // spec: largest error of R^T R, of det and against exp(generator)
 
+// A rotation this close to exp of its generator, which is orthogonal, needs no check of its own. With R = E + D,
+// |D| <= d in every entry: |R^T R - I| <= 2 sqrt(8) d + 8 d^2 and |det R - 1| <= exp(8 sqrt(8) d) - 1 < 1e-4.
+static constexpr double SO8T_CLOSE = 4e-6;
+
+static constexpr unsigned SO8T_MAX_THREADS = 8;
+
+// rotations and generators of one tensor, copied from wherever the model lies
+struct so8t_check_job {
+    so8t_check_job(const ggml_tensor * rotation, const ggml_tensor * generator, const std::vector<int32_t> & representations);
+    void run() const;
+
+    std::string          name;
+    std::vector<float>   matrices;
+    std::vector<float>   generators;
+    std::vector<int32_t> representations; // one per matrix, or empty for the vector representation
+};
+
 static std::vector<float> so8t_read(const ggml_tensor * tensor) {
     std::vector<float> data(ggml_nelements(tensor));
     ggml_backend_tensor_get(tensor, data.data(), 0, ggml_nbytes(tensor));
     return data;
 }
 
-// representations: one per matrix, or empty for the vector representation of as many generators as matrices
-static void so8t_check(const ggml_tensor * rotation, const ggml_tensor * generator, const std::vector<int32_t> & representations) {
-    if (!rotation) {
-        return;
-    }
-    const auto    matrices = so8t_read(rotation);
-    const auto    gens     = generator ? so8t_read(generator) : std::vector<float>();
-    const int64_t n        = rotation->ne[2];
-    const int64_t n_gen    = generator ? generator->ne[1] : 0;
-
-    if (!generator || (n_gen != 1 && n_gen != n) || (!representations.empty() && n_gen != 1)) {
+so8t_check_job::so8t_check_job(const ggml_tensor * rotation, const ggml_tensor * generator, const std::vector<int32_t> & representations) :
+        name(rotation->name), representations(representations) {
+    const int64_t n     = rotation->ne[2];
+    const int64_t n_gen = generator ? generator->ne[1] : 0;
+    if (n_gen == 0 || (n_gen != 1 && n_gen != n) || (!representations.empty() && n_gen != 1)) {
         throw std::runtime_error(format("so8t: tensor '%s' has %" PRId64 " rotations and %" PRId64 " generators, expected its generators in the file",
             rotation->name, n, n_gen));
     }
-    std::vector<so8t_matrix> expected; // by representation, or by matrix
-    const int64_t n_expected = representations.empty() ? n_gen : 3;
-    for (int64_t i = 0; i < n_expected; ++i) {
-        const auto t = representations.empty() ? SO8T_VECTOR : (so8t_representation) i;
-        expected.push_back(so8t_rotation(gens.data() + (representations.empty() ? i*SO8T_N_GENERATORS : 0), t));
+    matrices   = so8t_read(rotation);
+    generators = so8t_read(generator);
+}
+
+void so8t_check_job::run() const {
+    const int64_t n     = matrices.size()/(SO8T_DIM*SO8T_DIM);
+    const int64_t n_gen = generators.size()/SO8T_N_GENERATORS;
+
+    so8t_matrix target;
+    so8t_matrix by_representation[3];
+    for (int t = 0; t < 3 && !representations.empty(); ++t) {
+        by_representation[t] = so8t_rotation(generators.data(), (so8t_representation) t);
     }
     for (int64_t b = 0; b < n; ++b) {
-        const auto & target = expected[representations.empty() ? (n_gen == 1 ? 0 : b) : representations[b]];
-
+        if (!representations.empty()) {
+            target = by_representation[representations[b]];
+        } else if (b < n_gen) {
+            target = so8t_rotation(generators.data() + b*SO8T_N_GENERATORS, SO8T_VECTOR); // b = 0 for all, or each its own
+        }
         so8t_matrix m;
         double      difference = 0;
         for (int i = 0; i < SO8T_DIM; ++i) {
@@ -239,16 +263,19 @@ static void so8t_check(const ggml_tensor * rotation, const ggml_tensor * generat
                 difference = so8t_max(difference, std::fabs(m[i][j] - target[i][j]));
             }
         }
+        if (difference <= SO8T_CLOSE) {
+            continue;
+        }
         const double orthogonality = so8t_orthogonality_error(m);
         const double determinant   = so8t_determinant(m);
         // written so that NaN fails
         if (!(orthogonality <= SO8T_TOLERANCE && std::fabs(determinant - 1) <= SO8T_TOLERANCE)) {
             throw std::runtime_error(format("so8t: tensor '%s', rotation %" PRId64 " is not in SO(8): |R^T R - I| = %.3g, det = %.6f",
-                rotation->name, b, orthogonality, determinant));
+                name.c_str(), b, orthogonality, determinant));
         }
         if (!(difference <= SO8T_TOLERANCE)) {
             throw std::runtime_error(format("so8t: tensor '%s', rotation %" PRId64 " differs from exp of its generator by %.3g",
-                rotation->name, b, difference));
+                name.c_str(), b, difference));
         }
     }
 }
@@ -258,15 +285,62 @@ void so8t_check_rotations(const llama_model & model) {
         return;
     }
     const auto & so8t = static_cast<const llama_model_so8t &>(model);
+
+    // read in this thread, since not every backend can be read from several
+    std::vector<so8t_check_job> jobs;
     for (const auto & layer : so8t.so8t_layers) {
-        so8t_check(layer.gate_safe, layer.gate_safe_gen, {});
-        so8t_check(layer.gate_cmd,  layer.gate_cmd_gen,  {});
-        so8t_check(layer.q,         layer.qk_gen,        so8t.head_representation);
-        so8t_check(layer.k,         layer.qk_gen,        so8t.head_kv_representation);
-        so8t_check(layer.v,         layer.v_gen,         so8t.head_kv_representation);
-        so8t_check(layer.heads,     layer.heads_gen,     {});
-        so8t_check(layer.ffn,       layer.ffn_gen,       {});
+        auto add = [&](const ggml_tensor * rotation, const ggml_tensor * generator, const std::vector<int32_t> & representations) {
+            if (rotation) {
+                jobs.emplace_back(rotation, generator, representations);
+            }
+        };
+        add(layer.gate_safe, layer.gate_safe_gen, {});
+        add(layer.gate_cmd,  layer.gate_cmd_gen,  {});
+        add(layer.q,         layer.qk_gen,        so8t.head_representation);
+        add(layer.k,         layer.qk_gen,        so8t.head_kv_representation);
+        add(layer.v,         layer.v_gen,         so8t.head_kv_representation);
+        add(layer.heads,     layer.heads_gen,     {});
+        add(layer.ffn,       layer.ffn_gen,       {});
     }
+    // 4B with a rotation per block has 34560 of them
+    std::vector<std::exception_ptr> errors(jobs.size());
+    std::atomic<size_t>             next(0);
+    auto work = [&]() {
+        for (size_t i = next++; i < jobs.size(); i = next++) {
+            try {
+                jobs[i].run();
+            } catch (...) {
+                errors[i] = std::current_exception();
+            }
+        }
+    };
+    std::vector<std::thread> threads;
+    for (unsigned n = 1; n < std::min(std::thread::hardware_concurrency(), SO8T_MAX_THREADS); ++n) {
+        threads.emplace_back(work);
+    }
+    work();
+    for (auto & thread : threads) {
+        thread.join();
+    }
+    for (const auto & error : errors) {
+        if (error) {
+            std::rethrow_exception(error); // the first in the order of the file
+        }
+    }
+}
+
+ggml_backend_meta_split_axis so8t_split_axis(const llama_model & model, const std::string & name) {
+    if (model.arch != LLM_ARCH_SO8T) {
+        return GGML_BACKEND_SPLIT_AXIS_NONE;
+    }
+    auto contains = [&](const char * part) { return name.find(part) != std::string::npos; };
+
+    const bool is_rotation = contains(".so8t_q_rot.") || contains(".so8t_k_rot.") || contains(".so8t_v_rot.");
+    // llama.cpp cannot share a single key-value head out either
+    if (static_cast<const llama_model_so8t &>(model).is_explicit(SO8T_SITE_HEADS) || model.hparams.n_head_kv() == 1) {
+        return is_rotation || contains(".attn_") || contains("cache_") ? GGML_BACKEND_SPLIT_AXIS_MIRRORED : GGML_BACKEND_SPLIT_AXIS_NONE;
+    }
+    return is_rotation ? GGML_BACKEND_SPLIT_AXIS_2 : GGML_BACKEND_SPLIT_AXIS_NONE;
 }
 
 void so8t_save_rotation_kv(const llama_model & model, gguf_context * ctx) {
@@ -306,39 +380,32 @@ static ggml_tensor * so8t_rotate(ggml_context * ctx, ggml_tensor * rot, ggml_ten
     return ggml_reshape_2d(ctx, so8t_mul_mat(ctx, rot, blocks), n_embd, n_tokens);
 }
 
-// so8t_rotate_heads: x [n_embd_head, n_head, n_tokens], rot [8, 8, n_head] -> the same shape
+// so8t_rotate_heads: x [n_embd_head, n_head, n_tokens], heads and tokens with any stride, rot [8, 8, n_head] -> the same shape
 //   y[8*b + i, h, t] = sum_j rot[j, i, h]*x[8*b + j, h, t]
 static ggml_tensor * so8t_rotate_heads(ggml_context * ctx, ggml_tensor * rot, ggml_tensor * x) {
     const int64_t n_embd_head = x->ne[0];
     const int64_t n_head      = x->ne[1];
     const int64_t n_tokens    = x->ne[2];
 
-    x = ggml_is_contiguous(x) ? x : ggml_cont(ctx, x);
-    ggml_tensor * cur = so8t_mul_mat(ctx, rot, ggml_reshape_4d(ctx, x, SO8T_DIM, n_embd_head/SO8T_DIM, n_head, n_tokens));
+    ggml_tensor * cur = ggml_view_4d(ctx, x, SO8T_DIM, n_embd_head/SO8T_DIM, n_head, n_tokens, SO8T_DIM*x->nb[0], x->nb[1], x->nb[2], 0);
+    cur = so8t_mul_mat(ctx, rot, cur);
     return ggml_reshape_3d(ctx, cur, n_embd_head, n_head, n_tokens);
 }
 
-// so8t_mix_heads: o [n_embd_head*n_head, n_tokens], rot [8, 8, n_head/8] -> the same shape
+// so8t_mix_heads: o [n_embd_head*n_head, n_tokens], rot [8, 8, n_head/8] -> o, mixed in place
 //   y[d, 8*g + i, t] = sum_k rot[k, i, g]*o[d, 8*g + k, t]; heads past the last full group are unchanged
 static ggml_tensor * so8t_mix_heads(ggml_context * ctx, ggml_tensor * rot, ggml_tensor * o, int64_t n_embd_head) {
-    const int64_t n_head   = o->ne[0]/n_embd_head;
     const int64_t n_groups = rot->ne[2];
-    const int64_t n_mixed  = SO8T_DIM*n_groups;
     const int64_t n_tokens = o->ne[1];
+    const size_t  nb_head  = n_embd_head*sizeof(float);
 
-    const size_t nb_head = n_embd_head*sizeof(float);
-
-    // MUL_MAT sums over the first dimension, so the heads of a group go there and come back
-    ggml_tensor * cur = ggml_view_4d(ctx, o, n_embd_head, SO8T_DIM, n_groups, n_tokens, nb_head, SO8T_DIM*nb_head, o->nb[1], 0);
-    cur = ggml_cont(ctx, ggml_permute(ctx, cur, 1, 0, 2, 3)); // [8, n_embd_head, n_groups, n_tokens]
+    // MUL_MAT sums over the first dimension, so the heads of a group go there and come back. ggml_so8t_cpu_try_fuse
+    // knows these nodes and copies nothing; other backends compute them as they stand.
+    ggml_tensor * groups = ggml_view_4d(ctx, o, n_embd_head, SO8T_DIM, n_groups, n_tokens, nb_head, SO8T_DIM*nb_head, o->nb[1], 0);
+    ggml_tensor * cur = ggml_cont(ctx, ggml_permute(ctx, groups, 1, 0, 2, 3)); // [8, n_embd_head, n_groups, n_tokens]
     cur = so8t_mul_mat(ctx, rot, cur);
-    cur = ggml_cont(ctx, ggml_permute(ctx, cur, 1, 0, 2, 3)); // [n_embd_head, 8, n_groups, n_tokens]
-    cur = ggml_reshape_2d(ctx, cur, n_embd_head*n_mixed, n_tokens);
-    if (n_mixed < n_head) {
-        ggml_tensor * rest = ggml_view_2d(ctx, o, n_embd_head*(n_head - n_mixed), n_tokens, o->nb[1], n_mixed*nb_head);
-        cur = ggml_concat(ctx, cur, rest, 0);
-    }
-    return cur;
+    cur = ggml_cpy(ctx, ggml_permute(ctx, cur, 1, 0, 2, 3), groups);
+    return ggml_view_2d(ctx, cur, o->ne[0], n_tokens, o->nb[1], 0);
 }
 
 std::unique_ptr<llm_graph_context> llama_model_so8t::build_arch_graph(const llm_graph_params & params) const {

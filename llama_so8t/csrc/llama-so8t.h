@@ -61,5 +61,10 @@ struct llama_model_so8t : public llama_model_base {
 // throws where a rotation is not in SO(8), or is not exp of its stored generator; after all data is loaded
 void so8t_check_rotations(const llama_model & model);
 
+// split mode tensor: the axis that the devices share a tensor along, or NONE where llama.cpp's own rules are right.
+// Rotations of q, k and v go with their heads. Where heads are mixed in the graph, no device can do without the heads
+// of another, so every device has the whole attention; likewise where there is one key-value head.
+ggml_backend_meta_split_axis so8t_split_axis(const llama_model & model, const std::string & name);
+
 // part of so8t_save
 void so8t_save_rotation_kv(const llama_model & model, gguf_context * ctx);

@@ -17,21 +17,17 @@ static std::string so8t_raw(const so8t_answer & answer) {
 // Azure's annotations: a key for each label that is not allowed
 //
 
-static json so8t_filter_results(const json & part, const json & thresholds) {
+static json so8t_filter_results(const so8t_answer & answer, const char * part) {
     json results = json::object();
-    for (const auto & [name, head] : part.at("heads").items()) {
-        const json & probs = head.value("peak", head.at("probabilities"));
-        for (const auto & [label, p] : probs.items()) {
-            const bool detected = p.is_null() || p.get<double>() >= thresholds.at(name).at(label).get<double>();
+    for (const auto & [name, head] : answer.verdict.at(part).at("heads").items()) {
+        const json probs = head.contains("peak") ? head.at("peak") : head.at("probabilities");
+        for (const auto & item : answer.categories.at(name)) {
+            const std::string label = item.get<std::string>();
+            const json p = probs.at(label);
+            const bool detected = p.is_null() || p.get<double>() >= answer.verdict.at("thresholds").at(name).at(label).get<double>();
             results[name + "/" + label] = {{"detected", detected}, {"filtered", false}};
         }
     }
-    return results;
-}
-
-static json so8t_filter_results(const so8t_answer & answer, const char * part) {
-    json results = so8t_filter_results(answer.verdict.at(part), answer.verdict.at("thresholds"));
-
     const json & triggered = answer.verdict.at("triggered");
     if (answer.enforced() && !triggered.is_null() && triggered.at("part").get<std::string>() == part) {
         results[triggered.at("head").get<std::string>() + "/" + triggered.at("label").get<std::string>()] = {{"detected", true}, {"filtered", true}};
@@ -40,7 +36,7 @@ static json so8t_filter_results(const so8t_answer & answer, const char * part) {
 }
 
 static void so8t_annotate(json & response, json & choice, const so8t_answer & answer) {
-    if (!answer.annotations) {
+    if (answer.categories.is_null()) {
         return;
     }
     choice["content_filter_results"] = so8t_filter_results(answer, "answer"); // first: choice is a part of response
@@ -284,7 +280,11 @@ json so8t_answer_format(json response, const server_task_result_cmpl_final & fin
         }
         return response;
     }
-    json events = so8t_format_events(response, final.res_type, answer);
+    so8t_answer streamed = answer;
+    if (final.res_type == TASK_RESPONSE_TYPE_OAI_CHAT) {
+        streamed.follows = !final.oaicompat_msg.content.empty(); // thoughts are sent apart
+    }
+    json events = so8t_format_events(response, final.res_type, streamed);
 
     const bool is_event = events.back().contains("event") && events.back().contains("data");
     (is_event ? events.back().at("data") : events.back())["so8t"] = answer.verdict;

@@ -12,7 +12,7 @@ struct so8t_answer {
     common_json verdict;               // so8t_guard::verdict(), with the outcome; null: no change at all
     std::string text;                  // stands in place of the rest of the answer; empty: none
     std::string refusal;               // not empty: the answer was refused
-    bool        annotations  = false;  // Azure's content_filter_results too
+    common_json categories;            // {head: [labels]} of Azure's content_filter_results; null: not asked for
     bool        follows      = false;  // text of the answer was sent before
     bool        close_think  = false;  // and ends inside a think block
 

@@ -17,6 +17,7 @@ void so8t_delivery::release(server_response & queue, int32_t n_tokens) {
     while (!queue_partial.empty() && queue_partial.front().n_tokens <= n_tokens) {
         sent      = true;
         has_text |= !queue_partial.front().partial->content.empty();
+        n_sent    = queue_partial.front().n_tokens;
         queue.send(std::move(queue_partial.front().partial));
         queue_partial.pop_front();
     }
@@ -50,13 +51,39 @@ void so8t_delivery::send(const so8t_guard * guard, server_response & queue, part
 //
 
 // keeps the first n_tokens tokens of an answer that was not streamed
-static void so8t_cut(server_task_result_cmpl_final & final, const std::vector<size_t> & text_ends, int32_t n_tokens) {
-    const size_t n    = std::max(0, n_tokens);
-    const size_t size = n == 0 ? 0 : n <= text_ends.size() ? text_ends[n - 1] : final.content.size();
-    final.content.resize(std::min(size, final.content.size()));
-    final.content.resize(validate_utf8(final.content));
+void so8t_delivery::cut(server_task_result_cmpl_final & final, int32_t n_tokens) const {
+    const size_t n = std::max(0, n_tokens);
+    if (n >= text_ends.size()) {
+        return;
+    }
+
+    size_t n_probs = 0; // a token that ends inside a character has none
+    for (size_t i = 0; i < n && !final.probs_output.empty(); ++i) {
+        const size_t end  = std::min(text_ends[i], final.content.size());
+        const size_t tail = std::min<size_t>(end, 4);
+        n_probs += validate_utf8(final.content.substr(end - tail, tail)) == tail;
+    }
+    final.probs_output.resize(std::min(n_probs, final.probs_output.size()));
     final.tokens.resize(std::min(n, final.tokens.size()));
-    final.probs_output.resize(std::min(n, final.probs_output.size()));
+
+    final.content.resize(n == 0 ? 0 : std::min(text_ends[n - 1], final.content.size()));
+    final.content.resize(validate_utf8(final.content));
+}
+
+// the tokens that may be delivered, and how many the client has then; final: with the text that replaces the others
+int32_t so8t_delivery::deliver(server_task_result_cmpl_final & final, server_response & queue, int32_t n_tokens) {
+    if (final.stream) {
+        release(queue, n_tokens);
+        drop(queue);
+        final.so8t.follows = has_text;
+        return n_sent;
+    }
+    if (!final.so8t.text.empty()) {
+        n_tokens = 0;
+    }
+    cut(final, n_tokens);
+    final.so8t.follows = !final.content.empty();
+    return n_tokens;
 }
 
 // null without an audit log
@@ -101,8 +128,9 @@ void so8t_delivery::finish(const so8t_guard * guard, server_response & queue, fi
     const bool        hold    = outcome.action == LLAMA_SO8T_ACTION_ESCALATE && server.escalations && guard->policy().escalation_wait > 0;
 
     so8t_answer & answer = final->so8t;
-    answer.annotations = guard->request().annotations;
-    answer.close_think = guard->in_think();
+    if (guard->request().annotations) {
+        answer.categories = server.categories();
+    }
 
     so8t_escalation entry;
     if (hold) {
@@ -145,12 +173,11 @@ void so8t_delivery::finish(const so8t_guard * guard, server_response & queue, fi
 
     const int32_t n_sendable = guard->n_sendable(true);
     if (!hold) {
-        release(queue, n_sendable);
-        drop(queue);
-        if (!final->stream) {
-            so8t_cut(*final, text_ends, answer.text.empty() ? n_sendable : 0);
+        const int32_t n = deliver(*final, queue, n_sendable);
+        answer.close_think = guard->in_think(n);
+        if (guard->request().trace) {
+            verdict["trace"] = guard->trace(n);
         }
-        answer.follows = final->stream ? has_text : !final->content.empty();
         answer.verdict = verdict;
         queue.send(std::move(final));
         return;
@@ -163,40 +190,41 @@ void so8t_delivery::finish(const so8t_guard * guard, server_response & queue, fi
 
     struct held {
         so8t_delivery delivery;
+        so8t_guard    guard;
         final_ptr     final;
         json          verdict;
     };
     auto state = std::make_shared<held>();
     state->delivery = std::move(*this);
+    state->guard    = *guard;
     state->final    = std::move(final);
     state->verdict  = verdict;
 
-    const auto policy     = guard->request().policy;
-    const bool takes_text = guard->takes_text();
-    entry.deliver = [state, policy, takes_text, n_sendable, &queue](const so8t_escalation & decided) {
+    entry.deliver = [state, n_sendable, &queue](const so8t_escalation & decided) {
+        auto & guard   = state->guard;
         auto & answer  = state->final->so8t;
         auto & verdict = state->verdict;
 
         const bool allowed = decided.status == SO8T_ESCALATION_ALLOWED;
         const bool denied  = decided.status == SO8T_ESCALATION_DENIED;
-        verdict["enforced"] = allowed ? "released" : denied ? "denied" : "timeout";
+        const bool timeout = decided.status == SO8T_ESCALATION_TIMEOUT;
+        verdict["enforced"] = allowed ? "released" : denied ? "denied" : timeout ? "timeout" : "shutdown";
         if (!allowed) {
-            const std::string text = denied ? policy->refusal
-                : policy->escalation + string_format(" (No reviewer decided within %d s.)", policy->escalation_wait);
-            answer.text    = takes_text ? text : "";
-            answer.refusal = denied || !takes_text ? text : "";
+            const std::string why  = timeout ? string_format(" (No reviewer decided within %d s.)", guard.policy().escalation_wait)
+                : " (The server ended before a reviewer decided.)";
+            const std::string text = denied ? guard.policy().refusal : guard.policy().escalation + why;
+            answer.text    = guard.takes_text() ? text : "";
+            answer.refusal = denied || !guard.takes_text() ? text : "";
         }
         verdict["escalation"]["status"] = so8t_escalation_status_name(decided.status);
         if (!decided.reviewer.empty()) {
             verdict["escalation"]["reviewer"] = decided.reviewer;
         }
-        auto & delivery = state->delivery;
-        delivery.release(queue, allowed ? INT32_MAX : n_sendable);
-        delivery.drop(queue);
-        if (!state->final->stream && !allowed) {
-            so8t_cut(*state->final, delivery.text_ends, takes_text ? 0 : n_sendable);
+        const int32_t n = state->delivery.deliver(*state->final, queue, allowed ? INT32_MAX : n_sendable);
+        answer.close_think = guard.in_think(n);
+        if (guard.request().trace) {
+            verdict["trace"] = guard.trace(n);
         }
-        answer.follows = state->final->stream && delivery.has_text;
         answer.verdict = verdict;
         queue.send(std::move(state->final));
     };

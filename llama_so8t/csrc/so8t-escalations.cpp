@@ -43,23 +43,27 @@ so8t_escalations::so8t_escalations(std::function<bool(const so8t_escalation &)> 
 }
 
 so8t_escalations::~so8t_escalations() {
-    {
-        std::lock_guard<std::mutex> lock(mutex);
-        stopping = true;
-    }
-    changed.notify_all();
+    end();
     timer.join();
-    for (auto & entry : entries) {
-        if (entry.status == SO8T_ESCALATION_PENDING) { // its client is gone with the server
-            entry.status = SO8T_ESCALATION_SHUTDOWN;
-            on_decision(entry);
-        }
-    }
 }
 
 void so8t_escalations::hold(so8t_escalation && entry) {
     std::lock_guard<std::mutex> lock(mutex);
     entries.push_back(std::move(entry));
+    if (stopping) {
+        finish(entries.back(), SO8T_ESCALATION_SHUTDOWN);
+    }
+    changed.notify_all();
+}
+
+void so8t_escalations::end() {
+    std::lock_guard<std::mutex> lock(mutex);
+    stopping = true;
+    for (auto & entry : entries) {
+        if (entry.status == SO8T_ESCALATION_PENDING) {
+            finish(entry, SO8T_ESCALATION_SHUTDOWN);
+        }
+    }
     changed.notify_all();
 }
 

@@ -53,6 +53,9 @@ class so8t_escalations {
 
     void hold(so8t_escalation && entry);
 
+    // no one will decide any more: delivers all that is held
+    void end();
+
     enum result { DECIDED, UNKNOWN, TOO_LATE, NOT_RECORDED };
 
     // entry: as it is afterwards

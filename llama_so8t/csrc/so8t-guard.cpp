@@ -18,6 +18,11 @@ so8t_guard::so8t_guard(const llama_model * model, const so8t_sampling_params & p
     }
 }
 
+// a draft may go on behind the end of an answer: what stands there is no part of it
+static bool so8t_is_end(const llama_model * model, llama_token token) {
+    return token != LLAMA_TOKEN_NULL && llama_vocab_is_eog(llama_model_get_vocab(model), token);
+}
+
 void so8t_guard::begin() {
     so8t_guard fresh;
     fresh.model       = model;
@@ -30,6 +35,9 @@ void so8t_guard::begin() {
 llama_token so8t_guard::observe(llama_context * ctx, int32_t idx) {
     if (!active()) {
         return LLAMA_TOKEN_NULL;
+    }
+    if (so8t_is_end(model, last_token)) {
+        return stop ? params.policy->eog : LLAMA_TOKEN_NULL;
     }
     const int64_t t_start = ggml_time_us();
     observe(n_observed == 0 ? SO8T_PART_PROMPT : last_part, ctx, idx);
@@ -55,7 +63,7 @@ void so8t_guard::observe(so8t_part i_part, llama_context * ctx, int32_t idx) {
 
     if (params.trace) {
         const llama_token token = i_part == SO8T_PART_PROMPT ? (tail.empty() ? LLAMA_TOKEN_NULL : tail.back()) : last_token;
-        trace.push_back({i_part, i_part == SO8T_PART_PROMPT ? std::max(0, n_prompt - 1) : part.n_positions, -1, token, {}});
+        readings.push_back({i_part, i_part == SO8T_PART_PROMPT ? std::max(0, n_prompt - 1) : part.n_positions, -1, token, {}});
     }
 
     // refuse > escalate > allow: after a refusal no other head is consulted
@@ -73,7 +81,7 @@ void so8t_guard::observe(so8t_part i_part, llama_context * ctx, int32_t idx) {
         const bool    finite = llama_so8t_get_probs_ith(ctx, i_head, idx, state.probs.data());
         const int32_t best   = finite ? std::max_element(state.probs.begin(), state.probs.end()) - state.probs.begin() : -1;
         if (params.trace) {
-            trace.push_back({i_part, part.n_positions, i_head, best, state.probs});
+            readings.push_back({i_part, part.n_positions, i_head, best, state.probs});
         }
         if (best != state.best) {
             state.best = best;
@@ -123,6 +131,9 @@ void so8t_guard::accept(llama_token token, bool is_generated) {
         return;
     }
     if (is_generated) {
+        if (so8t_is_end(model, last_token)) {
+            return;
+        }
         follow(token);
         last_token = token;
         n_accepted++;
@@ -149,7 +160,10 @@ void so8t_guard::follow(llama_token token) {
         for (const llama_token t : tail) {
             prompt += common_token_to_piece(vocab, t, true);
         }
-        think = string_ends_with(string_strip(prompt), "<think>") ? THINK_OPEN : THINK_POSSIBLE;
+        if (string_ends_with(string_strip(prompt), "<think>")) {
+            think       = THINK_OPEN;
+            think_begin = 0;
+        }
     }
     last_part = SO8T_PART_ANSWER;
     if (think == THINK_DONE) {
@@ -158,13 +172,21 @@ void so8t_guard::follow(llama_token token) {
     const std::string text = common_token_to_piece(vocab, token, true);
     if (think == THINK_POSSIBLE && !is_space(text)) {
         think = string_strip(text) == "<think>" ? THINK_OPEN : THINK_DONE;
+        if (think == THINK_OPEN) {
+            think_begin = n_accepted + 1;
+        }
     }
     if (think == THINK_OPEN) {
         last_part = SO8T_PART_THINK;
         if (string_strip(text) == "</think>") {
-            think = THINK_DONE;
+            think     = THINK_DONE;
+            think_end = n_accepted + 1;
         }
     }
+}
+
+bool so8t_guard::in_think(int32_t n_tokens) const {
+    return think_begin <= n_tokens && n_tokens < think_end;
 }
 
 int32_t so8t_guard::n_sendable(bool is_final) const {
@@ -173,7 +195,13 @@ int32_t so8t_guard::n_sendable(bool is_final) const {
     }
     const int32_t n_judged = std::max(0, n_observed - 1);
     const int32_t holdback = params.policy->holdback;
-    return std::min(result.n_deliverable, holdback == 0 ? INT32_MAX : is_final ? n_judged : std::max(0, n_judged - holdback + 1));
+    if (holdback == 0) {
+        return result.n_deliverable;
+    }
+    if (is_final) { // the end of the answer itself needs no verdict
+        return std::min(result.n_deliverable, so8t_is_end(model, last_token) ? INT32_MAX : n_judged);
+    }
+    return std::min(result.n_deliverable, std::max(0, n_judged - holdback + 1));
 }
 
 llama_so8t_action so8t_guard::decision() const {
@@ -248,17 +276,24 @@ common_json so8t_guard::part_json(so8t_part i_part) const {
     return json;
 }
 
-common_json so8t_guard::trace_json() const {
+common_json so8t_guard::trace(int32_t n_tokens) const {
+    if (!params.trace) {
+        return nullptr;
+    }
     common_json json = common_json::array();
-    for (const auto & r : trace) {
+    for (const auto & r : readings) {
         if (r.head < 0) {
+            const bool shown = r.label != LLAMA_TOKEN_NULL && (r.part == SO8T_PART_PROMPT || parts[r.part].start + r.position < n_tokens);
             json.push_back({
                 {"part",     SO8T_PART_NAMES[r.part]},
                 {"position", r.position},
-                {"id",       r.label},
-                {"text",     r.label == LLAMA_TOKEN_NULL ? "" : common_token_to_piece(llama_model_get_vocab(model), r.label, true)},
+                {"id",       nullptr},
+                {"text",     shown ? common_token_to_piece(llama_model_get_vocab(model), r.label, true) : ""},
                 {"heads",    common_json::object()},
             });
+            if (shown) {
+                json.back()["id"] = r.label;
+            }
         } else {
             json.back().at("heads")[llama_so8t_get_head(model, r.head).name] = probabilities(r.head, r.probs);
         }
@@ -321,8 +356,5 @@ common_json so8t_guard::verdict() const {
     }
     json["thresholds"] = thresholds;
     json["debounce"]   = debounce;
-    if (params.trace) {
-        json["trace"] = trace_json();
-    }
     return json;
 }

@@ -69,7 +69,7 @@ class so8t_guard {
     int32_t n_generated() const { return n_accepted; }
     int32_t n_read()      const { return n_observed; } // positions
     int64_t t_us()        const { return t_observe_us; }
-    bool    in_think()    const { return think == THINK_OPEN; }
+    bool    in_think(int32_t n_tokens) const; // a think block is open after so many generated tokens
     bool    takes_text()  const { return !has_grammar; } // free text would not break its form
 
     // generated tokens that may be sent by now, or (is_final) at the end of the answer
@@ -86,11 +86,15 @@ class so8t_guard {
     //  "prompt": {"action", "heads": {NAME: {"label", "probabilities"}}},
     //  "think", "answer": {"action", "n_positions", "heads": {NAME: {"label", "probabilities", "peak", "triggered"}}},
     //  "triggered": null | {"part", "position", "head", "label", "probability"},
-    //  "thresholds": {NAME: {LABEL: T}}, "debounce": {NAME: N}, "trace": [...]}
+    //  "thresholds": {NAME: {LABEL: T}}, "debounce": {NAME: N}}
     // label is the one with the largest (last) probability; peak the largest probability of each label over the
     // part; triggered null, or the first {"position", "label"} whose action was not allow, at the top the first
     // one of the decision. Positions and debounce start anew in each part.
     common_json verdict() const;
+
+    // of every token, if the request asks for it; null otherwise: [{"part", "position", "id", "text", "heads"}]
+    // n_tokens: of the answer that the client has; of the others "id" is null and "text" is empty
+    common_json trace(int32_t n_tokens) const;
 
     // each change of a head's label, the first included: [{"part", "position", "head", "label", "probabilities"}]
     common_json changes() const;
@@ -138,7 +142,6 @@ class so8t_guard {
     std::string  label_name(int32_t head, int32_t label) const;
     common_json  probabilities(int32_t head, const std::vector<float> & values) const;
     common_json  part_json(so8t_part part) const;
-    common_json  trace_json() const;
 
     const llama_model *  model = nullptr;
     so8t_sampling_params params;
@@ -155,10 +158,12 @@ class so8t_guard {
     int32_t              n_prompt     = 0;
     int64_t              t_observe_us = 0;
     std::vector<reading> log;   // changes of labels
-    std::vector<reading> trace;
+    std::vector<reading> readings; // of the trace
 
     std::vector<llama_token> tail; // of the prompt
-    think_state              think      = THINK_POSSIBLE;
-    llama_token              last_token = LLAMA_TOKEN_NULL;
-    so8t_part                last_part  = SO8T_PART_ANSWER; // of the last token
+    think_state              think       = THINK_POSSIBLE;
+    int32_t                  think_begin = INT32_MAX; // generated tokens up to the inside of the block
+    int32_t                  think_end   = INT32_MAX; // and up to its end
+    llama_token              last_token  = LLAMA_TOKEN_NULL;
+    so8t_part                last_part   = SO8T_PART_ANSWER; // of the last token
 };

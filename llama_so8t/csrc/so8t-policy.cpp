@@ -1,5 +1,7 @@
 #include "so8t-policy.h"
 
+#include "so8t-json.h"
+
 #include "common.h"
 #include "json.h"
 
@@ -11,14 +13,18 @@
 #include <fstream>
 #include <functional>
 #include <map>
-#include <sstream>
 #include <stdexcept>
 
 static const size_t SO8T_POLICY_MAX_BYTES = 1 << 20;
 static const size_t SO8T_TEXT_MAX_BYTES   = 4096;
+static const size_t SO8T_FOUND_MAX_BYTES  = 200; // of a wrong value in a message
 
 [[noreturn]] static void so8t_policy_error(const std::string & where, const common_json & found, const std::string & expected) {
-    throw std::invalid_argument("so8t policy: " + where + ": found " + found.dump_safe() + ", expected " + expected);
+    std::string text = found.dump_safe();
+    if (text.size() > SO8T_FOUND_MAX_BYTES) {
+        text = text.substr(0, SO8T_FOUND_MAX_BYTES) + " ...";
+    }
+    throw std::invalid_argument("so8t policy: " + where + ": found " + text + ", expected " + expected);
 }
 
 //
@@ -114,28 +120,41 @@ static void so8t_policy_check(const std::string & where, const std::string & key
     found->second(where + ": " + key, value);
 }
 
-std::shared_ptr<const common_json> so8t_policy_read(const std::string & path) {
+static common_json so8t_policy_parse(const std::string & path) {
     std::ifstream file(path, std::ios::binary);
-    std::ostringstream text;
-    if (!file || !(text << file.rdbuf())) {
+    std::string text(SO8T_POLICY_MAX_BYTES + 1, '\0');
+    file.read(text.data(), text.size());
+    if (!file.is_open() || file.bad()) {
         throw std::invalid_argument("so8t policy: cannot read '" + path + "': give a JSON file");
     }
-    if (text.str().size() > SO8T_POLICY_MAX_BYTES) {
+    text.resize(file.gcount());
+    if (text.size() > SO8T_POLICY_MAX_BYTES) {
         throw std::invalid_argument("so8t policy: '" + path + "' is larger than 1 MiB, expected a JSON object of some lines");
     }
-    auto policy = std::make_shared<common_json>();
+    if (so8t_json_too_deep(text)) {
+        throw std::invalid_argument("so8t policy: '" + path + "' is no policy: nested too deep");
+    }
+    common_json policy;
     try {
-        *policy = common_json::parse(text.str());
+        policy = common_json::parse(text);
     } catch (const std::exception & e) {
         throw std::invalid_argument("so8t policy: '" + path + "' is no JSON: " + e.what());
     }
-    if (!policy->is_object()) {
-        so8t_policy_error("'" + path + "'", *policy, "an object");
+    if (!policy.is_object()) {
+        so8t_policy_error("'" + path + "'", policy, "an object");
     }
-    for (const auto & [key, value] : policy->items()) {
+    for (const auto & [key, value] : policy.items()) {
         so8t_policy_check("'" + path + "'", key, value);
     }
     return policy;
+}
+
+std::shared_ptr<const common_json> so8t_policy_read(const std::string & path) {
+    try {
+        return std::make_shared<common_json>(so8t_policy_parse(path));
+    } catch (const std::exception & e) {
+        return std::make_shared<common_json>(std::string(e.what()));
+    }
 }
 
 void so8t_policy_set(so8t_policy_params & params, const std::string & key, const common_json & value) {
@@ -249,6 +268,9 @@ std::shared_ptr<const so8t_policy> so8t_policy_init(const llama_model * model, c
         for (int32_t j = 0; j < head.n_labels; ++j) {
             policy->heads[i].thresholds.push_back(llama_so8t_get_label(model, i, j).threshold);
         }
+    }
+    if (params.file && params.file->is_string()) {
+        throw std::invalid_argument(params.file->get<std::string>());
     }
     for (const auto & settings : {params.file, params.flags}) {
         if (settings) {

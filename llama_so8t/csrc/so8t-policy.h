@@ -54,8 +54,8 @@ struct so8t_policy_params {
     bool has_reviewers = false; // somebody can answer escalations: llama-server
 };
 
-// reads and checks a policy file
-// throws std::invalid_argument: what, where, found, expected
+// reads and checks a policy file; a text: what is wrong with it. That is an error only for a model with heads:
+// the environment of one program may reach others
 std::shared_ptr<const common_json> so8t_policy_read(const std::string & path);
 
 // sets one of the keys above, checked as in a file

@@ -1,5 +1,6 @@
 #include "so8t-routes.h"
 
+#include "so8t-json.h"
 #include "so8t-server.h"
 #include "so8t-ui.h"
 
@@ -55,6 +56,9 @@ static server_http_context::handler_t so8t_handler(std::function<server_http_res
 }
 
 static json so8t_body(const server_http_req & req, const std::vector<const char *> & keys) {
+    if (so8t_json_too_deep(req.body)) {
+        throw so8t_bad_request("the body is nested too deep");
+    }
     json body;
     try {
         body = json::parse(req.body);
@@ -86,6 +90,12 @@ static void so8t_need_heads() {
 // judging
 //
 
+static int64_t so8t_count_tokens(const server_routes & routes, const server_http_req & req, const std::string & text) {
+    const json body = {{"content", text}, {"add_special", false}, {"parse_special", false}};
+    const server_http_req inner = {req.params, req.headers, "/tokenize", "", safe_json_to_str(body), {}, req.should_stop};
+    return json::parse(routes.post_tokenize(inner)->data).at("tokens").size();
+}
+
 // verdicts of a conversation and, if it is not null, of an answer to it
 static json so8t_judge(const server_routes & routes, const server_http_req & req, const json & messages, const std::string * answer) {
     static const std::string none;
@@ -101,13 +111,30 @@ static json so8t_judge(const server_routes & routes, const server_http_req & req
     };
     server_http_req inner = {req.params, req.headers, "/v1/chat/completions", "", safe_json_to_str(body), {}, req.should_stop};
 
-    const auto res   = routes.post_chat_completions(inner);
+    server_http_res_ptr res;
+    try {
+        res = routes.post_chat_completions(inner);
+    } catch (const std::exception & e) { // of its template, or of what it makes of the messages
+        throw so8t_bad_request(e.what());
+    }
     const json reply = json::parse_no_throw(res->data);
     if (res->status != 200 || reply.is_discarded() || !reply.contains("so8t")) {
         const std::string message = !reply.is_discarded() && reply.contains("error") ? reply.at("error").value("message", "") : "no verdict";
         throw so8t_bad_request(message);
     }
-    return reply.at("so8t");
+    const json verdict = reply.at("so8t");
+    if (answer) {
+        int64_t n_judged = verdict.at("answer").at("n_positions").get<int64_t>();
+        if (verdict.contains("think")) {
+            n_judged += verdict.at("think").at("n_positions").get<int64_t>();
+        }
+        const int64_t n_tokens = so8t_count_tokens(routes, req, *answer);
+        if (n_judged != n_tokens) {
+            throw so8t_bad_request(string_format(
+                "only %lld of the %lld tokens of the answer fit into the context (-c), so it is not judged", (long long) n_judged, (long long) n_tokens));
+        }
+    }
+    return verdict;
 }
 
 static server_http_res_ptr so8t_post_judge(const server_routes & routes, const server_http_req & req) {
@@ -233,7 +260,7 @@ static server_http_res_ptr so8t_get_audit(const server_http_req & req) {
     const std::string tail = req.get_param("tail", "50");
     char * end = nullptr;
     const long n = std::strtol(tail.c_str(), &end, 10);
-    if (tail.empty() || *end != '\0' || n < 1 || n > SO8T_MAX_TAIL) {
+    if (tail.empty() || end != tail.c_str() + tail.size() || n < 1 || n > SO8T_MAX_TAIL) {
         throw so8t_bad_request(string_format("tail is '%s', expected a number from 1 to %ld", tail.c_str(), SO8T_MAX_TAIL));
     }
     return so8t_ok({{"path", audit->path()}, {"lines", audit->tail(n)}});
@@ -266,6 +293,13 @@ static server_http_res_ptr so8t_get_ui() {
     res->headers["X-Content-Type-Options"]  = "nosniff";
     res->headers["Cache-Control"]           = "no-cache";
     return res;
+}
+
+void so8t_end_waiting() {
+    auto & server = so8t_server::get();
+    if (server.escalations) {
+        server.escalations->end();
+    }
 }
 
 void so8t_register_routes(const server_http_context & http, const server_routes & routes, common_params & params) {

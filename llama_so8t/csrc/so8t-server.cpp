@@ -263,6 +263,19 @@ json so8t_server::info() const {
     };
 }
 
+json so8t_server::categories() const {
+    json result = json::object();
+    for (const auto & [name, head] : heads.items()) {
+        result[name] = json::array();
+        for (size_t i = 0; i < head.at("labels").size(); ++i) {
+            if (head.at("actions").at(i) != "allow") {
+                result[name].push_back(head.at("labels").at(i));
+            }
+        }
+    }
+    return result;
+}
+
 void so8t_server::add_props(json & props) const {
     if (policy) {
         props["so8t"] = json::object({{"heads", heads}, {"policy", policy_json}, {"rotations", rotations}});
@@ -344,11 +357,11 @@ so8t_sampling_params so8t_request(const json & data) {
     }
     const json & given = data.at("so8t");
     if (!given.is_object()) {
-        throw std::invalid_argument("so8t: found " + given.dump_safe() + ", expected an object with \"trace\" or \"annotations\"");
+        throw std::invalid_argument("so8t: expected an object with \"trace\" or \"annotations\", true or false");
     }
     for (const auto & [key, value] : given.items()) {
         if ((key != "trace" && key != "annotations") || !value.is_boolean()) {
-            throw std::invalid_argument("so8t: found " + json::object({{key, value}}).dump_safe() + ", expected \"trace\" or \"annotations\", true or false");
+            throw std::invalid_argument("so8t: found the key '" + key + "', expected \"trace\" or \"annotations\", true or false");
         }
         (key == "trace" ? params.trace : params.annotations) = value.get<bool>();
     }

@@ -46,6 +46,8 @@ class so8t_server {
 
     const json & head(const std::string & name) const { return heads.at(name); } // "labels", "actions", ...
 
+    json categories() const; // {head: [labels whose action is not allow]}
+
     json        info() const;        // GET /so8t
     std::string prometheus() const;  // in /metrics
     void        add_props(json & props) const;
@@ -119,10 +121,13 @@ class so8t_delivery {
 
     void release(server_response & queue, int32_t n_tokens);
     void drop(server_response & queue);
+    void cut(server_task_result_cmpl_final & final, int32_t n_tokens) const;
+    int32_t deliver(server_task_result_cmpl_final & final, server_response & queue, int32_t n_tokens);
 
     std::deque<withheld> queue_partial;
     std::vector<size_t>  text_ends;
     bool                 sent     = false; // a part of the stream
     bool                 has_text = false; // sent with text
+    int32_t              n_sent   = 0;     // tokens sent
     bool                 done     = true;
 };

@@ -4,13 +4,28 @@
 
 #include "llama.h"
 
+#include <algorithm>
+#include <chrono>
+#include <sstream>
 #include <string>
 #include <vector>
+
+struct so8t_node {
+    const char * op;
+    std::string  name;
+    std::string  operand;
+    int32_t      hint;
+    double       seconds;
+};
 
 struct so8t_session {
     llama_model        * model = nullptr;
     llama_context      * ctx   = nullptr;
     llama_adapter_lora * lora  = nullptr;
+
+    std::vector<so8t_node> nodes; // of the last evaluation
+    bool                   is_timed = false;
+    double                 t_start; // of the node under way
 
     ~so8t_session() {
         llama_free(ctx);
@@ -26,6 +41,24 @@ static void so8t_log(ggml_log_level level, const char * text, void * /*user_data
     }
 }
 
+// seconds; ggml_time_us is too coarse for a node
+static double so8t_now() {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+// ggml_backend_sched_eval_callback: asked before a node, and after it where the answer was true
+static bool so8t_observe(ggml_tensor * t, bool ask, void * data) {
+    auto & session = *(so8t_session *) data;
+    if (!ask) {
+        session.nodes.back().seconds = so8t_now() - session.t_start;
+        return true;
+    }
+    const int32_t hint = t->op == GGML_OP_MUL_MAT ? t->op_params[1] : 0;
+    session.nodes.push_back({ ggml_op_name(t->op), t->name, t->src[0] ? t->src[0]->name : "", hint, 0.0 });
+    session.t_start = so8t_now();
+    return session.is_timed;
+}
+
 static int32_t so8t_fail(const char * text) {
     so8t_error += text;
     return 1;
@@ -33,6 +66,28 @@ static int32_t so8t_fail(const char * text) {
 
 const char * so8t_session_error(void) {
     return so8t_error.c_str();
+}
+
+// devices of the RPC servers "host:port,host:port", null at the end; empty where one cannot be used. They are not
+// registered, so that later sessions do not use them unasked.
+static std::vector<ggml_backend_dev_t> so8t_rpc_devices(const std::string & servers) {
+    ggml_backend_reg_t rpc = ggml_backend_reg_by_name("RPC");
+    auto add_server = rpc ? (ggml_backend_reg_t (*)(const char *)) ggml_backend_reg_get_proc_address(rpc, "ggml_backend_rpc_add_server") : nullptr;
+
+    std::vector<ggml_backend_dev_t> result;
+    std::istringstream list(servers);
+    for (std::string endpoint; std::getline(list, endpoint, ',');) {
+        ggml_backend_reg_t reg = add_server ? add_server(endpoint.c_str()) : nullptr;
+        if (!reg) {
+            so8t_error += add_server ? "no RPC server can be used at " + endpoint : "the RPC backend is not built in";
+            return {};
+        }
+        for (size_t i = 0; i < ggml_backend_reg_dev_count(reg); ++i) {
+            result.push_back(ggml_backend_reg_dev_get(reg, i));
+        }
+    }
+    result.push_back(nullptr);
+    return result;
 }
 
 so8t_session * so8t_session_init(const char * path, const so8t_session_params * params) {
@@ -45,10 +100,25 @@ so8t_session * so8t_session_init(const char * path, const so8t_session_params * 
     llama_backend_init();
     ggml_backend_load_all();
 
-    auto * session = new so8t_session;
-
     llama_model_params mparams = llama_model_default_params();
     mparams.n_gpu_layers = params->n_gpu_layers;
+    mparams.split_mode   = (llama_split_mode) params->split_mode;
+
+    std::vector<ggml_backend_dev_t> devices;
+    if (params->rpc) {
+        devices = so8t_rpc_devices(params->rpc);
+        if (devices.empty()) {
+            return nullptr;
+        }
+        mparams.devices = devices.data();
+    }
+    std::vector<float> tensor_split(llama_max_devices());
+    if (params->tensor_split) {
+        std::copy_n(params->tensor_split, std::min<size_t>(params->n_tensor_split, tensor_split.size()), tensor_split.begin());
+        mparams.tensor_split = tensor_split.data();
+    }
+
+    auto * session = new so8t_session;
     session->model = llama_model_load_from_file(path, mparams);
 
     if (session->model) {
@@ -64,6 +134,11 @@ so8t_session * so8t_session_init(const char * path, const so8t_session_params * 
         cparams.type_v          = (ggml_type) params->type_v;
         cparams.embeddings      = params->embeddings;
         cparams.kv_unified      = true;
+        if (params->observe != 0) {
+            cparams.cb_eval           = so8t_observe;
+            cparams.cb_eval_user_data = session;
+            session->is_timed         = params->observe == 2;
+        }
         session->ctx = llama_init_from_model(session->model, cparams);
     }
     if (!session->ctx) {
@@ -128,9 +203,43 @@ int32_t so8t_session_decode(so8t_session * session, const int32_t * tokens, cons
         batch.seq_id  [i][0] = sequences[i];
         batch.logits  [i]    = true;
     }
+    session->nodes.clear();
     const int32_t status = llama_decode(session->ctx, batch);
     llama_batch_free(batch);
     return status;
+}
+
+double so8t_session_time(so8t_session * session, const int32_t * tokens, int32_t n, bool one_by_one) {
+    so8t_error.clear();
+    std::vector<llama_token> copy(tokens, tokens + n);
+    session->nodes.clear();
+
+    const int32_t n_batch = one_by_one ? 1 : n;
+    const double  t_start = so8t_now();
+    for (int32_t i = 0; i < n; i += n_batch) {
+        if (llama_decode(session->ctx, llama_batch_get_one(copy.data() + i, n_batch)) != 0) {
+            return -1.0;
+        }
+        llama_synchronize(session->ctx);
+    }
+    return so8t_now() - t_start;
+}
+
+void so8t_session_set_threads(so8t_session * session, int32_t n_threads) {
+    llama_set_n_threads(session->ctx, n_threads, n_threads);
+}
+
+int64_t so8t_session_n_nodes(const so8t_session * session) {
+    return session->nodes.size();
+}
+
+bool so8t_session_get_node(const so8t_session * session, int64_t i, so8t_session_node * node) {
+    if (i < 0 || i >= so8t_session_n_nodes(session)) {
+        return false;
+    }
+    const auto & n = session->nodes[i];
+    *node = { n.op, n.name.c_str(), n.operand.c_str(), n.hint, n.seconds };
+    return true;
 }
 
 const float * so8t_session_logits(so8t_session * session, int32_t i) {

@@ -11,7 +11,7 @@
 extern "C" {
 #endif
 
-#define SO8T_SESSION_VERSION 1
+#define SO8T_SESSION_VERSION 2
 
 struct so8t_session;
 
@@ -27,6 +27,20 @@ struct so8t_session_params {
     int32_t  type_k;       // ggml_type of the KV cache
     int32_t  type_v;
     bool     embeddings;   // every token is an output and has an embedding
+    int32_t  split_mode;   // llama_split_mode: how the devices share the model
+    const char  * rpc;     // "host:port,host:port": these RPC servers are the devices; null: the devices of this machine
+    const float * tensor_split; // share of each device, n_tensor_split of them; null: by free memory
+    int32_t  n_tensor_split;
+    int32_t  observe;      // nodes of the graph: 0 no, 1 as they are, 2 each computed alone and timed
+};
+
+// one node of the graph of the last evaluation, in the order of the computation
+struct so8t_session_node {
+    const char * op;
+    const char * name;    // of the result
+    const char * operand; // name of the first operand, "" without one: the weight of a MUL_MAT
+    int32_t      hint;    // ggml_op_hint of a MUL_MAT, else 0
+    double       seconds; // with starting and joining the threads; 0 unless timed
 };
 
 // the text of the last error of this thread, never null
@@ -49,6 +63,16 @@ int32_t so8t_session_tokenize(const struct so8t_session * session, const char * 
 
 // evaluates n tokens with their positions and sequences, every one an output; 0 on success
 int32_t so8t_session_decode(struct so8t_session * session, const int32_t * tokens, const int32_t * positions, const int32_t * sequences, int32_t n);
+
+// evaluates n tokens after those of sequence 0, in one batch or one by one, only the last of a batch an output:
+// the tests pp and tg of llama-bench; returns seconds, or -1 on failure
+double so8t_session_time(struct so8t_session * session, const int32_t * tokens, int32_t n, bool one_by_one);
+
+void so8t_session_set_threads(struct so8t_session * session, int32_t n_threads);
+
+// what the last decode or time has computed; needs params.observe
+int64_t so8t_session_n_nodes(const struct so8t_session * session);
+bool    so8t_session_get_node(const struct so8t_session * session, int64_t i, struct so8t_session_node * node);
 
 // of the i-th token of the last decode; null where there is none
 const float * so8t_session_logits     (struct so8t_session * session, int32_t i);

@@ -1,5 +1,6 @@
 """Random SO8T models with every rotation and head non-zero, their GGUF files, and the runtime under test."""
 
+import ctypes
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -44,6 +45,22 @@ def runtime() -> Path:
         if "native" in os.environ.get("SO8T_REQUIRE", ""):
             pytest.fail(str(error))
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def gpu(runtime: Path) -> str:
+    """Name of the first GPU of the built llama.cpp. SO8T_REQUIRE=cuda makes its absence a failure."""
+    ggml = ctypes.CDLL(str(next(iter(sorted(runtime.glob("libggml.*"))))))
+    ggml.ggml_backend_dev_by_type.restype = ctypes.c_void_p
+    ggml.ggml_backend_dev_name.restype = ctypes.c_char_p
+    ggml.ggml_backend_dev_name.argtypes = [ctypes.c_void_p]
+    device = ggml.ggml_backend_dev_by_type(1)  # GGML_BACKEND_DEVICE_TYPE_GPU
+    if not device:
+        reason = f"{runtime}: this build of llama.cpp sees no GPU; `make test-cuda` builds one for CUDA"
+        if "cuda" in os.environ.get("SO8T_REQUIRE", ""):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return ggml.ggml_backend_dev_name(device).decode()
 
 
 @pytest.fixture(scope="session")

@@ -263,20 +263,20 @@ SCRIPTS = {
     "ask": ["may ", "risk ", "more ", "end"],
     "climb": ["lift ", "hazard ", "peak ", "evil ", "fall"],
     "both": ["mix ", "blend ", "stir"],
-    "twice": ["x ", "bad1 ", "y ", "bad2 ", "bad3 ", "z ", "w"],
-    "nan": ["n ", "undefined ", "o"],
-    "inf": ["i ", "broken ", "j"],
+    "twice": ["x ", "bad1 ", "y ", "bad2 ", "bad3 ", "z ", "wide"],
+    "nan": ["n ", "undefined ", "odd"],
+    "inf": ["i ", "broken ", "jar"],
     "muse": ["<think>", "hm ", "vile ", "</think>", "so ", "it ", "goes"],
     "late": ["first ", "<think>", "hm ", "vile ", "</think>", "so ", "it ", "goes"],
     "\n": ["hm ", "vile ", "</think>", "so ", "it ", "goes"],
-    "tick": ["tock ", "tick "],
-    "tick ": ["tock "],
+    "tick": ["tock ", "tick ", "tock "],
+    "cafe": ["caf", "<0xC3>", "<0xA9>", "+evil ", "fall"],
     "json": ['{"a":', '"b', 'ad4', '"', "}"],
     "bomb": ["sure ", "thing"],
     "court": ["law ", "text"],
     "<|fim_middle|>": ["fill ", "evil ", "fall"],
-    "<|fim_prefix|>": ["p"],
-    "<|fim_suffix|>": ["s"],
+    "<|fim_prefix|>": ["pre"],
+    "<|fim_suffix|>": ["suf"],
 }
 """Chains of the model of most tests: last token of the prompt -> answer."""
 
@@ -286,7 +286,8 @@ HEADS = {
         tokens={
             "bad ": {"unsafe": 0.97}, "evil ": {"unsafe": 0.96}, "mix ": {"unsafe": 0.95}, "vile ": {"unsafe": 0.94},
             "bad1 ": {"unsafe": 0.91}, "bad2 ": {"unsafe": 0.92}, "bad3 ": {"unsafe": 0.93}, "ad4": {"unsafe": 0.98},
-            "bomb": {"unsafe": 0.99}, "stir": {"disputed": 0.6, "safe": 0.3}, "undefined ": NAN, "broken ": INF,
+            "bomb": {"unsafe": 0.99}, "+evil ": {"unsafe": 0.96},
+            "stir": {"disputed": 0.6, "safe": 0.3}, "undefined ": NAN, "broken ": INF,
         },
     ),
     "authority": Head(

@@ -1,9 +1,13 @@
 """What a base file can do in llama.cpp, an SO8T file with rotations in the graph can do too."""
 
+import ctypes
+import json
+
 import numpy as np
 import pytest
 
 from llama_so8t.bindings import Session
+from llama_so8t.bindings.library import library_directory
 from llama_so8t.bindings.session import F16, F32, Q8_0
 
 from .conftest import assert_close, reference, tokens_for
@@ -60,6 +64,26 @@ def assert_same(found, expected, margin):
 )
 def test_context_options_give_the_same_values(file, model, plain, options, margin):
     assert_same(values(file, tokens_for(model, N), **options), plain, margin)
+
+
+def fast_rotations():
+    """Rotations that ggml-cpu computed with its own kernel, and those it fused, since the program began."""
+    library = ctypes.CDLL(str(library_directory() / "libggml-cpu.so"))
+    counts = ctypes.c_int64(), ctypes.c_int64()
+    library.ggml_so8t_cpu_counts(*map(ctypes.byref, counts))
+    return np.array([count.value for count in counts])
+
+
+@pytest.mark.parametrize("flash_attn", [False, True])
+@pytest.mark.parametrize("n_tokens", [1, N])
+def test_every_rotation_takes_the_fast_path(file, model, request, flash_attn, n_tokens):
+    # gate twice, q, k, v, heads and ffn; heads are mixed in one pass. Norms of q and k keep qk from being folded.
+    per_layer = {"fold": [2, 0], "explicit": [7, 1]}[request.node.callspec.params["file"]]
+    n_layer = json.loads((model / "config.json").read_text())["num_hidden_layers"]
+    with open_session(file, flash_attn=flash_attn) as session:
+        before = fast_rotations()
+        session.decode(tokens_for(model, n_tokens))
+        assert (fast_rotations() - before).tolist() == [n_layer * n for n in per_layer]
 
 
 def test_parallel_sequences_do_not_mix(file, model):

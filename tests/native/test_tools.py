@@ -157,6 +157,34 @@ def test_loader_refuses_a_rotation_edited_out_of_the_group(runtime, file, tmp_pa
     assert tensor in str(error.value) and words in str(error.value)
 
 
+def test_of_several_bad_rotations_the_first_of_the_file_is_named(file, tmp_path):
+    bad = edited(file, tmp_path / "later.gguf", "blk.1.so8t_gate_safe_rot.weight", nan)
+    bad = edited(bad, tmp_path / "bad.gguf", "blk.0.so8t_ffn_rot.weight", swap_rows)
+    for _ in range(5):  # whichever thread comes first
+        with pytest.raises(RuntimeLibraryError, match=r"blk\.0\.so8t_ffn_rot\.weight"):
+            Session(bad)
+
+
+def turned_by(angle):
+    def turn(data):  # stays in SO(8), and moves away from exp of the generator by the angle at most
+        block = data.reshape(-1, 8, 8)[0]
+        first, second = block[0].copy(), block[1].copy()
+        block[0] = np.cos(angle) * first - np.sin(angle) * second
+        block[1] = np.sin(angle) * first + np.cos(angle) * second
+
+    return turn
+
+
+def test_the_tolerance_is_that_of_the_format(file, tmp_path):
+    """Largest entry of |R - exp(A)|: 1e-4; between 4e-6 and this, orthogonality and determinant are measured."""
+    name = "blk.1.so8t_gate_cmd_rot.weight"
+    with Session(edited(file, tmp_path / "near.gguf", name, turned_by(5e-5))):
+        pass
+    bad = edited(file, tmp_path / "far.gguf", name, turned_by(4e-4))
+    with pytest.raises(RuntimeLibraryError, match="differs from exp of its generator"):
+        Session(bad)
+
+
 def test_a_refused_file_ends_the_tool_with_code_1(runtime, file, tmp_path):
     bad = edited(file, tmp_path / "bad.gguf", "blk.0.so8t_q_rot.weight", scale)
     result = run(runtime, "llama-completion", "-m", bad, "-p", "a", "-n", 1, "-no-cnv")

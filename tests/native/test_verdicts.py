@@ -1,11 +1,7 @@
 """Verdicts in the tools: what llama-completion and llama-server report is what the heads say."""
 
 import json
-import socket
 import subprocess
-import time
-import urllib.error
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -13,6 +9,8 @@ import pytest
 
 from llama_so8t.bindings import Session
 from llama_so8t.bindings.session import F32
+
+from .guard_server import Server
 
 PROMPT = "The head decides, the gate enforces."
 N_PREDICT = 24
@@ -101,49 +99,6 @@ def test_a_verdict_file_that_cannot_be_written_is_an_error_before_the_model_load
     assert "cannot write" in result.stderr
 
 
-class Server:
-    """llama-server on a free port of the loopback interface."""
-
-    def __init__(self, program, *arguments):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.process = subprocess.Popen(
-            [program, "--host", "127.0.0.1", "--port", str(self.port), "--no-webui", *map(str, arguments)],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL,
-        )  # fmt: skip
-        for _ in range(600):
-            try:
-                self.get("/health")
-                return
-            except (urllib.error.URLError, ConnectionError):
-                assert self.process.poll() is None, "llama-server ended at start"
-                time.sleep(0.1)
-        raise AssertionError("llama-server did not become ready")
-
-    def get(self, path):
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=60) as response:
-            return json.loads(response.read())
-
-    def post(self, path, body):
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{self.port}{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
-        )
-        with urllib.request.urlopen(request, timeout=120) as response:
-            text = response.read().decode()
-        if body.get("stream"):
-            events = [line[6:] for line in text.splitlines() if line.startswith("data: ") and "[DONE]" not in line]
-            return [json.loads(event) for event in events]
-        return json.loads(text)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.process.terminate()
-        self.process.wait(timeout=30)
-
-
 def completion(**fields):
     body = {"prompt": PROMPT, "n_predict": N_PREDICT, "temperature": 0, "ignore_eos": True, "cache_prompt": True}
     return body | fields
@@ -165,7 +120,7 @@ def test_server_reports_them_again_when_the_prompt_is_cached(server, expected):
 
 
 def test_server_reports_them_in_the_last_chunk_of_a_stream_only(server, expected):
-    chunks = server.post("/completion", completion(stream=True))
+    chunks = server.stream("/completion", completion()).events
     assert [i for i, chunk in enumerate(chunks) if "so8t" in chunk] == [len(chunks) - 1]
     check(chunks[-1]["so8t"], expected)
 
@@ -173,7 +128,7 @@ def test_server_reports_them_in_the_last_chunk_of_a_stream_only(server, expected
 def test_chat_and_text_endpoints_carry_the_verdicts(server):
     message = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
     assert server.post("/v1/chat/completions", message)["so8t"]["decision"] in ("allow", "escalate", "refuse")
-    last = server.post("/v1/chat/completions", message | {"stream": True})[-1]
+    last = server.stream("/v1/chat/completions", message).events[-1]
     assert last["so8t"]["decision"] in ("allow", "escalate", "refuse")
     assert "so8t" in server.post("/v1/completions", {"prompt": "hello", "max_tokens": 4})
 

@@ -5,8 +5,6 @@ import pytest
 from tests.ui.browser import browser, page  # noqa: F401
 from tests.ui.fake_server import FakeServer
 
-pytest.register_assert_rewrite("tests.ui.any_server")
-
 
 @pytest.fixture
 def server():

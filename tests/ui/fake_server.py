@@ -264,7 +264,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.last("stop", None)
         elif "refuse" in question:
             self.words(TOKENS[:6])
-            self.delta({"refusal": POLICY["refusal"]})
+            self.refuse(POLICY["refusal"])
             self.last("content_filter", verdict("refuse", "message", TOKENS[:7]))
         elif "escalate" in question:
             self.held(question)
@@ -300,8 +300,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.words(TOKENS)
             self.last("stop", result)
         else:
-            self.delta({"refusal": POLICY["escalation"]})
+            self.refuse(POLICY["escalation"])
             self.last("content_filter", result)
+
+    def refuse(self, text: str) -> None:
+        self.delta({"content": f"\n\n{text}", "refusal": text})
 
     def words(self, tokens: list[tuple[str, float, float]]) -> None:
         text = TEXT if tokens is TOKENS else "".join(token[0] for token in tokens)
