@@ -370,7 +370,7 @@ struct so8t_audit::impl {
 
     // opens path, as the only process; returns its size
     uint64_t open(const std::string & path, bool is_new) {
-        so8t_file file(path, O_RDWR | O_CREAT, 0600);
+        so8t_file file(path, O_RDWR | O_CREAT, 0640); // a witness may be in the group
         struct stat info = {};
         if (file.fd < 0) {
             throw errno == ELOOP ? std::runtime_error("so8t: '" + path + "' is a symbolic link; name the file itself") : so8t_file_error("open", path);

@@ -153,6 +153,7 @@ def test_digests_are_found_by_their_texts(audited, log):
         COMPLETION.ask(server, "fine")
         COMPLETION.ask(server, "go")
     assert oct(os.stat(f"{log}.key").st_mode & 0o777) == "0o600"
+    assert os.stat(log).st_mode & 0o137 == 0
     key = read_key(log.with_name(f"{log.name}.key"))
     records = list(Log(log).records(lambda line: pytest.fail(line.problem)))
     for text, part in (("go", "prompt"), ("one two bad three four", "answer")):
