@@ -104,7 +104,7 @@ test-asan: source ## the tests of the guard under ASan and UBSan, with a build o
 	    test-so8t-algebra test-so8t-audit
 	rm -rf $(ASAN_REPORTS) && mkdir -p $(ASAN_REPORTS)
 	$(BIN)/ctest --test-dir $(ASAN)/tests/cpp --output-on-failure --no-tests=error -R '^so8t-(algebra|audit)$$'
-	env $(ASAN_ENV) $(BIN)/python -m pytest tests/native -k "guard or scripted"
+	env $(ASAN_ENV) $(BIN)/python -m pytest tests/native -k "(guard or scripted) and not ui"
 	@! grep -r . $(ASAN_REPORTS)
 
 lint: setup ## ruff over the Python

@@ -24,11 +24,14 @@ def describe(record: dict, content: Open | Request | Escalation | None) -> str:
                 lines.append(f"cut away {content.dropped_bytes} bytes of an unfinished line")
         case Request():
             lines[0] += f"  {content.request}  {content.decision}, enforced: {content.enforced}"
+            lines[0] += ", cancelled" if record.get("cancelled") is True else ""
             lines += _request(content)
         case Escalation():
             lines[0] += f"  {content.escalation}  {content.status}"
             lines[0] += f" by {content.reviewer}" if content.reviewer else ""
             lines += [f"comment: {_shortened(content.comment)}"] if content.comment else []
+        case None if record["event"] == "lost":
+            lines[0] += f"  {record.get('lines')} lines"
     return "\n".join(printable(line) if i == 0 else f"          {printable(line)}" for i, line in enumerate(lines))
 
 

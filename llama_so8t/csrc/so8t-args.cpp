@@ -34,7 +34,11 @@ static uint64_t so8t_size(const std::string & text) {
     if (n_digits == 0 || text.empty() || text.size() > 12 || shift < 0) {
         throw std::invalid_argument("found a size of '" + text + "', expected bytes, or a number with K, M or G");
     }
-    return std::stoull(text) << shift;
+    const uint64_t number = std::stoull(text);
+    if (number > UINT64_MAX >> shift) {
+        throw std::invalid_argument("found a size of '" + text + "', which is too large");
+    }
+    return number << shift;
 }
 
 std::vector<common_arg> so8t_args() {

@@ -31,11 +31,12 @@
 
 namespace fs = std::filesystem;
 
-static const size_t SO8T_MAX_LINE   = 16 << 20; // what readers accept
-static const size_t SO8T_MAX_FIELDS = SO8T_MAX_LINE - 1024; // of it
-static const size_t SO8T_BLOCK      = 64 << 10;
-static const size_t SO8T_HASH_SIZE  = 64;       // hex digits
-static const size_t SO8T_HASH_BLOCK = 64;       // bytes, of HMAC
+static const size_t  SO8T_MAX_LINE   = 16 << 20; // what readers accept
+static const size_t  SO8T_MAX_FIELDS = SO8T_MAX_LINE - 1024; // of it
+static const int64_t SO8T_MAX_SEQ    = (int64_t) 1 << 53; // exact in every JSON reader
+static const size_t  SO8T_BLOCK      = 64 << 10;
+static const size_t  SO8T_HASH_SIZE  = 64; // hex digits
+static const size_t  SO8T_HASH_BLOCK = 64; // bytes, of HMAC
 
 static const auto SO8T_SYNC_PERIOD = std::chrono::seconds(1);
 
@@ -232,8 +233,9 @@ static so8t_last_line so8t_parse_last(const std::string & path, const std::strin
     if (line.size() > n_tail && !record.is_discarded() && record.is_object() &&
         record.contains("seq") && record.at("seq").is_number_integer() && record.contains("event")) {
         const std::string hash = so8t_sha256_hex(line.substr(0, line.size() - n_tail));
-        if (line.compare(line.size() - n_tail, n_tail, mark + hash + "\"}") == 0) {
-            return {record.at("seq").get<int64_t>(), hash, record.at("event") == "rotate"};
+        const int64_t seq = record.at("seq").get<int64_t>();
+        if (line.compare(line.size() - n_tail, n_tail, mark + hash + "\"}") == 0 && seq > 0 && seq < SO8T_MAX_SEQ) {
+            return {seq, hash, record.at("event") == "rotate"};
         }
     }
     throw so8t_damaged(path);
@@ -280,14 +282,16 @@ static std::string so8t_note(const so8t_audit_params & params, const so8t_last_l
 // a log that ends before its own checkpoint has lost lines since, and one with another line there is another log
 static void so8t_check_note(const so8t_audit_params & params, const so8t_last_line & last) {
     const std::string & path = params.checkpoint_file;
-    if (path.empty() || !fs::exists(path) || fs::is_empty(path)) {
+    if (path.empty() || !fs::exists(path) || (fs::is_regular_file(path) && fs::is_empty(path))) {
         return;
     }
-    std::ifstream file(path);
-    std::string   origin, seq, hash;
-    std::getline(file, origin);
-    std::getline(file, seq);
-    std::getline(file, hash);
+    std::string origin, seq, hash;
+    if (fs::is_regular_file(path)) {
+        std::ifstream file(path);
+        std::getline(file, origin);
+        std::getline(file, seq);
+        std::getline(file, hash);
+    }
     const std::string expected = "so8t-audit/" + fs::path(params.file).filename().string();
     if (origin != expected || seq.empty() || seq.size() > 16 || seq.find_first_not_of("0123456789") != std::string::npos) {
         throw std::runtime_error("so8t: '" + path + "' is not the checkpoint of '" + params.file + "' (its first line is not '" +
@@ -366,7 +370,7 @@ struct so8t_audit::impl {
 
     // opens path, as the only process; returns its size
     uint64_t open(const std::string & path, bool is_new) {
-        so8t_file file(path, O_RDWR | O_CREAT, 0600);
+        so8t_file file(path, O_RDWR | O_CREAT, 0640); // a witness may be in the group
         struct stat info = {};
         if (file.fd < 0) {
             throw errno == ELOOP ? std::runtime_error("so8t: '" + path + "' is a symbolic link; name the file itself") : so8t_file_error("open", path);
@@ -554,6 +558,14 @@ so8t_audit::so8t_audit(const so8t_audit_params & params, const common_json & mod
     : params(params), state(std::make_unique<impl>()) {
     if (this->params.key_file.empty()) {
         this->params.key_file = params.file + ".key";
+    }
+    const auto is_same = [](const std::string & a, const std::string & b) {
+        return !a.empty() && !b.empty() && fs::absolute(a).lexically_normal() == fs::absolute(b).lexically_normal();
+    };
+    const auto & key_file = this->params.key_file;
+    if (is_same(key_file, params.file) || is_same(params.checkpoint_file, params.file) || is_same(params.checkpoint_file, key_file)) {
+        throw std::runtime_error("so8t: the audit log, its key and its checkpoint need three names, found '" + params.file + "', '" +
+            key_file + "' and '" + params.checkpoint_file + "'");
     }
     std::signal(SIGXFSZ, SIG_IGN); // where files may not grow (ulimit -f) a write shall fail, not kill
     try {

@@ -13,6 +13,7 @@
 #include <map>
 #include <memory>
 #include <stdexcept>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -113,14 +114,19 @@ std::string so8t_tensor_hash(const std::string & path) {
         order.push_back(&tensor);
     }
     std::atomic<size_t> next = 0;
+    const auto work = [&]() {
+        for (size_t i = next++; i < order.size(); i = next++) {
+            order[i]->digest = so8t_digest(*order[i]);
+        }
+    };
     std::vector<std::thread> threads;
-    for (unsigned i = 0; i < std::max(1u, std::thread::hardware_concurrency()); ++i) {
-        threads.emplace_back([&]() {
-            for (size_t j = next++; j < order.size(); j = next++) {
-                order[j]->digest = so8t_digest(*order[j]);
-            }
-        });
+    try {
+        for (unsigned i = 1; i < std::thread::hardware_concurrency(); ++i) {
+            threads.emplace_back(work);
+        }
+    } catch (const std::system_error &) { // as many as there may be
     }
+    work();
     for (auto & thread : threads) {
         thread.join();
     }

@@ -436,3 +436,9 @@ def test_other_keys_are_refused(so8t, log, tmp_path, key):
     (tmp_path / "key").write_text(key)
     code, _, err = so8t("find", log, "--key", tmp_path / "key", "--text", log)
     assert code == 1 and "expected 64 hex digits" in err
+
+
+def test_show_what_was_cancelled_or_lost(so8t, path):
+    lines = w.chain([w.opening(), w.request(1, cancelled=True), ("lost", {"lines": 7})])
+    _, out, _ = so8t("show", w.write(path, lines))
+    assert "chatcmpl-1  allow, enforced: none, cancelled\n" in out and out.endswith("lost  7 lines\n")

@@ -153,6 +153,7 @@ def test_digests_are_found_by_their_texts(audited, log):
         COMPLETION.ask(server, "fine")
         COMPLETION.ask(server, "go")
     assert oct(os.stat(f"{log}.key").st_mode & 0o777) == "0o600"
+    assert os.stat(log).st_mode & 0o137 == 0
     key = read_key(log.with_name(f"{log.name}.key"))
     records = list(Log(log).records(lambda line: pytest.fail(line.problem)))
     for text, part in (("go", "prompt"), ("one two bad three four", "answer")):
@@ -344,10 +345,12 @@ def damage(log: Path, how: str) -> None:
             lines.append("\0" * 100)
         case "no log":
             lines = ["hello"]
+        case "a seq without end":
+            lines = [w.line(2**63 - 1, "0" * 64, "close")]
     w.write(log, lines)
 
 
-@pytest.mark.parametrize("how", ["changed", "a foreign line", "zeros", "no log"])
+@pytest.mark.parametrize("how", ["changed", "a foreign line", "zeros", "no log", "a seq without end"])
 def test_a_damaged_last_line_is_not_written_on(refused, log, how):
     damage(log, how)
     before = log.read_bytes()
@@ -374,10 +377,20 @@ def test_a_log_that_ends_before_its_checkpoint_is_not_written_on(refused, log):
 
 
 def test_a_file_that_is_no_checkpoint_is_not_written_over(refused, log):
+    note = log.with_name("note")
     for text in ("my thesis\n", "so8t-audit/other.jsonl\n1\nAAAA\n\n"):
-        log.with_name("note").write_text(text)
+        note.write_text(text)
         assert "is not the checkpoint of" in refused(log=log)
-        assert log.with_name("note").read_text() == text
+        assert note.read_text() == text
+    note.unlink()
+    os.mkfifo(note)
+    assert "is not the checkpoint of" in refused(log=log)
+
+
+def test_one_name_for_two_files(refused, log):
+    assert "need three names" in refused("--so8t-audit-checkpoint", log, log=log)
+    assert "need three names" in refused("--so8t-audit-key", log, log=log)
+    assert "need three names" in refused("--so8t-audit-key", log.with_name("note"), log=log)
 
 
 def test_names_that_are_no_files(refused, log):
