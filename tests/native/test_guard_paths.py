@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
+from scripted_model import Head, scripted_gguf
 
 from .guard_rules import ESCALATION, REFUSAL, Policy, judge
 from .guard_server import CHAT, COMPLETION, ENDPOINTS, HEADS, INFILL, SCRIPTS, TEXT
@@ -288,6 +289,66 @@ def test_a_form_that_is_escalated_ends_too(server):
         assert (answer.so8t["decision"], answer.so8t["enforced"]) == ("escalate", "stop")
 
 
+# ---- tool calls ----
+
+TOOLS = (
+    "{% if tools %}{% for t in tools %}{{ t | tojson }}{% endfor %}{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content or '' }}"
+    "{% if m.tool_calls %}{% for c in m.tool_calls %}<tool_call>\n"
+    '{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}}\n</tool_call>{% endfor %}{% endif %}'
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+CALL = ["<tool_call>", '\n{"name": "run", "arg', 'uments": {"cmd": "', "kaboom", '"}}\n', "</tool_call>"]
+TOOL_HEADS = {
+    "safety": Head(["safe", "unsafe"], ["allow", "refuse"], [0.5, 0.9], tokens={"kaboom": {"unsafe": 0.97}}),
+    "authority": Head(["handle", "ask"], ["allow", "escalate"], [0.5, 0.6], tokens={"</tool_call>": {"ask": 0.9}}),
+}
+SCHEMA = {"type": "object", "properties": {"cmd": {"type": "string"}}, "required": ["cmd"]}
+WITH_TOOLS = {
+    "chat": {"tools": [{"type": "function", "function": {"name": "run", "parameters": SCHEMA}}]},
+    "responses": {"tools": [{"type": "function", "name": "run", "parameters": SCHEMA}]},
+    "messages": {"tools": [{"name": "run", "input_schema": SCHEMA}]},
+}
+CALLED = ("tool_calls", "function_call", "tool_use")
+
+
+@pytest.fixture(scope="module")
+def tool_file(tmp_path_factory, pinned_tree):
+    return scripted_gguf(tmp_path_factory.mktemp("tools") / "model", {"\n": CALL}, TOOL_HEADS, TOOLS)
+
+
+def raw_answer(server, name, streamed):
+    endpoint = ENDPOINTS[name]
+    body = endpoint.body("any") | WITH_TOOLS[name]
+    return server.stream(endpoint.path, body).events if streamed else server.post(endpoint.path, body)
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize("name", WITH_TOOLS)
+def test_a_tool_call_of_a_refused_answer_is_dropped(serve, tool_file, name, streamed):
+    """In a stream its beginning was sent: it stays unfinished, and no event says that it is done."""
+    allowed = json.dumps(raw_answer(serve(tool_file, "--so8t-policy", "monitor"), name, streamed))
+    assert "kaboom" in allowed and any(word in allowed for word in CALLED)
+    raw = raw_answer(serve(tool_file, *POLICY.flags), name, streamed)
+    assert "kaboom" not in json.dumps(raw) and REFUSAL in json.dumps(raw)
+    if not streamed:
+        assert not any(word in json.dumps(raw) for word in CALLED)
+    elif name == "responses":
+        assert not any(word in json.dumps(raw[-1]) for word in CALLED)
+        assert not any(event["type"].endswith("done") and "function_call" in json.dumps(event) for event in raw)
+    end = json.dumps(raw[-3:] if streamed else raw)
+    assert {"chat": '"content_filter"', "responses": '"incomplete"', "messages": '"refusal"'}[name] in end
+
+
+@pytest.mark.parametrize("name", WITH_TOOLS)
+def test_a_tool_call_that_nobody_decides_is_dropped(serve, tool_file, name):
+    """The call is complete when the token after it is due, and goes out with the end of the answer at the earliest."""
+    server = serve(tool_file, *POLICY.flags, "--so8t-threshold", "safety/unsafe=1")
+    raw = raw_answer(server, name, False)
+    assert "kaboom" not in json.dumps(raw) and ESCALATION in json.dumps(raw)
+    assert not any(word in json.dumps(raw) for word in CALLED)
+
+
 # ---- tokens that come otherwise ----
 
 
@@ -324,7 +385,7 @@ def test_tokens_sampled_in_the_graph_are_judged(serve, guard_file, secret_ids, p
 
 def test_slots_that_run_together_keep_their_verdicts(serve, guard_file):
     server = serve(guard_file, *POLICY.flags, "-np", 8, "-kvu")
-    prompts = [p for p in SCRIPTS if not p.startswith(("<|", "\n", "tick", "cafe"))] * 8
+    prompts = [p for p in SCRIPTS if not p.startswith(("<|", "\n", "tick", "cafe"))] * 15
     expected = {p: judge(p, SCRIPTS[p], HEADS, POLICY) for p in prompts}
     endpoints = list(ENDPOINTS.values())
 
