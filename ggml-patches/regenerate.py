@@ -18,6 +18,7 @@ PARTS = {
     "002-llama-so8t.patch": ("src",),
     "003-tools-so8t.patch": ("common", "tools"),
     "004-tests-so8t.patch": ("tests",),
+    "005-httplib-threads.patch": ("vendor",),
 }
 
 

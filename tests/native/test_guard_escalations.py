@@ -79,7 +79,8 @@ def test_a_denied_answer_is_refused(server, pool, name, streamed):
     assert answer.text == (f"may {between}" if streamed else "") + REFUSAL
     assert not any(word in json.dumps(answer.raw) for word in ("risk", "more "))
     assert answer.finish == {
-        "text": "content_filter", "chat": "content_filter", "responses": "incomplete/content_filter", "messages": "refusal",
+        "text": "content_filter", "chat": "content_filter", "responses": "incomplete/content_filter",
+        "messages": "refusal",
     }.get(name, "eos")  # fmt: skip
     assert answer.refusal == (REFUSAL if name in ("chat", "responses") else None)
     assert answer.so8t["enforced"] == "denied" and answer.so8t["escalation"]["reviewer"] == "Ada"
@@ -155,7 +156,9 @@ def test_a_decision_that_is_not_one_leaves_the_answer_pending(server, pool):
 
 def test_the_slot_of_a_held_answer_is_free(server, pool):
     """The server has one slot."""
-    waiting = [pool.submit(ask, name, server, streamed) for name in ("chat", "completion") for streamed in (False, True)]
+    waiting = [
+        pool.submit(ask, name, server, streamed) for name in ("chat", "completion") for streamed in (False, True)
+    ]
     entries = pending(server, 4)
     assert ask("chat", server, False, "fine").text == "all is well here"
     for entry, action in zip(entries, ("allow", "deny", "allow", "deny"), strict=True):
@@ -196,13 +199,38 @@ def raw_stream(server, path, body):
         connection.close()
 
 
+def test_a_reviewer_is_served_however_many_wait(server):
+    """A request that arrives together with one that will be held gets a thread of its own."""
+    waiting = []
+    try:
+        for _ in range(40):
+            ask_first = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+            look = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+            waiting.append(ask_first)
+            ask_first.connect(), look.connect()
+            ask_first.request("POST", CHAT.path, json.dumps(CHAT.body("ask")), {"Content-Type": "application/json"})
+            look.request("GET", "/so8t/escalations")
+            assert look.getresponse().status == 200
+            look.close()
+        entries = pending(server, 40)
+    finally:
+        for entry in pending(server):
+            decide(server, entry, "deny")
+    assert len(entries) == 40
+    for connection in waiting:
+        assert json.loads(connection.getresponse().read())["choices"][0]["message"]["refusal"] == REFUSAL
+        connection.close()
+
+
 def test_a_waiting_stream_is_kept_alive_by_comments(server):
     with raw_stream(server, CHAT.path, CHAT.body("ask")) as response:
         (entry,) = pending(server)
         lines = []
         while sum(line == ":" for line in lines) < 2:
             lines.append(response.readline().decode().rstrip("\n"))
-        text = "".join(json.loads(line[6:])["choices"][0]["delta"].get("content") or "" for line in lines if "data" in line)
+        text = "".join(
+            json.loads(line[6:])["choices"][0]["delta"].get("content") or "" for line in lines if "data" in line
+        )
         assert text == "may "
         decide(server, entry, "allow")
         rest = response.read().decode()
@@ -299,8 +327,11 @@ def ollama_lines(server, path, body):
 
 
 @pytest.mark.parametrize("prompt", ["fine", "go", "ask", "bomb", "muse", "nan"])
-@pytest.mark.parametrize("flags", [POLICY.flags, [*POLICY.flags, "--so8t-escalation-wait", "1"], ["--so8t-policy", "monitor"]],
-                         ids=["enforce", "held", "monitor"])  # fmt: skip
+@pytest.mark.parametrize(
+    "flags",
+    [POLICY.flags, [*POLICY.flags, "--so8t-escalation-wait", "1"], ["--so8t-policy", "monitor"]],
+    ids=["enforce", "held", "monitor"],
+)
 def test_a_stream_is_read_by_ollama(serve, guard_file, flags, prompt):
     server = serve(guard_file, *flags)
     chunks = ollama_lines(server, "/completion", COMPLETION.body(prompt) | {"cache_prompt": True})

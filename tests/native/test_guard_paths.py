@@ -106,7 +106,7 @@ def test_no_option_of_a_request_goes_round_it(server, secret_ids, options, promp
 
 
 def test_the_end_of_a_stream_is_not_lost_in_a_stop_string(server, secret_ids):
-    """"here" might begin "heretic": it waits for the end of the answer, which has no verdict of its own."""
+    """ "here" might begin "heretic": it waits for the end of the answer, which has no verdict of its own."""
     check(server, COMPLETION, "fine", secret_ids, stop=["heretic"])
 
 
@@ -207,7 +207,9 @@ def test_infill_is_judged(server, secret_ids):
     expected = judge("<|fim_middle|>", SCRIPTS["<|fim_middle|>"], HEADS, POLICY)
     assert expected.decision == "refuse"
     for streamed in (False, True):
-        answer = (INFILL.ask_stream if streamed else INFILL.ask)(server, "what comes after", n_probs=3, return_tokens=True)
+        answer = (INFILL.ask_stream if streamed else INFILL.ask)(
+            server, "what comes after", n_probs=3, return_tokens=True
+        )
         assert answer.text == ("fill \n\n" if streamed else "") + REFUSAL
         expected.check(answer.so8t)
         assert leaks(answer.raw, secret_ids) == []
@@ -220,7 +222,9 @@ def test_several_prompts_of_a_request_have_their_own_verdicts(server, secret_ids
         expected.check(reply["so8t"])
         assert reply["content"] == "".join(expected.kept) + expected.text
         assert leaks(reply, secret_ids) == []
-    events = [event for event in server.stream("/completion", {"prompt": prompts}).events if event]  # a null at each start
+    events = [
+        event for event in server.stream("/completion", {"prompt": prompts}).events if event
+    ]  # a null at each start
     for index, prompt in enumerate(prompts):
         own = [event for event in events if event["index"] == index]
         judge(prompt, SCRIPTS[prompt], HEADS, POLICY).check(own[-1]["so8t"])
@@ -295,7 +299,8 @@ TOOLS = (
     "{% if tools %}{% for t in tools %}{{ t | tojson }}{% endfor %}{% endif %}"
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content or '' }}"
     "{% if m.tool_calls %}{% for c in m.tool_calls %}<tool_call>\n"
-    '{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}}\n</tool_call>{% endfor %}{% endif %}'
+    '{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}}'
+    "\n</tool_call>{% endfor %}{% endif %}"
     "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 CALL = ["<tool_call>", '\n{"name": "run", "arg', 'uments": {"cmd": "', "kaboom", '"}}\n', "</tool_call>"]
@@ -323,14 +328,16 @@ def raw_answer(server, name, streamed):
     return server.stream(endpoint.path, body).events if streamed else server.post(endpoint.path, body)
 
 
+@pytest.mark.parametrize("policy", [POLICY, STOP], ids=["message", "stop"])
 @pytest.mark.parametrize("streamed", [False, True], ids=["whole", "stream"])
 @pytest.mark.parametrize("name", WITH_TOOLS)
-def test_a_tool_call_of_a_refused_answer_is_dropped(serve, tool_file, name, streamed):
+def test_a_tool_call_of_a_refused_answer_is_dropped(serve, tool_file, name, streamed, policy):
     """In a stream its beginning was sent: it stays unfinished, and no event says that it is done."""
     allowed = json.dumps(raw_answer(serve(tool_file, "--so8t-policy", "monitor"), name, streamed))
     assert "kaboom" in allowed and any(word in allowed for word in CALLED)
-    raw = raw_answer(serve(tool_file, *POLICY.flags), name, streamed)
-    assert "kaboom" not in json.dumps(raw) and REFUSAL in json.dumps(raw)
+    raw = raw_answer(serve(tool_file, *policy.flags), name, streamed)
+    assert "kaboom" not in json.dumps(raw)
+    assert (REFUSAL in json.dumps(raw)) == (policy is POLICY or name != "messages")
     if not streamed:
         assert not any(word in json.dumps(raw) for word in CALLED)
     elif name == "responses":
@@ -357,7 +364,9 @@ def speculative(serve, guard_file):
     return serve(guard_file, *POLICY.flags, "-md", guard_file, "--spec-type", "draft-simple", "--spec-draft-n-max", 4)
 
 
-@pytest.mark.parametrize("prompt", ["fine", "go", "ask", "climb", "both", "twice", "nan", "inf", "muse", "late", "bomb"])
+@pytest.mark.parametrize(
+    "prompt", ["fine", "go", "ask", "climb", "both", "twice", "nan", "inf", "muse", "late", "bomb"]
+)
 def test_drafted_tokens_are_judged_one_by_one(speculative, secret_ids, prompt):
     """A draft may have run past the token that triggers: fewer tokens are sent then, never more."""
     expected = judge(prompt, SCRIPTS[prompt], HEADS, POLICY)
@@ -418,13 +427,15 @@ def verdicts(path):
 
 
 @pytest.mark.parametrize("prompt", ["fine", "go", "ask", "muse", "bomb"])
-@pytest.mark.parametrize("policy", [POLICY, replace(POLICY, holdback=0), STOP, Policy()], ids=["enforce", "sent", "stop", "monitor"])
+@pytest.mark.parametrize(
+    "policy", [POLICY, replace(POLICY, holdback=0), STOP, Policy()], ids=["enforce", "sent", "stop", "monitor"]
+)
 def test_llama_completion_obeys(runtime, guard_file, tmp_path, prompt, policy):
     expected = judge(prompt, SCRIPTS[prompt], HEADS, policy)
     file = tmp_path / "verdicts.jsonl"
     result = run(
-        runtime, "llama-completion", guard_file, "-no-cnv", "-p", prompt, "-n", 30, "--no-display-prompt", *policy.flags,
-        "--so8t-json", file,
+        runtime, "llama-completion", guard_file, "-no-cnv", "-p", prompt, "-n", 30, "--no-display-prompt",
+        *policy.flags, "--so8t-json", file,
     )  # fmt: skip
     printed = result.stdout.replace(" [end of text]\n", "").rstrip("\n")
     sent = "".join(expected.sent)
@@ -439,7 +450,7 @@ def test_every_turn_of_a_conversation_is_judged(runtime, guard_file, tmp_path, t
     file = tmp_path / "verdicts.jsonl"
     turns = ["fine", "go", "ask", "bomb", "fine"]
     result = run(
-        runtime, tool, guard_file, *(["-cnv"] if tool == "llama-completion" else []), "--jinja", "-n", 30, *POLICY.flags,
+        runtime, tool, guard_file, *(["-cnv"] if tool == "llama-completion" else []), "--jinja", *POLICY.flags,
         "--so8t-json", file, stdin="".join(f"{turn}\n" for turn in turns) + ("/exit\n" if tool == "llama-cli" else ""),
     )  # fmt: skip
     found = verdicts(file)

@@ -118,9 +118,8 @@ def test_no_token_that_triggers_is_in_a_stream_whose_holdback_is_the_debounce(se
         for name, endpoint in ENDPOINTS.items():
             answer = endpoint.ask_stream(server, prompt)
             assert run or part == "prompt"
-            assert not [token for token in run if token.strip() in answer.text.replace(REFUSAL, "").replace(ESCALATION, "")], (
-                prompt, name, answer.text,
-            )  # fmt: skip
+            text = answer.text.replace(REFUSAL, "").replace(ESCALATION, "")
+            assert not [token for token in run if token.strip() in text], (prompt, name, text)
 
 
 # ---- heads of other kinds ----
@@ -139,7 +138,7 @@ OTHER_HEADS = {
         tokens={"bad2 ": {"odd": 0.6}, "evil ": {"unsafe": 0.85}, "bomb": {"unsafe": 0.85}, "fall": NAN},
     ),
 }  # fmt: skip
-"""Of the prompt or the answer only, an order other than that of the weights' names, temperatures, labels that inform."""
+"""Of the prompt or the answer only, another order, temperatures, labels that inform."""
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +206,8 @@ def test_a_trace_has_every_token_and_comes_only_on_request(enforce, name):
         assert "trace" not in ask(enforce, "fine", so8t={"trace": False}).so8t
         trace = ask(enforce, "fine", so8t={"trace": True}).so8t["trace"]
         assert shown(trace) == [
-            ("prompt", 0, "fine"), ("answer", 0, "all "), ("answer", 1, "is "), ("answer", 2, "well "), ("answer", 3, "here"),
+            ("prompt", 0, "fine"), ("answer", 0, "all "), ("answer", 1, "is "), ("answer", 2, "well "),
+            ("answer", 3, "here"),
         ]  # fmt: skip
         assert [row["heads"]["safety"]["safe"] for row in trace] == pytest.approx([0.99] * 5, abs=2e-6)
         assert all(type(row["id"]) is int for row in trace)
@@ -252,7 +252,8 @@ def test_annotations_have_the_form_of_azure_and_only_on_request(enforce, name):
 
 @pytest.mark.parametrize("name", ENDPOINTS)
 @pytest.mark.parametrize(
-    "asked", [{"tracing": True}, {"trace": 1}, {"annotations": "yes"}, {"policy": "off"}, {"judge": True}, [], "off", None]
+    "asked",
+    [{"tracing": True}, {"trace": 1}, {"annotations": "yes"}, {"policy": "off"}, {"judge": True}, [], "off", None],
 )
 def test_other_keys_of_a_request_are_an_error(enforce, name, asked):
     endpoint = ENDPOINTS[name]
