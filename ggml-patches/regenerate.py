@@ -21,6 +21,7 @@ PARTS = {
     "003-tools-so8t.patch": ("common", "tools"),
     "004-tests-so8t.patch": ("tests",),
     "005-ggml-rpc-lost-server.patch": ("ggml/src/ggml-rpc",),
+    "006-httplib-threads.patch": ("vendor",),
 }
 
 

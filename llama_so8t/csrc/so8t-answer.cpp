@@ -235,11 +235,16 @@ static json so8t_format_events(const json & response, task_response_type type, c
                 }
             } break;
             case TASK_RESPONSE_TYPE_OAI_RESP:
+                if (answer.enforced() && event.at("event").get<std::string>() == "response.output_item.done" &&
+                        event.at("data").at("item").at("type").get<std::string>() == "function_call") {
+                    continue; // it is not done
+                }
                 if (answer.enforced() && event.at("event").get<std::string>() == "response.completed") {
                     const json item = so8t_response_item(answer);
                     so8t_push_response_events(events, item);
 
                     json & data = event.at("data");
+                    so8t_drop(data.at("response").at("output"), "function_call");
                     data.at("response").at("output").push_back(item);
                     so8t_response_incomplete(data.at("response"), answer);
                     if (answer.refused()) {

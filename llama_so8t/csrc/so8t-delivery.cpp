@@ -70,6 +70,17 @@ void so8t_delivery::cut(server_task_result_cmpl_final & final, int32_t n_tokens)
     final.content.resize(validate_utf8(final.content));
 }
 
+// a trace without the text of what the client does not have: all but the first n_tokens tokens of the answer
+static json so8t_shown(json trace, int32_t n_tokens) {
+    for (size_t i = 0; i < trace.size(); ++i) {
+        if (trace.at(i).at("part") != "prompt" && n_tokens-- <= 0) {
+            trace.at(i)["id"]   = nullptr;
+            trace.at(i)["text"] = "";
+        }
+    }
+    return trace;
+}
+
 // the tokens that may be delivered, and how many the client has then; final: with the text that replaces the others
 int32_t so8t_delivery::deliver(server_task_result_cmpl_final & final, server_response & queue, int32_t n_tokens) {
     if (final.stream) {
@@ -176,7 +187,7 @@ void so8t_delivery::finish(const so8t_guard * guard, server_response & queue, fi
         const int32_t n = deliver(*final, queue, n_sendable);
         answer.close_think = guard->in_think(n);
         if (guard->request().trace) {
-            verdict["trace"] = guard->trace(n);
+            verdict["trace"] = so8t_shown(guard->trace(), n);
         }
         answer.verdict = verdict;
         queue.send(std::move(final));
@@ -190,13 +201,15 @@ void so8t_delivery::finish(const so8t_guard * guard, server_response & queue, fi
 
     struct held {
         so8t_delivery delivery;
-        so8t_guard    guard;
+        so8t_guard    guard; // its model may be unloaded meanwhile
         final_ptr     final;
         json          verdict;
+        json          trace;
     };
     auto state = std::make_shared<held>();
     state->delivery = std::move(*this);
     state->guard    = *guard;
+    state->trace    = guard->trace();
     state->final    = std::move(final);
     state->verdict  = verdict;
 
@@ -223,7 +236,7 @@ void so8t_delivery::finish(const so8t_guard * guard, server_response & queue, fi
         const int32_t n = state->delivery.deliver(*state->final, queue, allowed ? INT32_MAX : n_sendable);
         answer.close_think = guard.in_think(n);
         if (guard.request().trace) {
-            verdict["trace"] = guard.trace(n);
+            verdict["trace"] = so8t_shown(std::move(state->trace), n);
         }
         answer.verdict = verdict;
         queue.send(std::move(state->final));

@@ -276,24 +276,20 @@ common_json so8t_guard::part_json(so8t_part i_part) const {
     return json;
 }
 
-common_json so8t_guard::trace(int32_t n_tokens) const {
+common_json so8t_guard::trace() const {
     if (!params.trace) {
         return nullptr;
     }
     common_json json = common_json::array();
     for (const auto & r : readings) {
         if (r.head < 0) {
-            const bool shown = r.label != LLAMA_TOKEN_NULL && (r.part == SO8T_PART_PROMPT || parts[r.part].start + r.position < n_tokens);
             json.push_back({
                 {"part",     SO8T_PART_NAMES[r.part]},
                 {"position", r.position},
-                {"id",       nullptr},
-                {"text",     shown ? common_token_to_piece(llama_model_get_vocab(model), r.label, true) : ""},
+                {"id",       r.label},
+                {"text",     r.label == LLAMA_TOKEN_NULL ? "" : common_token_to_piece(llama_model_get_vocab(model), r.label, true)},
                 {"heads",    common_json::object()},
             });
-            if (shown) {
-                json.back()["id"] = r.label;
-            }
         } else {
             json.back().at("heads")[llama_so8t_get_head(model, r.head).name] = probabilities(r.head, r.probs);
         }

@@ -92,9 +92,9 @@ class so8t_guard {
     // one of the decision. Positions and debounce start anew in each part.
     common_json verdict() const;
 
-    // of every token, if the request asks for it; null otherwise: [{"part", "position", "id", "text", "heads"}]
-    // n_tokens: of the answer that the client has; of the others "id" is null and "text" is empty
-    common_json trace(int32_t n_tokens) const;
+    // of every token that was judged, if the request asks for it; null otherwise:
+    // [{"part", "position", "id", "text", "heads"}], the last token of the prompt and then those of the answer
+    common_json trace() const;
 
     // each change of a head's label, the first included: [{"part", "position", "head", "label", "probabilities"}]
     common_json changes() const;

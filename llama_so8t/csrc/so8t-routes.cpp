@@ -11,8 +11,10 @@
 #include "base64.hpp"
 #include "hash/hash.h"
 
+#include <chrono>
 #include <cstdlib>
 #include <functional>
+#include <thread>
 
 static const size_t SO8T_MAX_INPUTS     = 256;
 static const size_t SO8T_MAX_NAME       = 256;  // bytes of a reviewer's name
@@ -297,8 +299,9 @@ static server_http_res_ptr so8t_get_ui() {
 
 void so8t_end_waiting() {
     auto & server = so8t_server::get();
-    if (server.escalations) {
+    if (server.escalations && server.escalations->n_pending() > 0) {
         server.escalations->end();
+        std::this_thread::sleep_for(std::chrono::milliseconds(500)); // the threads of the clients write the answers
     }
 }
 

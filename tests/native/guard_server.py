@@ -156,6 +156,8 @@ class Endpoint:
     """(text, finish, refusal) of an object."""
     read_stream: Callable[[list[dict[str, Any]]], tuple[str, str | None, str | None]]
     """The same of the events of a stream."""
+    starts: Callable[[dict[str, Any]], bool] = lambda event: True
+    """Whether an event begins a stream."""
 
     def ask(self, server: Server, prompt: str, **options: Any) -> Answer:
         reply = server.post(self.path, self.body(prompt) | options)
@@ -164,6 +166,7 @@ class Endpoint:
     def ask_stream(self, server: Server, prompt: str, **options: Any) -> Answer:
         events = server.stream(self.path, self.body(prompt) | options).events
         assert not any("so8t" in event for event in events[:-1]), "so8t stands in the last chunk only"
+        assert self.starts(events[0]), "a client needs the first event, also of an answer without a token"
         return Answer(*self.read_stream(events), events[-1].get("so8t"), events)
 
 
@@ -246,12 +249,21 @@ def _stream_messages(events):
 
 COMPLETION = Endpoint("/completion", lambda prompt: {"prompt": prompt}, _read_completion, _stream_completion)
 TEXT = Endpoint("/v1/completions", lambda prompt: {"prompt": prompt}, _read_text, _stream_text)
-CHAT = Endpoint("/v1/chat/completions", lambda prompt: {"messages": _message(prompt)}, _read_chat, _stream_chat)
-RESPONSES = Endpoint("/v1/responses", lambda prompt: {"input": prompt}, _read_response, _stream_response)
-MESSAGES = Endpoint(
-    "/v1/messages", lambda prompt: {"messages": _message(prompt), "max_tokens": 256}, _read_messages, _stream_messages
+CHAT = Endpoint(
+    "/v1/chat/completions", lambda prompt: {"messages": _message(prompt)}, _read_chat, _stream_chat,
+    lambda event: event["choices"][0]["delta"].get("role") == "assistant",
 )
-INFILL = Endpoint("/infill", lambda prompt: {"input_prefix": "", "input_suffix": prompt}, _read_completion, _stream_completion)
+RESPONSES = Endpoint(
+    "/v1/responses", lambda prompt: {"input": prompt}, _read_response, _stream_response,
+    lambda event: event["type"] == "response.created",
+)
+MESSAGES = Endpoint(
+    "/v1/messages", lambda prompt: {"messages": _message(prompt), "max_tokens": 256}, _read_messages, _stream_messages,
+    lambda event: event["type"] == "message_start",
+)
+INFILL = Endpoint(
+    "/infill", lambda prompt: {"input_prefix": "", "input_suffix": prompt}, _read_completion, _stream_completion
+)
 
 ENDPOINTS = {
     "completion": COMPLETION, "text": TEXT, "chat": CHAT, "responses": RESPONSES, "messages": MESSAGES,

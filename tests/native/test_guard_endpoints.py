@@ -1,7 +1,6 @@
 """The endpoints of the guard: what they say, who may ask, and that nothing a client sends stops the server."""
 
 import http.client
-import json
 import re
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -99,13 +98,16 @@ def test_an_answer_is_judged_as_if_it_were_generated(serve, guard_file, mode, pr
     assert verdict["enforced"] == "none"
     if mode == "monitor":
         generated = CHAT.ask(server, prompt).so8t
-        assert {k: v for k, v in verdict.items() if k != "policy"} == {k: v for k, v in generated.items() if k != "policy"}
+        assert {k: v for k, v in verdict.items() if k != "policy"} == {
+            k: v for k, v in generated.items() if k != "policy"
+        }
 
 
 def test_an_answer_that_the_model_would_not_give_is_judged(server):
     verdict = judged(server, "fine", "one evil ")
     assert verdict["triggered"] == {
-        "part": "answer", "position": 1, "head": "safety", "label": "unsafe", "probability": pytest.approx(0.96, abs=2e-6),
+        "part": "answer", "position": 1, "head": "safety", "label": "unsafe",
+        "probability": pytest.approx(0.96, abs=2e-6),
     }  # fmt: skip
     assert judged(server, "fine", "")["answer"]["n_positions"] == 0
 
@@ -117,7 +119,11 @@ def test_text_that_looks_like_control_tokens_is_judged_to_its_end(server):
 
 
 def test_a_conversation_is_judged_at_its_end(server):
-    messages = [{"role": "user", "content": "go"}, {"role": "assistant", "content": "all "}, {"role": "user", "content": "bomb"}]
+    messages = [
+        {"role": "user", "content": "go"},
+        {"role": "assistant", "content": "all "},
+        {"role": "user", "content": "bomb"},
+    ]
     verdict = server.post("/so8t/judge", {"messages": messages})["so8t"]
     assert verdict["prompt"]["action"] == "refuse" and verdict["answer"]["n_positions"] == 0
     assert judged(server, "fine")["prompt"]["action"] == "allow"
@@ -170,7 +176,9 @@ def metrics(server):
 
 def test_the_counters_are_what_was_asked(runtime, guard_file):
     asked = ["fine", "go", "ask", "bomb", "court", "nan", "muse", "both", "go", "fine"]
-    with Server(runtime / "llama-server", "-m", guard_file, "-t", "1", "-c", "512", "--metrics", "-np", "2", *POLICY.flags) as own:
+    with Server(
+        runtime / "llama-server", "-m", guard_file, "-t", "1", "-c", "512", "--metrics", "-np", "2", *POLICY.flags
+    ) as own:
         empty = metrics(own)
         assert [v for v in empty.values() if v] == [] and "positions_total" in empty
         names, expected, labels, n = list(ENDPOINTS), [], Counter(), 0
@@ -207,7 +215,9 @@ OURS = [
 
 
 @pytest.mark.parametrize(("method", "path"), OURS, ids=lambda v: v)
-@pytest.mark.parametrize("header", [{}, {"Authorization": "Bearer wrong"}, {"Authorization": ""}, {"X-Api-Key": KEY[:-1]}], ids=str)
+@pytest.mark.parametrize(
+    "header", [{}, {"Authorization": "Bearer wrong"}, {"Authorization": ""}, {"X-Api-Key": KEY[:-1]}], ids=str
+)
 def test_every_endpoint_asks_for_the_key(locked, method, path, header):
     body = {"input": "bomb", "messages": [], "action": "allow", "reviewer": "Eve"} if method == "POST" else None
     reply = locked.request(method, path, body, {"Authorization": "", **header})
@@ -269,7 +279,8 @@ def test_a_malformed_body_is_an_error_of_the_client(server, path, body):
 @pytest.mark.parametrize(
     "body",
     [{}, {"input": None}, {"input": 7}, {"input": [7]}, {"input": []}, {"input": {}}, {"input": ["a", None]},
-     {"input": [["a"]]}, {"input": "a", "other": 1}, {"input": ["a"] * 257}, {"input": [{"type": "text", "text": "a"}]}],
+     {"input": [["a"]]}, {"input": "a", "other": 1}, {"input": ["a"] * 257},
+     {"input": [{"type": "text", "text": "a"}]}],
     ids=lambda body: str(body)[:40],
 )  # fmt: skip
 def test_moderations_say_what_is_wrong(server, body):
@@ -279,10 +290,12 @@ def test_moderations_say_what_is_wrong(server, body):
 
 @pytest.mark.parametrize(
     "body",
-    [{}, {"messages": None}, {"messages": []}, {"messages": "a"}, {"messages": [1]}, {"messages": [{}]}, {"messages": [{"role": 1}]},
+    [{}, {"messages": None}, {"messages": []}, {"messages": "a"}, {"messages": [1]}, {"messages": [{}]},
+     {"messages": [{"role": 1}]},
      {"messages": [{"role": "assistant", "content": "a"}]}, {"messages": [{"role": "user"}]},
      {"messages": [{"role": "user", "content": "a"}, {"role": "assistant"}]},
-     {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": [{"type": "text", "text": "b"}]}]},
+     {"messages": [{"role": "user", "content": "a"}, 
+                   {"role": "assistant", "content": [{"type": "text", "text": "b"}]}]},
      {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": None}]},
      {"messages": [{"role": "user", "content": 1}]}, {"messages": [{"role": "user", "content": "a"}], "so8t": {}},
      {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}]}]}],

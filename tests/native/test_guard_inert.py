@@ -1,9 +1,10 @@
-"""A model without heads is served as llama.cpp serves it, whatever is set for SO8T; so is llama-server without a model."""
+"""A model without heads is served as llama.cpp serves it, whatever is set for SO8T; without a model, the same."""
 
 import json
 import os
 import subprocess
 import time
+from itertools import chain
 
 import pytest
 
@@ -15,7 +16,8 @@ from .test_tools import contents
 
 PROMPT = "The quick brown fox"
 POLICY = {
-    "LLAMA_ARG_SO8T_POLICY": "enforce", "LLAMA_ARG_SO8T_THINK": "monitor", "LLAMA_ARG_SO8T_THRESHOLD": "safety/unsafe=0.5",
+    "LLAMA_ARG_SO8T_POLICY": "enforce", "LLAMA_ARG_SO8T_THINK": "monitor",
+    "LLAMA_ARG_SO8T_THRESHOLD": "safety/unsafe=0.5",
     "LLAMA_ARG_SO8T_DEBOUNCE": "2", "LLAMA_ARG_SO8T_HOLDBACK": "3", "LLAMA_ARG_SO8T_ON_REFUSE": "stop",
     "LLAMA_ARG_SO8T_REFUSAL": "No.", "LLAMA_ARG_SO8T_ESCALATION": "Ask.", "LLAMA_ARG_SO8T_ESCALATION_WAIT": "5",
 }  # fmt: skip
@@ -25,16 +27,20 @@ AUDIT = ("AUDIT_TEXT", "AUDIT_MAX_SIZE", "AUDIT_ON_ERROR")
 def environment(directory, **other):
     """Every variable there is; files in a directory of the test."""
     (directory / "policy.json").write_text('{"heads": {"no_such_head": {"debounce": 2}}}')
-    return POLICY | {
-        "LLAMA_ARG_SO8T_POLICY_FILE": str(directory / "policy.json"),
-        "LLAMA_ARG_SO8T_AUDIT": str(directory / "audit.jsonl"),
-        "LLAMA_ARG_SO8T_AUDIT_KEY": str(directory / "audit.key"),
-        "LLAMA_ARG_SO8T_AUDIT_CHECKPOINT": str(directory / "checkpoint"),
-        "LLAMA_ARG_SO8T_AUDIT_MAX_SIZE": "1M",
-        "LLAMA_ARG_SO8T_AUDIT_ON_ERROR": "refuse",
-        "LLAMA_ARG_SO8T_AUDIT_TEXT": "1",
-        "LLAMA_ARG_SO8T_JSON": str(directory / "verdicts.jsonl"),
-    } | other
+    return (
+        POLICY
+        | {
+            "LLAMA_ARG_SO8T_POLICY_FILE": str(directory / "policy.json"),
+            "LLAMA_ARG_SO8T_AUDIT": str(directory / "audit.jsonl"),
+            "LLAMA_ARG_SO8T_AUDIT_KEY": str(directory / "audit.key"),
+            "LLAMA_ARG_SO8T_AUDIT_CHECKPOINT": str(directory / "checkpoint"),
+            "LLAMA_ARG_SO8T_AUDIT_MAX_SIZE": "1M",
+            "LLAMA_ARG_SO8T_AUDIT_ON_ERROR": "refuse",
+            "LLAMA_ARG_SO8T_AUDIT_TEXT": "1",
+            "LLAMA_ARG_SO8T_JSON": str(directory / "verdicts.jsonl"),
+        }
+        | other
+    )
 
 
 @pytest.fixture(scope="module", params=["llama", "qwen3"])
@@ -92,7 +98,10 @@ def test_the_endpoints_say_that_there_are_no_heads(pair):
     _, loaded, directory = pair
     assert loaded.get("/so8t") == {"heads": {}}
     assert loaded.get("/so8t/escalations") == {"escalations": [], "wait": 0}
-    for path, body in (("/v1/moderations", {"input": "a"}), ("/so8t/judge", {"messages": [{"role": "user", "content": "a"}]})):
+    for path, body in (
+        ("/v1/moderations", {"input": "a"}),
+        ("/so8t/judge", {"messages": [{"role": "user", "content": "a"}]}),
+    ):
         reply = loaded.request("POST", path, body)
         assert reply.status == 400 and "no heads" in reply.json()["error"]["message"]
     assert loaded.request("GET", "/so8t/audit").status == 404
@@ -106,8 +115,8 @@ def test_the_endpoints_say_that_there_are_no_heads(pair):
 @pytest.mark.parametrize("tool", ["llama-completion", "llama-cli"])
 def test_the_tools_print_what_they_print_without_any_setting(runtime, plain, tmp_path, tool):
     chat = ["-no-cnv"] if tool == "llama-completion" else ["-st"]
-    command = [runtime / tool, "-m", plain, *SMALL, *chat, "-p", PROMPT, "-n", "8", "--temp", "0", "--no-display-prompt",
-               *(["--no-show-timings"] if tool == "llama-cli" else [])]  # fmt: skip
+    command = [runtime / tool, "-m", plain, *SMALL, *chat, "-p", PROMPT, "-n", "8", "--temp", "0",
+               "--no-display-prompt", *(["--no-show-timings"] if tool == "llama-cli" else [])]  # fmt: skip
 
     def output(env):
         result = subprocess.run(
@@ -172,12 +181,22 @@ def test_every_flag_has_a_variable_that_does_the_same(runtime, guard_file, tmp_p
     finally:
         os.environ.clear()
         os.environ.update(env)
-    with by_env, Server(runtime / "llama-server", "-m", guard_file, *SMALL, *sum(map(list, names.items()), [])) as by_flag:
+    with (
+        by_env,
+        Server(runtime / "llama-server", "-m", guard_file, *SMALL, *chain.from_iterable(names.items())) as by_flag,
+    ):
         policy = by_env.get("/so8t")["policy"]
         assert policy == by_flag.get("/so8t")["policy"]
         assert policy["refusal"] == "No." and policy["escalation"] == "Ask." and policy["escalation_wait"] == 5
-        assert (policy["mode"], policy["think"], policy["on_refuse"], policy["holdback"]) == ("enforce", "monitor", "stop", 3)
-        assert policy["heads"]["safety"]["thresholds"]["unsafe"] == 0.5 and policy["heads"]["authority"]["debounce"] == 2
+        assert (policy["mode"], policy["think"], policy["on_refuse"], policy["holdback"]) == (
+            "enforce",
+            "monitor",
+            "stop",
+            3,
+        )
+        assert (
+            policy["heads"]["safety"]["thresholds"]["unsafe"] == 0.5 and policy["heads"]["authority"]["debounce"] == 2
+        )
         ENDPOINTS["chat"].ask(by_env, "go")
         lines = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
         assert lines[-1]["prompt"]["text"] == "go"

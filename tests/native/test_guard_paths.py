@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
+from scripted_model import Head, scripted_gguf
 
 from .guard_rules import ESCALATION, REFUSAL, Policy, judge
 from .guard_server import CHAT, COMPLETION, ENDPOINTS, HEADS, INFILL, SCRIPTS, TEXT
@@ -105,7 +106,7 @@ def test_no_option_of_a_request_goes_round_it(server, secret_ids, options, promp
 
 
 def test_the_end_of_a_stream_is_not_lost_in_a_stop_string(server, secret_ids):
-    """"here" might begin "heretic": it waits for the end of the answer, which has no verdict of its own."""
+    """ "here" might begin "heretic": it waits for the end of the answer, which has no verdict of its own."""
     check(server, COMPLETION, "fine", secret_ids, stop=["heretic"])
 
 
@@ -206,7 +207,9 @@ def test_infill_is_judged(server, secret_ids):
     expected = judge("<|fim_middle|>", SCRIPTS["<|fim_middle|>"], HEADS, POLICY)
     assert expected.decision == "refuse"
     for streamed in (False, True):
-        answer = (INFILL.ask_stream if streamed else INFILL.ask)(server, "what comes after", n_probs=3, return_tokens=True)
+        answer = (INFILL.ask_stream if streamed else INFILL.ask)(
+            server, "what comes after", n_probs=3, return_tokens=True
+        )
         assert answer.text == ("fill \n\n" if streamed else "") + REFUSAL
         expected.check(answer.so8t)
         assert leaks(answer.raw, secret_ids) == []
@@ -219,7 +222,9 @@ def test_several_prompts_of_a_request_have_their_own_verdicts(server, secret_ids
         expected.check(reply["so8t"])
         assert reply["content"] == "".join(expected.kept) + expected.text
         assert leaks(reply, secret_ids) == []
-    events = [event for event in server.stream("/completion", {"prompt": prompts}).events if event]  # a null at each start
+    events = [
+        event for event in server.stream("/completion", {"prompt": prompts}).events if event
+    ]  # a null at each start
     for index, prompt in enumerate(prompts):
         own = [event for event in events if event["index"] == index]
         judge(prompt, SCRIPTS[prompt], HEADS, POLICY).check(own[-1]["so8t"])
@@ -288,6 +293,69 @@ def test_a_form_that_is_escalated_ends_too(server):
         assert (answer.so8t["decision"], answer.so8t["enforced"]) == ("escalate", "stop")
 
 
+# ---- tool calls ----
+
+TOOLS = (
+    "{% if tools %}{% for t in tools %}{{ t | tojson }}{% endfor %}{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content or '' }}"
+    "{% if m.tool_calls %}{% for c in m.tool_calls %}<tool_call>\n"
+    '{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}}'
+    "\n</tool_call>{% endfor %}{% endif %}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+CALL = ["<tool_call>", '\n{"name": "run", "arg', 'uments": {"cmd": "', "kaboom", '"}}\n', "</tool_call>"]
+TOOL_HEADS = {
+    "safety": Head(["safe", "unsafe"], ["allow", "refuse"], [0.5, 0.9], tokens={"kaboom": {"unsafe": 0.97}}),
+    "authority": Head(["handle", "ask"], ["allow", "escalate"], [0.5, 0.6], tokens={"</tool_call>": {"ask": 0.9}}),
+}
+SCHEMA = {"type": "object", "properties": {"cmd": {"type": "string"}}, "required": ["cmd"]}
+WITH_TOOLS = {
+    "chat": {"tools": [{"type": "function", "function": {"name": "run", "parameters": SCHEMA}}]},
+    "responses": {"tools": [{"type": "function", "name": "run", "parameters": SCHEMA}]},
+    "messages": {"tools": [{"name": "run", "input_schema": SCHEMA}]},
+}
+CALLED = ("tool_calls", "function_call", "tool_use")
+
+
+@pytest.fixture(scope="module")
+def tool_file(tmp_path_factory, pinned_tree):
+    return scripted_gguf(tmp_path_factory.mktemp("tools") / "model", {"\n": CALL}, TOOL_HEADS, TOOLS)
+
+
+def raw_answer(server, name, streamed):
+    endpoint = ENDPOINTS[name]
+    body = endpoint.body("any") | WITH_TOOLS[name]
+    return server.stream(endpoint.path, body).events if streamed else server.post(endpoint.path, body)
+
+
+@pytest.mark.parametrize("policy", [POLICY, STOP], ids=["message", "stop"])
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize("name", WITH_TOOLS)
+def test_a_tool_call_of_a_refused_answer_is_dropped(serve, tool_file, name, streamed, policy):
+    """In a stream its beginning was sent: it stays unfinished, and no event says that it is done."""
+    allowed = json.dumps(raw_answer(serve(tool_file, "--so8t-policy", "monitor"), name, streamed))
+    assert "kaboom" in allowed and any(word in allowed for word in CALLED)
+    raw = raw_answer(serve(tool_file, *policy.flags), name, streamed)
+    assert "kaboom" not in json.dumps(raw)
+    assert (REFUSAL in json.dumps(raw)) == (policy is POLICY or name != "messages")
+    if not streamed:
+        assert not any(word in json.dumps(raw) for word in CALLED)
+    elif name == "responses":
+        assert not any(word in json.dumps(raw[-1]) for word in CALLED)
+        assert not any(event["type"].endswith("done") and "function_call" in json.dumps(event) for event in raw)
+    end = json.dumps(raw[-3:] if streamed else raw)
+    assert {"chat": '"content_filter"', "responses": '"incomplete"', "messages": '"refusal"'}[name] in end
+
+
+@pytest.mark.parametrize("name", WITH_TOOLS)
+def test_a_tool_call_that_nobody_decides_is_dropped(serve, tool_file, name):
+    """The call is complete when the token after it is due, and goes out with the end of the answer at the earliest."""
+    server = serve(tool_file, *POLICY.flags, "--so8t-threshold", "safety/unsafe=1")
+    raw = raw_answer(server, name, False)
+    assert "kaboom" not in json.dumps(raw) and ESCALATION in json.dumps(raw)
+    assert not any(word in json.dumps(raw) for word in CALLED)
+
+
 # ---- tokens that come otherwise ----
 
 
@@ -296,7 +364,9 @@ def speculative(serve, guard_file):
     return serve(guard_file, *POLICY.flags, "-md", guard_file, "--spec-type", "draft-simple", "--spec-draft-n-max", 4)
 
 
-@pytest.mark.parametrize("prompt", ["fine", "go", "ask", "climb", "both", "twice", "nan", "inf", "muse", "late", "bomb"])
+@pytest.mark.parametrize(
+    "prompt", ["fine", "go", "ask", "climb", "both", "twice", "nan", "inf", "muse", "late", "bomb"]
+)
 def test_drafted_tokens_are_judged_one_by_one(speculative, secret_ids, prompt):
     """A draft may have run past the token that triggers: fewer tokens are sent then, never more."""
     expected = judge(prompt, SCRIPTS[prompt], HEADS, POLICY)
@@ -324,7 +394,7 @@ def test_tokens_sampled_in_the_graph_are_judged(serve, guard_file, secret_ids, p
 
 def test_slots_that_run_together_keep_their_verdicts(serve, guard_file):
     server = serve(guard_file, *POLICY.flags, "-np", 8, "-kvu")
-    prompts = [p for p in SCRIPTS if not p.startswith(("<|", "\n", "tick", "cafe"))] * 8
+    prompts = [p for p in SCRIPTS if not p.startswith(("<|", "\n", "tick", "cafe"))] * 15
     expected = {p: judge(p, SCRIPTS[p], HEADS, POLICY) for p in prompts}
     endpoints = list(ENDPOINTS.values())
 
@@ -357,13 +427,15 @@ def verdicts(path):
 
 
 @pytest.mark.parametrize("prompt", ["fine", "go", "ask", "muse", "bomb"])
-@pytest.mark.parametrize("policy", [POLICY, replace(POLICY, holdback=0), STOP, Policy()], ids=["enforce", "sent", "stop", "monitor"])
+@pytest.mark.parametrize(
+    "policy", [POLICY, replace(POLICY, holdback=0), STOP, Policy()], ids=["enforce", "sent", "stop", "monitor"]
+)
 def test_llama_completion_obeys(runtime, guard_file, tmp_path, prompt, policy):
     expected = judge(prompt, SCRIPTS[prompt], HEADS, policy)
     file = tmp_path / "verdicts.jsonl"
     result = run(
-        runtime, "llama-completion", guard_file, "-no-cnv", "-p", prompt, "-n", 30, "--no-display-prompt", *policy.flags,
-        "--so8t-json", file,
+        runtime, "llama-completion", guard_file, "-no-cnv", "-p", prompt, "-n", 30, "--no-display-prompt",
+        *policy.flags, "--so8t-json", file,
     )  # fmt: skip
     printed = result.stdout.replace(" [end of text]\n", "").rstrip("\n")
     sent = "".join(expected.sent)
@@ -378,7 +450,7 @@ def test_every_turn_of_a_conversation_is_judged(runtime, guard_file, tmp_path, t
     file = tmp_path / "verdicts.jsonl"
     turns = ["fine", "go", "ask", "bomb", "fine"]
     result = run(
-        runtime, tool, guard_file, *(["-cnv"] if tool == "llama-completion" else []), "--jinja", "-n", 30, *POLICY.flags,
+        runtime, tool, guard_file, *(["-cnv"] if tool == "llama-completion" else []), "--jinja", *POLICY.flags,
         "--so8t-json", file, stdin="".join(f"{turn}\n" for turn in turns) + ("/exit\n" if tool == "llama-cli" else ""),
     )  # fmt: skip
     found = verdicts(file)

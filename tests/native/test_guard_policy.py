@@ -69,7 +69,8 @@ def test_an_empty_file_changes_nothing(serve, guard_file, policy_file):
 def test_flags_win_whatever_their_order(serve, guard_file, policy_file):
     file = policy_file(COMPLETE)
     flags = ["--so8t-policy", "enforce", "--so8t-refusal", "Never.", "--so8t-holdback", 0, "--so8t-debounce", 5,
-             "--so8t-threshold", "safety/unsafe=0.25,authority/escalate=1e-1", "--so8t-threshold", "safety/safe=0"]  # fmt: skip
+             "--so8t-threshold", "safety/unsafe=0.25,authority/escalate=1e-1",
+             "--so8t-threshold", "safety/safe=0"]  # fmt: skip
     first = serve(guard_file, "--so8t-policy-file", file, *flags).get("/so8t")["policy"]
     last = serve(guard_file, *flags, "--so8t-policy-file", file).get("/so8t")["policy"]
     assert first == last

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from scripted_model import THINK
+from scripted_model import CHATML, NAN, THINK, Head, scripted_gguf
 
 from .guard_rules import ESCALATION, REFUSAL, Expected, Policy, judge
 from .guard_server import ENDPOINTS, HEADS, SCRIPTS
@@ -12,6 +12,7 @@ POLICIES = {
     "off": Policy(mode="off"),
     "monitor": Policy(mode="monitor"),
     "enforce": Policy(mode="enforce"),
+    "monitor-holdback": Policy(mode="monitor", holdback=3),
     "holdback": Policy(mode="enforce", holdback=1),
     "debounce": Policy(mode="enforce", debounce=2),
     "debounce-holdback": Policy(mode="enforce", debounce=2, holdback=2),
@@ -117,9 +118,72 @@ def test_no_token_that_triggers_is_in_a_stream_whose_holdback_is_the_debounce(se
         for name, endpoint in ENDPOINTS.items():
             answer = endpoint.ask_stream(server, prompt)
             assert run or part == "prompt"
-            assert not [token for token in run if token.strip() in answer.text.replace(REFUSAL, "").replace(ESCALATION, "")], (
-                prompt, name, answer.text,
-            )  # fmt: skip
+            text = answer.text.replace(REFUSAL, "").replace(ESCALATION, "")
+            assert not [token for token in run if token.strip() in text], (prompt, name, text)
+
+
+# ---- heads of other kinds ----
+
+OTHER_HEADS = {
+    "topic": Head(
+        ["none", "war"], ["allow", "escalate"], [0.5, 0.4], scope="prompt", temperature=0.5,
+        tokens={"go": {"war": 0.6}, "bad ": {"war": 0.9}},
+    ),
+    "style": Head(
+        ["rude", "plain"], ["refuse", "allow"], [0.6, 0.5], scope="answer", debounce=2, temperature=3.0,
+        default={"plain": 0.9}, tokens={word: {"rude": 0.7} for word in ("bad1 ", "bad2 ", "bad3 ", "evil ", "fine")},
+    ),
+    "safety": Head(
+        ["safe", "odd", "unsafe"], ["allow", "allow", "refuse"], [0.5, 0.2, 0.8], debounce=1,
+        tokens={"bad2 ": {"odd": 0.6}, "evil ": {"unsafe": 0.85}, "bomb": {"unsafe": 0.85}, "fall": NAN},
+    ),
+}  # fmt: skip
+"""Of the prompt or the answer only, another order, temperatures, labels that inform."""
+
+
+@pytest.fixture(scope="module")
+def other_file(tmp_path_factory, pinned_tree):
+    return scripted_gguf(tmp_path_factory.mktemp("other") / "model", SCRIPTS, OTHER_HEADS)
+
+
+@pytest.mark.parametrize("holdback", [0, 1, 2])
+@pytest.mark.parametrize("mode", ["monitor", "enforce"])
+@pytest.mark.parametrize("prompt", PROMPTS, ids=str.strip)
+def test_heads_are_asked_in_their_order_and_scope(serve, other_file, mode, holdback, prompt):
+    policy = Policy(mode=mode, holdback=holdback)
+    server = serve(other_file, *policy.flags)
+    expected = judge(prompt, PROMPTS[prompt], OTHER_HEADS, policy)
+    for streamed in (False, True):
+        ask = ENDPOINTS["completion"].ask_stream if streamed else ENDPOINTS["completion"].ask
+        answer = ask(server, prompt)
+        assert answer.text == text_of("completion", prompt, expected, streamed=streamed), streamed
+        expected.check(answer.so8t)
+
+
+# ---- a template whose think block is open ----
+
+THINKING = CHATML.replace("assistant\n{%", "assistant\n<think>\n{%")
+
+
+@pytest.fixture(scope="module")
+def thinking_file(tmp_path_factory, pinned_tree):
+    return scripted_gguf(tmp_path_factory.mktemp("thinking") / "model", SCRIPTS, HEADS, THINKING)
+
+
+@pytest.mark.parametrize("name", ["chat", "responses", "messages"])
+@pytest.mark.parametrize("think", ["monitor", "enforce"])
+def test_thoughts_are_judged_apart(serve, thinking_file, name, think):
+    policy = Policy(mode="enforce", think=think, holdback=1)
+    server = serve(thinking_file, *policy.flags)
+    expected = judge("<think>\n", SCRIPTS["\n"], HEADS, policy)
+    assert expected.parts["think"].action == "refuse" and expected.parts["answer"].action == "allow"
+    for streamed in (False, True):
+        answer = (ENDPOINTS[name].ask_stream if streamed else ENDPOINTS[name].ask)(server, "any")
+        expected.check(answer.so8t)
+        if think == "monitor":
+            assert (answer.text.lstrip("\n"), answer.refusal) == ("hm vile so it goes", None)
+        else:  # nothing but thoughts came before, so the text is not set apart from the content
+            assert answer.text.lstrip("\n") == ("hm " if streamed else "") + REFUSAL
 
 
 # ---- what a request can ask for ----
@@ -142,7 +206,8 @@ def test_a_trace_has_every_token_and_comes_only_on_request(enforce, name):
         assert "trace" not in ask(enforce, "fine", so8t={"trace": False}).so8t
         trace = ask(enforce, "fine", so8t={"trace": True}).so8t["trace"]
         assert shown(trace) == [
-            ("prompt", 0, "fine"), ("answer", 0, "all "), ("answer", 1, "is "), ("answer", 2, "well "), ("answer", 3, "here"),
+            ("prompt", 0, "fine"), ("answer", 0, "all "), ("answer", 1, "is "), ("answer", 2, "well "),
+            ("answer", 3, "here"),
         ]  # fmt: skip
         assert [row["heads"]["safety"]["safe"] for row in trace] == pytest.approx([0.99] * 5, abs=2e-6)
         assert all(type(row["id"]) is int for row in trace)
@@ -187,7 +252,8 @@ def test_annotations_have_the_form_of_azure_and_only_on_request(enforce, name):
 
 @pytest.mark.parametrize("name", ENDPOINTS)
 @pytest.mark.parametrize(
-    "asked", [{"tracing": True}, {"trace": 1}, {"annotations": "yes"}, {"policy": "off"}, {"judge": True}, [], "off", None]
+    "asked",
+    [{"tracing": True}, {"trace": 1}, {"annotations": "yes"}, {"policy": "off"}, {"judge": True}, [], "off", None],
 )
 def test_other_keys_of_a_request_are_an_error(enforce, name, asked):
     endpoint = ENDPOINTS[name]
