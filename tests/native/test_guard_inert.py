@@ -26,7 +26,7 @@ AUDIT = ("AUDIT_TEXT", "AUDIT_MAX_SIZE", "AUDIT_ON_ERROR")
 
 def environment(directory, **other):
     """Every variable there is; files in a directory of the test."""
-    (directory / "policy.json").write_text('{"heads": {"no_such_head": {"debounce": 2}}}')
+    (directory / "policy.json").write_text("no policy, and no JSON: an error for a model with heads only")
     return (
         POLICY
         | {
