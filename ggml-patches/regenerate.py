@@ -15,7 +15,8 @@ from pathlib import Path
 
 PARTS = {
     "001-ggml-so8-hint.patch": (
-        *("ggml/include", "ggml/src/ggml-backend.cpp", "ggml/src/ggml-cpu", "ggml/src/ggml-cuda", "ggml/src/ggml-vulkan"),
+        *("ggml/include", "ggml/src/ggml-backend.cpp"),
+        *("ggml/src/ggml-cpu", "ggml/src/ggml-cuda", "ggml/src/ggml-vulkan"),
     ),
     "002-llama-so8t.patch": ("src",),
     "003-tools-so8t.patch": ("common", "tools"),
