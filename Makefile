@@ -90,7 +90,7 @@ test-vulkan: source ## rotations on a Vulkan device; Mesa's lavapipe will do, wi
 	    $(BIN)/python -m pytest tests/native/test_backends.py -k vulkan
 
 # Reports go to files, so that none is lost whatever a test looks at. Python has leaks of its own: only what it starts is
-# asked for leaks (SO8T_ASAN_OPTIONS).
+# asked for leaks (SO8T_ASAN_OPTIONS). The stack is larger, as its frames are: llama.cpp copies JSON by recursion.
 ASAN         := $(CURDIR)/build/cpu-debug
 ASAN_REPORTS := $(ASAN)/reports
 ASAN_ENV      = SO8T_LIBRARY_PATH=$(ASAN)/bin SO8T_REQUIRE=native \
@@ -104,7 +104,7 @@ test-asan: source ## the tests of the guard under ASan and UBSan, with a build o
 	    test-so8t-algebra test-so8t-audit
 	rm -rf $(ASAN_REPORTS) && mkdir -p $(ASAN_REPORTS)
 	$(BIN)/ctest --test-dir $(ASAN)/tests/cpp --output-on-failure --no-tests=error -R '^so8t-(algebra|audit)$$'
-	env $(ASAN_ENV) $(BIN)/python -m pytest tests/native -k "(guard or scripted) and not ui"
+	ulimit -s 262144; env $(ASAN_ENV) $(BIN)/python -m pytest tests/native -k "(guard or scripted) and not ui"
 	@! grep -r . $(ASAN_REPORTS)
 
 lint: setup ## ruff over the Python
