@@ -8,7 +8,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,8 +20,11 @@ from llama_so8t.checkpoint.gguf_file import read_gguf
 from llama_so8t.errors import So8tError
 from llama_so8t.tools import program
 
-ARMS = ("no heads", "off", "monitor", "enforce")
-"""The file without heads; with them, the policy."""
+BARE = "no heads"
+"""The arm with the file without heads, which the others are compared with."""
+
+POLICIES = ("off", "monitor", "enforce")
+"""The other arms: the file with heads, under a policy."""
 
 _START_SECONDS = 300
 
@@ -41,6 +44,7 @@ def measure_guard(
     n_predict: int,
     rounds: int,
     threads: int,
+    policies: Sequence[str],
     report: Callable[[str], None],
 ) -> dict[str, Any]:
     """Sends the same requests in turns to one server per arm, and compares each with the one without heads.
@@ -52,6 +56,7 @@ def measure_guard(
         n_predict: tokens of an answer.
         rounds: requests to each arm; the first one does not count.
         threads: of each server.
+        policies: some of `POLICIES`; each is a server of its own, all at once in memory.
         report: receives one line after each round.
 
     Returns:
@@ -59,28 +64,31 @@ def measure_guard(
         bootstrap interval.
 
     Raises:
-        So8tError: no heads in the model, or a server fails.
+        So8tError: no such policy, no heads in the model, or a server fails.
     """
+    if not policies or not set(policies) <= set(POLICIES):
+        raise So8tError(f"--policies: found {','.join(policies)!r}, expected some of {','.join(POLICIES)}")
+    arms = (BARE, *policies)
     directory.mkdir(parents=True, exist_ok=True)
     bare = without_heads(model, directory / f"{model.stem}-no-heads.gguf")
     vocabulary = len(read_gguf(model).metadata["tokenizer.ggml.tokens"].value)
-    found: dict[str, list[Timing]] = {arm: [] for arm in ARMS}
+    found: dict[str, list[Timing]] = {arm: [] for arm in arms}
     draw = random.Random(0)
     with ExitStack() as stack:
         urls = {}
-        for arm in ARMS:
-            flags = [] if arm == "no heads" else ["--so8t-policy", arm, "--so8t-threshold", _never(model)]
+        for arm in arms:
+            flags = [] if arm == BARE else ["--so8t-policy", arm, "--so8t-threshold", _never(model)]
             urls[arm] = stack.enter_context(
-                _server(bare if arm == "no heads" else model, n_prompt + n_predict + 8, threads, flags)
+                _server(bare if arm == BARE else model, n_prompt + n_predict + 8, threads, flags)
             )
         for turn in range(rounds + 1):
             prompt = [draw.randrange(vocabulary // 2) for _ in range(n_prompt)]
-            for arm in draw.sample(ARMS, len(ARMS)):
+            for arm in draw.sample(arms, len(arms)):
                 timing = _complete(urls[arm], prompt, n_predict)
                 if turn > 0:
                     found[arm].append(timing)
             if turn > 0:
-                report(f"round {turn}/{rounds}: {found['monitor'][-1].token_ms:.2f} ms per token under monitor")
+                report(f"round {turn}/{rounds}: {found[arms[-1]][-1].token_ms:.2f} ms per token under {arms[-1]}")
     return {
         "model": model.name,
         "threads": threads,
@@ -98,12 +106,12 @@ def measure_guard(
             arm: {
                 quantity: asdict(
                     paired_ratio(
-                        [getattr(t, quantity) for t in found[arm]], [getattr(t, quantity) for t in found["no heads"]]
+                        [getattr(t, quantity) for t in found[arm]], [getattr(t, quantity) for t in found[BARE]]
                     )
                 )
                 for quantity in ("first_ms", "token_ms")
             }
-            for arm in ARMS[1:]
+            for arm in policies
         },
     }
 

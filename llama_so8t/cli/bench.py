@@ -43,6 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     guard.add_argument("-n", type=int, default=64, metavar="N", help="tokens of an answer (default: 64)")
     guard.add_argument("--runs", type=int, default=30, help="requests of each kind (default: 30)")
     guard.add_argument("--threads", type=int, default=2, help="of each server (default: 2)")
+    guard.add_argument(
+        "--policies", type=_words, default=("off", "monitor", "enforce"), metavar="LIST",
+        help="each needs the memory of a server of its own (default: off,monitor,enforce)",
+    )  # fmt: skip
 
     for kind, size in ((convert, "14 GB"), (guard, "a copy of the model")):
         where = f"where {size} may be written (default: build/bench)"
@@ -157,7 +161,9 @@ def _convert(args: argparse.Namespace) -> dict[str, Any]:
 def _guard(args: argparse.Namespace) -> dict[str, Any]:
     from llama_so8t.benchmarks.guard import measure_guard
 
-    found = measure_guard(args.model, args.directory, args.prompt, args.n, args.runs, args.threads, _report)
+    found = measure_guard(
+        args.model, args.directory, args.prompt, args.n, args.runs, args.threads, args.policies, _report
+    )
     if not args.json:
         base = found["medians"]["no heads"]
         print(f"no heads: {base['first_ms']:.2f} ms to the first token, {base['token_ms']:.3f} ms per token")

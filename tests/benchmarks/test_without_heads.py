@@ -3,7 +3,7 @@
 import pytest
 from scripted_model import Head, scripted_gguf
 
-from llama_so8t.benchmarks.guard import without_heads
+from llama_so8t.benchmarks.guard import measure_guard, without_heads
 from llama_so8t.checkpoint.gguf_file import read_gguf
 from llama_so8t.errors import So8tError
 
@@ -28,3 +28,10 @@ def test_a_model_without_heads_is_refused(tmp_path):
     bare = without_heads(scripted_gguf(tmp_path / "model", {"start": ["one "]}, HEADS), tmp_path / "bare.gguf")
     with pytest.raises(So8tError, match=r"found no heads \(key so8t\.heads\)"):
         without_heads(bare, tmp_path / "again.gguf")
+
+
+@pytest.mark.parametrize("policies", [(), ("monitor", "on")])
+def test_a_policy_that_there_is_not_is_an_error(tmp_path, policies):
+    with pytest.raises(So8tError, match="expected some of off,monitor,enforce"):
+        measure_guard(tmp_path / "m.gguf", tmp_path / "out", 8, 8, 1, 1, policies, print)
+    assert not (tmp_path / "out").exists()
