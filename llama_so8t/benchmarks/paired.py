@@ -11,7 +11,7 @@ _CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Interval:
-    """Median over the pairs, and the 95 % bootstrap interval of that median."""
+    """Median over n values or pairs, and the 95 % bootstrap interval of that median."""
 
     median: float
     low: float
@@ -30,20 +30,40 @@ def paired_ratio(values: Sequence[float], base: Sequence[float]) -> Interval:
         values: ``(n,)``, one measurement per round.
         base: ``(n,)``, that of the base in the same round, above 0.
     """
-    return _compare(values, base, np.divide)
+    return median_interval(np.asarray(values, dtype=np.float64) / np.asarray(base))
 
 
 def paired_difference(values: Sequence[float], base: Sequence[float]) -> Interval:
     """Median of ``values[i] - base[i]``, as `paired_ratio`."""
-    return _compare(values, base, np.subtract)
+    return median_interval(np.asarray(values, dtype=np.float64) - np.asarray(base))
 
 
-def _compare(values: Sequence[float], base: Sequence[float], operation: Callable) -> Interval:
-    pairs = operation(np.asarray(values, dtype=np.float64), np.asarray(base, dtype=np.float64))
-    if pairs.ndim != 1 or not len(pairs):
-        raise ValueError(f"found pairs of shape {pairs.shape}, expected one or more numbers")
+def median_interval(values: Sequence[float]) -> Interval:
+    """Median of values, which may be medians of pairs themselves; drawn again with replacement for the interval.
+
+    Args:
+        values: ``(n,)``.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if values.ndim != 1 or not len(values):
+        raise ValueError(f"found values of shape {values.shape}, expected one or more numbers")
+    return Interval(float(np.median(values)), *_bootstrap(values, np.median), len(values))
+
+
+def geometric_mean(ratios: Sequence[float]) -> tuple[float, float, float]:
+    """Geometric mean of ratios, one per test, and its interval: low and high; the tests are drawn again for it.
+
+    Args:
+        ratios: ``(n,)``, above 0.
+    """
+    logarithms = np.log(np.asarray(ratios, dtype=np.float64))
+    low, high = _bootstrap(logarithms, np.mean)
+    return tuple(float(np.exp(value)) for value in (logarithms.mean(), low, high))
+
+
+def _bootstrap(values: np.ndarray, statistic: Callable) -> tuple[float, float]:
     rng = np.random.default_rng(0)
-    medians = np.median(rng.choice(pairs, (_ROUNDS, len(pairs))), axis=1)
+    drawn = statistic(rng.choice(values, (_ROUNDS, len(values))), axis=1)
     tail = (1 - _CONFIDENCE) / 2
-    low, high = np.quantile(medians, (tail, 1 - tail))
-    return Interval(float(np.median(pairs)), float(low), float(high), len(pairs))
+    low, high = np.quantile(drawn, (tail, 1 - tail))
+    return float(low), float(high)

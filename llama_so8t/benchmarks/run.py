@@ -1,13 +1,13 @@
 """What rotations and heads cost: every form of a model against its base, in turns, in one process."""
 
-import math
 import os
 import platform
 import random
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,37 +15,36 @@ from typing import Any
 
 from llama_so8t.benchmarks import process
 from llama_so8t.benchmarks.models import ARMS, BASE, SHAPES, WEIGHTS, Arm, write_models
-from llama_so8t.benchmarks.paired import Interval, paired_difference, paired_ratio
+from llama_so8t.benchmarks.paired import Interval, median_interval, paired_difference, paired_ratio
 from llama_so8t.bindings import Session
 from llama_so8t.errors import So8tError
 from llama_so8t.tools import program
 
-MIN_ROUNDS = 3
-_SLICES = 16
-"""Parts of a test tg: shorter than what disturbs a machine, longer than a change of model."""
-
 _PEAK_TOKENS = 16
-_WARM_UP = 8
 
 _SHARE = 0.8
 """Of the free memory that models may take at a time."""
 
-_SIZES = ((2_000_000_000, (32, 16)), (300_000_000, (256, 128)), (0, (512, 128)))
-"""Bytes of weights from which on prompt and generation have these tokens: so much fits into a quarter of an hour."""
+_SIZES = ((2_000_000_000, (16, 4)), (300_000_000, (128, 32)), (0, (512, 128)))
+"""Bytes of weights from which on prompt and generation have these tokens: about a second for each test."""
+
+_N_SLICES = {"pp": 4, "tg": 16}
+_LEAST_SLICE = {"pp": 16, "tg": 1}
+"""A test is done in so many slices, the models in turns: what else a machine does lasts longer than a slice."""
 
 
 @dataclass(frozen=True)
 class RunOptions:
     """What `so8t bench run` was asked for.
 
-    ``seconds`` of measurement for each test, at least `MIN_ROUNDS` rounds. ``n_prompt`` and ``n_gen`` None means
-    512 and 128, less for large models: `_SIZES`.
+    In each of ``repetitions`` every model is loaded and goes through every test once. ``n_prompt`` and ``n_gen``
+    None means 512 and 128, less for large models: `_SIZES`.
     """
 
     shapes: tuple[str, ...] = ("135M", "0.6B", "4B")
     outtypes: tuple[str, ...] = ("q8_0", "q4_k_m")
     threads: tuple[int, ...] = (1, 2)
-    seconds: float = 8.0
+    repetitions: int = 3
     n_prompt: int | None = None
     n_gen: int | None = None
     shared_blocks: bool = False
@@ -54,7 +53,7 @@ class RunOptions:
     @property
     def n_steps(self) -> int:
         """Calls of ``report`` in `measure`."""
-        return len(self.shapes) * len(self.outtypes) * (3 + len(self.threads))
+        return len(self.shapes) * len(self.outtypes) * (2 + self.repetitions)
 
     def plain(self) -> dict[str, Any]:
         """As JSON can hold it."""
@@ -64,7 +63,7 @@ class RunOptions:
         """Refuses what cannot be measured.
 
         Raises:
-            So8tError: an unknown shape, an empty list, or no time.
+            So8tError: an unknown shape, or an empty list.
         """
         for name in self.shapes:
             if name not in SHAPES:
@@ -72,8 +71,6 @@ class RunOptions:
         for option in ("shapes", "outtypes", "threads"):
             if not getattr(self, option):
                 raise So8tError(f"{option}: found none, expected one or more")
-        if not 0 < self.seconds < math.inf:
-            raise So8tError(f"seconds: found {self.seconds}, expected a number above 0")
 
 
 @dataclass(frozen=True)
@@ -115,13 +112,17 @@ def measure(options: RunOptions, report: Callable[[str], None]) -> dict[str, Any
                 report(f"{shape} {outtype}: writing")
                 paths = write_models(Path(directory), shape, outtype, ARMS, options.shared_blocks)
                 sizes = _sizes(options, paths)
+                groups = list(_groups(paths, sizes))
                 report(f"{shape} {outtype}: memory")
-                found = [("peak", None, _peaks(paths, options.threads[-1]))]
-                report(f"{shape} {outtype}: load time")
-                found += [("load", None, _loads(paths, options.seconds))]
-                for number, group in enumerate(_groups(paths, sizes)):
-                    found += _speeds(group, sizes, options, _same if number else report, f"{shape} {outtype}")
-                rows += _rows(shape, outtype, found)
+                found = _Found()
+                found.add("peak", None, _peaks(paths, options.threads[-1]))
+                for repetition in range(options.repetitions):
+                    report(f"{shape} {outtype}: {repetition + 1} of {options.repetitions}")
+                    draw = random.Random(repetition)
+                    found.add("load", None, _loads(paths, draw))
+                    for group in groups:
+                        _load_and_test(group, sizes, options.threads, draw, found)
+                rows += found.rows(shape, outtype)
     return {
         "machine": machine(),
         "options": options.plain(),
@@ -143,15 +144,25 @@ def machine() -> dict[str, Any]:
 _Values = dict[Arm, list[float]]
 
 
-def _rows(shape: str, outtype: str, found: Iterable[tuple[str, int | None, _Values]]) -> Iterator[Row]:
-    """One per test and arm; a base that was measured with several groups is shown as it was with the first."""
-    seen = set()
-    for test, threads, values in found:
+class _Found:
+    """Measurements of each test, and how they compare with the base of the same loading."""
+
+    def __init__(self) -> None:
+        self._values: dict[tuple[str, int | None], _Values] = defaultdict(lambda: defaultdict(list))
+        self._compared: dict[tuple[str, int | None], _Values] = defaultdict(lambda: defaultdict(list))
+
+    def add(self, test: str, threads: int | None, values: _Values) -> None:
+        """One loading: measurements of each arm, and of the base beside each."""
         compare = paired_difference if test == "load" else paired_ratio
         for arm, numbers in values.items():
-            if (test, threads, arm) not in seen:
-                seen.add((test, threads, arm))
-                compared = compare(numbers, values[BASE])
+            self._values[test, threads][arm] += numbers
+            self._compared[test, threads][arm].append(compare(numbers, values[BASE]).median)
+
+    def rows(self, shape: str, outtype: str) -> Iterator[Row]:
+        """One per test and arm, in the order of `ARMS`; the interval is that over the loadings."""
+        for (test, threads), values in self._values.items():
+            for arm, numbers in sorted(values.items(), key=lambda item: ARMS.index(item[0])):
+                compared = median_interval(self._compared[test, threads][arm])
                 yield Row(shape, outtype, threads, test, arm.name, statistics.median(numbers), compared)
 
 
@@ -169,29 +180,17 @@ def _peaks(paths: dict[Arm, Path], threads: int) -> _Values:
     }
 
 
-def _loads(paths: dict[Arm, Path], seconds: float) -> _Values:
-    def load(arm: Arm) -> float:
+def _loads(paths: Mapping[Arm, Path], draw: random.Random) -> _Values:
+    """Seconds until the first token could be evaluated, one model in memory at a time."""
+    values = {}
+    for arm in draw.sample(list(paths), len(paths)):
         start = time.perf_counter()
         with Session(paths[arm], n_ctx=512):
-            return time.perf_counter() - start
-
-    values: _Values = {arm: [] for arm in paths}
-    for order in _rounds(paths, seconds):
-        for arm in order:
-            values[arm].append(load(arm))
+            values[arm] = [time.perf_counter() - start]
     return values
 
 
-def _rounds(paths: Iterable[Arm], seconds: float) -> Iterator[list[Arm]]:
-    """The arms in random order, again and again until the time is up."""
-    draw = random.Random(0)
-    arms, stop, n_rounds = list(paths), time.monotonic() + seconds, 0
-    while n_rounds < MIN_ROUNDS or time.monotonic() < stop:
-        yield draw.sample(arms, len(arms))
-        n_rounds += 1
-
-
-def _groups(paths: dict[Arm, Path], sizes: tuple[int, int]) -> Iterator[dict[Arm, Path]]:
+def _groups(paths: Mapping[Arm, Path], sizes: tuple[int, int]) -> Iterator[dict[Arm, Path]]:
     """All arms at once, or the base with as many others as the memory holds."""
     before = _kilobytes("/proc/self/status", "RssAnon")
     with Session(paths[BASE], **_context(sizes)) as session:
@@ -214,45 +213,52 @@ def _kilobytes(path: str, key: str) -> int:
 
 
 def _context(sizes: tuple[int, int]) -> dict[str, int]:
+    n_batch = _slice("pp", sizes[0])
+    return {"n_ctx": max(sizes), "n_batch": n_batch, "n_ubatch": n_batch}
+
+
+def _slice(test: str, n: int) -> int:
+    return min(n, max(_LEAST_SLICE[test], n // _N_SLICES[test]))
+
+
+def _load_and_test(
+    paths: Mapping[Arm, Path], sizes: tuple[int, int], threads: Iterable[int], draw: random.Random, found: _Found
+) -> None:
+    """Loads the arms anew and measures them in turns, in random order each time.
+
+    A model keeps the pages that it has got when it was loaded, and by these alone one can be 4 % faster than another
+    as long as both live: a loading is one measurement.
+    """
     n_prompt, n_gen = sizes
-    return {"n_ctx": max(n_prompt, n_gen), "n_batch": n_prompt, "n_ubatch": n_prompt}
+    with ExitStack() as stack:
+        sessions = {
+            arm: stack.enter_context(Session(paths[arm], **_context(sizes)))
+            for arm in draw.sample(list(paths), len(paths))
+        }
+        n_vocab = sessions[BASE].n_vocab
+        prompt, generated = ([draw.randrange(n_vocab) for _ in range(n)] for n in sizes)
+        for session in sessions.values():
+            # brings weights and buffers into memory
+            session.set_threads(max(threads))
+            session.time(prompt[: _slice("pp", n_prompt)])
+        for n_threads in threads:
+            for session in sessions.values():
+                session.set_threads(n_threads)
+            found.add(f"pp{n_prompt}", n_threads, _speeds(sessions, prompt, _slice("pp", n_prompt), False, draw))
+            found.add(f"tg{n_gen}", n_threads, _speeds(sessions, generated, _slice("tg", n_gen), True, draw))
 
 
 def _speeds(
-    paths: dict[Arm, Path], sizes: tuple[int, int], options: RunOptions, report: Callable[[str], None], model: str
-) -> Iterator[tuple[str, int, _Values]]:
-    n_prompt, n_gen = sizes
-    n_slice = max(1, n_gen // _SLICES)
-    with ExitStack() as stack:
-        sessions = {arm: stack.enter_context(Session(path, **_context(sizes))) for arm, path in paths.items()}
-        for threads in options.threads:
-            report(f"{model}: {threads} thread{'s' if threads > 1 else ''}")
-            for session in sessions.values():
-                session.set_threads(threads)
-            yield f"pp{n_prompt}", threads, _in_turns(sessions, n_prompt, n_prompt, False, options.seconds)
-            yield f"tg{n_gen}", threads, _in_turns(sessions, n_gen, n_slice, True, options.seconds)
-
-
-def _same(what: str) -> None:
-    """The step of the group before goes on."""
-
-
-def _in_turns(sessions: dict[Arm, Session], n: int, n_slice: int, one_by_one: bool, seconds: float) -> _Values:
-    """Tokens per second of each slice of ``n_slice`` tokens; after n tokens the context is empty again."""
-    draw = random.Random(0)
-    n_vocab = sessions[BASE].n_vocab
+    sessions: Mapping[Arm, Session], tokens: Sequence[int], n_slice: int, one_by_one: bool, draw: random.Random
+) -> _Values:
+    """Tokens per second in each slice."""
     for session in sessions.values():
         session.forget()
-        session.time([draw.randrange(n_vocab) for _ in range(min(n, _WARM_UP))], one_by_one=one_by_one)
+        session.time(tokens[:1])  # the threads start
+        session.forget()
     values: _Values = {arm: [] for arm in sessions}
-    n_past = n
-    for order in _rounds(sessions, seconds):
-        if n_past + n_slice > n:
-            n_past = 0
-        tokens = [draw.randrange(n_vocab) for _ in range(n_slice)]
-        for arm in order:
-            if n_past == 0:
-                sessions[arm].forget()
-            values[arm].append(n_slice / sessions[arm].time(tokens, one_by_one=one_by_one))
-        n_past += n_slice
+    for start in range(0, len(tokens), n_slice):
+        part = tokens[start : start + n_slice]
+        for arm in draw.sample(list(sessions), len(sessions)):
+            values[arm].append(len(part) / sessions[arm].time(part, one_by_one=one_by_one))
     return values

@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from llama_so8t.benchmarks.paired import geometric_mean
+
 
 @dataclass(frozen=True)
 class _Kind:
@@ -18,7 +20,11 @@ class _Kind:
 def _ratio(interval: Mapping[str, float]) -> str:
     if interval["n"] == 1:
         return f"{interval['median']:.4f}"
-    return f"{interval['median']:.3f} ({interval['low']:.3f} to {interval['high']:.3f})"
+    return _with_interval(interval["median"], interval["low"], interval["high"])
+
+
+def _with_interval(value: float, low: float, high: float) -> str:
+    return f"{value:.3f} ({low:.3f} to {high:.3f})"
 
 
 def _milliseconds(interval: Mapping[str, float]) -> str:
@@ -47,11 +53,27 @@ def render(rows: Sequence[Mapping[str, Any]]) -> str:
         found = [row for row in rows if _kind(row["test"]) == name]
         if found:
             tables.append(f"{kind.title}\n\n{_table(kind, found)}")
+        if found and name == "speed":
+            tables.append(f"Speed: geometric means over the rows, and their intervals\n\n{_means(found)}")
     return "\n\n".join(tables)
 
 
 def _kind(test: str) -> str:
     return test if test in _KINDS else "speed"
+
+
+def _means(rows: Sequence[Mapping[str, Any]]) -> str:
+    arms = list(dict.fromkeys(row["arm"] for row in rows))[1:]
+    lines = [["", *arms], ["---"] * (1 + len(arms))]
+    for prefix, name in (("pp", "prompt"), ("tg", "generation")):
+        ratios = {
+            arm: [row["compared"]["median"] for row in rows if row["arm"] == arm and row["test"].startswith(prefix)]
+            for arm in arms
+        }
+        cells = [_with_interval(*geometric_mean(found)) if found else "" for found in ratios.values()]
+        n_rows = max(map(len, ratios.values()), default=0)
+        lines.append([f"{name}, {n_rows} row{'' if n_rows == 1 else 's'}", *cells])
+    return _markdown(lines)
 
 
 def _table(kind: _Kind, rows: Sequence[Mapping[str, Any]]) -> str:
@@ -68,4 +90,8 @@ def _table(kind: _Kind, rows: Sequence[Mapping[str, Any]]) -> str:
         line += [kind.compared(found[arm]["compared"]) if arm in found else "" for arm in arms[1:]]
         lines.append(line)
     lines.insert(1, ["---"] * len(lines[0]))
+    return _markdown(lines)
+
+
+def _markdown(lines: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -17,8 +17,8 @@ The object of --json:
     test                   "ppN" and "tgN": value is tokens per second, compared the ratio to the arm qwen3;
                            "peak": bytes resident, ratio; "load": seconds, difference in seconds;
                            "instructions": per generated token, ratio
-    value                  median over the rounds
-    compared               median over the pairs of one round; low, high: its 95 % bootstrap interval; n: pairs
+    value                  median of all measurements
+    compared               median over the loadings; low, high: its 95 % bootstrap interval; n: loadings
 """
 
 
@@ -61,9 +61,9 @@ def _add_run(kinds: Any) -> None:
     option("--shapes", type=_words, metavar="LIST", help="some of tiny, 135M, 0.6B, 4B (default: 135M,0.6B,4B)")
     option("--outtypes", type=_words, metavar="LIST", help="types (default: q8_0,q4_k_m)")
     option("--threads", type=_counts, metavar="LIST", help="numbers of threads (default: 1,2)")
-    option("--seconds", type=float, metavar="N", help="seconds of each test, 3 rounds at least (default: 8)")
-    option("--prompt", type=_count, metavar="N", help="tokens of a prompt (default: 512; of 0.6B 256, of 4B 32)")
-    option("-n", type=_count, metavar="N", help="tokens to generate (default: 128; of 4B 16)")
+    option("-r", "--repetitions", type=_count, metavar="N", help="loadings and tests of each model (default: 3)")
+    option("--prompt", type=_count, metavar="N", help="tokens of a prompt (default: 512; of 0.6B 128, of 4B 16)")
+    option("-n", type=_count, metavar="N", help="tokens to generate (default: 128; of 0.6B 32, of 4B 4)")
     option("--shared-blocks", action="store_true", help="one rotation per site instead of one per block")
     option("--instructions", action="store_true", help="count instructions under valgrind (default: 135M at q8_0)")
     option("--directory", type=Path, metavar="DIR", help="where models may be for a while (default: build/bench)")
@@ -105,7 +105,7 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
         "shapes": args.shapes or (("135M",) if args.instructions else None),
         "outtypes": args.outtypes or (("q8_0",) if args.instructions else None),
         "threads": args.threads,
-        "seconds": args.seconds,
+        "repetitions": args.repetitions,
         "n_prompt": args.prompt,
         "n_gen": args.n,
         "shared_blocks": args.shared_blocks,

@@ -13,6 +13,7 @@
 #include <cinttypes>
 #include <cmath>
 #include <exception>
+#include <mutex>
 #include <stdexcept>
 #include <thread>
 
@@ -211,14 +212,13 @@ static constexpr double SO8T_CLOSE = 4e-6;
 
 static constexpr unsigned SO8T_MAX_THREADS = 8;
 
-// rotations and generators of one tensor, copied from wherever the model lies
+// rotations of one tensor against their generators
 struct so8t_check_job {
     so8t_check_job(const ggml_tensor * rotation, const ggml_tensor * generator, const std::vector<int32_t> & representations);
-    void run() const;
+    void run(std::mutex & reading) const;
 
-    std::string          name;
-    std::vector<float>   matrices;
-    std::vector<float>   generators;
+    const ggml_tensor *  rotation;
+    const ggml_tensor *  generator;
     std::vector<int32_t> representations; // one per matrix, or empty for the vector representation
 };
 
@@ -229,20 +229,25 @@ static std::vector<float> so8t_read(const ggml_tensor * tensor) {
 }
 
 so8t_check_job::so8t_check_job(const ggml_tensor * rotation, const ggml_tensor * generator, const std::vector<int32_t> & representations) :
-        name(rotation->name), representations(representations) {
+        rotation(rotation), generator(generator), representations(representations) {
     const int64_t n     = rotation->ne[2];
     const int64_t n_gen = generator ? generator->ne[1] : 0;
     if (n_gen == 0 || (n_gen != 1 && n_gen != n) || (!representations.empty() && n_gen != 1)) {
         throw std::runtime_error(format("so8t: tensor '%s' has %" PRId64 " rotations and %" PRId64 " generators, expected its generators in the file",
             rotation->name, n, n_gen));
     }
-    matrices   = so8t_read(rotation);
-    generators = so8t_read(generator);
 }
 
-void so8t_check_job::run() const {
-    const int64_t n     = matrices.size()/(SO8T_DIM*SO8T_DIM);
-    const int64_t n_gen = generators.size()/SO8T_N_GENERATORS;
+void so8t_check_job::run(std::mutex & reading) const {
+    std::vector<float> matrices;
+    std::vector<float> generators;
+    {
+        std::lock_guard<std::mutex> lock(reading); // not every backend can be read from several threads
+        matrices   = so8t_read(rotation);
+        generators = so8t_read(generator);
+    }
+    const int64_t n     = rotation->ne[2];
+    const int64_t n_gen = generator->ne[1];
 
     so8t_matrix target;
     so8t_matrix by_representation[3];
@@ -271,22 +276,16 @@ void so8t_check_job::run() const {
         // written so that NaN fails
         if (!(orthogonality <= SO8T_TOLERANCE && std::fabs(determinant - 1) <= SO8T_TOLERANCE)) {
             throw std::runtime_error(format("so8t: tensor '%s', rotation %" PRId64 " is not in SO(8): |R^T R - I| = %.3g, det = %.6f",
-                name.c_str(), b, orthogonality, determinant));
+                rotation->name, b, orthogonality, determinant));
         }
         if (!(difference <= SO8T_TOLERANCE)) {
             throw std::runtime_error(format("so8t: tensor '%s', rotation %" PRId64 " differs from exp of its generator by %.3g",
-                name.c_str(), b, difference));
+                rotation->name, b, difference));
         }
     }
 }
 
-void so8t_check_rotations(const llama_model & model) {
-    if (model.arch != LLM_ARCH_SO8T) {
-        return;
-    }
-    const auto & so8t = static_cast<const llama_model_so8t &>(model);
-
-    // read in this thread, since not every backend can be read from several
+static void so8t_check_rotations(const llama_model_so8t & so8t) {
     std::vector<so8t_check_job> jobs;
     for (const auto & layer : so8t.so8t_layers) {
         auto add = [&](const ggml_tensor * rotation, const ggml_tensor * generator, const std::vector<int32_t> & representations) {
@@ -305,10 +304,11 @@ void so8t_check_rotations(const llama_model & model) {
     // 4B with a rotation per block has 34560 of them
     std::vector<std::exception_ptr> errors(jobs.size());
     std::atomic<size_t>             next(0);
+    std::mutex                      reading;
     auto work = [&]() {
         for (size_t i = next++; i < jobs.size(); i = next++) {
             try {
-                jobs[i].run();
+                jobs[i].run(reading);
             } catch (...) {
                 errors[i] = std::current_exception();
             }
@@ -327,6 +327,21 @@ void so8t_check_rotations(const llama_model & model) {
             std::rethrow_exception(error); // the first in the order of the file
         }
     }
+}
+
+void so8t_finish_load(llama_model & model) {
+    if (model.arch != LLM_ARCH_SO8T) {
+        return;
+    }
+    so8t_check_rotations(static_cast<const llama_model_so8t &>(model));
+
+    // llama.cpp reckons the room for a graph by the tensors that have a name here, and no graph has generators
+    static const std::string suffix = "_gen.weight";
+    auto & named = model.tensors_by_name;
+    named.erase(std::remove_if(named.begin(), named.end(), [](const auto & entry) {
+        const std::string & name = entry.first;
+        return name.size() > suffix.size() && name.compare(name.size() - suffix.size(), suffix.size(), suffix) == 0;
+    }), named.end());
 }
 
 ggml_backend_meta_split_axis so8t_split_axis(const llama_model & model, const std::string & name) {

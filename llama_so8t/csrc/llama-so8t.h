@@ -58,8 +58,9 @@ struct llama_model_so8t : public llama_model_base {
 
 // call sites in llama.cpp
 
-// throws where a rotation is not in SO(8), or is not exp of its stored generator; after all data is loaded
-void so8t_check_rotations(const llama_model & model);
+// After all data is loaded: throws where a rotation is not in SO(8), or is not exp of its stored generator. Generators
+// are not found by name from here on.
+void so8t_finish_load(llama_model & model);
 
 // split mode tensor: the axis that the devices share a tensor along, or NONE where llama.cpp's own rules are right.
 // Rotations of q, k and v go with their heads. Where heads are mixed in the graph, no device can do without the heads

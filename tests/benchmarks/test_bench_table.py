@@ -15,11 +15,22 @@ def row(test, arm, value, median=1.0, low=1.0, high=1.0, n=9, threads=2):
 def test_one_line_per_test_and_one_column_per_arm():
     rows = [row("pp32", "qwen3", 10.0), row("pp32", "so8t fold", 9.9, 0.99, 0.985, 0.995)]
     rows += [row("tg16", "qwen3", 4.0), row("tg16", "so8t fold", 3.0, 0.75, 0.7, 0.8)]
-    assert render(rows).splitlines()[2:] == [
+    assert render(rows).splitlines()[2:6] == [
         "| model | threads | test | qwen3, t/s | so8t fold |",
         "| --- | --- | --- | --- | --- |",
         "| 4B Q8_0 | 2 | pp32 | 10.00 | 0.990 (0.985 to 0.995) |",
         "| 4B Q8_0 | 2 | tg16 | 4.00 | 0.750 (0.700 to 0.800) |",
+    ]
+
+
+def test_the_means_of_prompts_and_of_generation_are_apart():
+    rows = [row("pp32", "qwen3", 10.0), row("tg16", "qwen3", 4.0), row("pp16", "qwen3", 4.0)]
+    rows += [row("pp32", "x", 9.0, 0.9), row("pp16", "x", 4.0, 1.0), row("tg16", "x", 3.0, 0.75)]
+    assert render(rows).splitlines()[-4:] == [
+        "|  | x |",
+        "| --- | --- |",
+        "| prompt, 2 rows | 0.949 (0.900 to 1.000) |",
+        "| generation, 1 row | 0.750 (0.750 to 0.750) |",
     ]
 
 
@@ -31,6 +42,7 @@ def test_each_kind_has_a_table_and_its_units():
     text = render(rows)
     assert [line for line in text.splitlines() if line and not line.startswith("|")] == [
         "Speed: tokens per second, and ratio to the base",
+        "Speed: geometric means over the rows, and their intervals",
         "Memory: largest resident size, and ratio to the base",
         "Loading: ms, and ms more than the base",
         "Instructions: millions per generated token, and ratio to the base",

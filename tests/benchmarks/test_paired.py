@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from llama_so8t.benchmarks.paired import paired_difference, paired_ratio
+from llama_so8t.benchmarks.paired import geometric_mean, paired_difference, paired_ratio
 
 
 def test_what_slows_both_sides_down_cancels_out(rng):
@@ -48,3 +48,11 @@ def test_one_pair_is_its_own_interval():
 def test_no_pairs_are_an_error(values):
     with pytest.raises(ValueError, match="expected one or more numbers"):
         paired_ratio(values, values)
+
+
+def test_the_mean_of_ratios_is_geometric():
+    """Half as fast and twice as fast is as fast on average."""
+    mean, low, high = geometric_mean([0.5, 2.0])
+    assert (mean, low, high) == pytest.approx((1.0, 0.5, 2.0))
+    mean, low, high = geometric_mean([0.99] * 12)
+    assert mean == pytest.approx(0.99) and low == pytest.approx(0.99) == high

@@ -10,7 +10,7 @@ from llama_so8t.benchmarks import run
 from llama_so8t.benchmarks.models import ARMS, Arm, write_models
 
 NAMES = [arm.name for arm in ARMS]
-QUICK = ("--shapes", "tiny", "--threads", "1", "--seconds", "0.05", "--prompt", "32", "-n", "16")
+QUICK = ("--shapes", "tiny", "--threads", "1", "-r", "2", "--prompt", "32", "-n", "16")
 
 
 @pytest.fixture
@@ -35,10 +35,11 @@ def test_every_arm_has_a_row_for_every_test(bench, tmp_path):
     }
     found = [(row["outtype"], row["threads"], row["test"], row["arm"]) for row in rows]
     assert len(found) == len(expected) == 48 and set(found) == expected
+    assert [arm for *_, arm in found[: len(NAMES)]] == NAMES  # tables take the first one for the base
     for row in rows:
         compared = row["compared"]
         assert row["value"] > 0 and compared["low"] <= compared["median"] <= compared["high"]
-        assert compared["n"] == 1 if row["test"] == "peak" else compared["n"] >= run.MIN_ROUNDS
+        assert compared["n"] == (1 if row["test"] == "peak" else 2)
         if row["arm"] == "qwen3":
             assert compared["median"] == (0.0 if row["test"] == "load" else 1.0)
     assert not list(tmp_path.iterdir())  # the models are gone
@@ -48,23 +49,42 @@ def test_the_table_has_all_arms(bench):
     lines = bench("run", *QUICK, "--outtypes", "q8_0").splitlines()
     heads = [line for line in lines if line.startswith("| model")]
     assert len(heads) == 3 and all(name in head for head in heads for name in NAMES[1:])
+    assert sum(line.startswith(("| prompt, 1 row |", "| generation, 1 row |")) for line in lines) == 2
     assert sum(line.startswith("| tiny Q8_0") for line in lines) == 4
 
 
-def test_arms_that_do_not_fit_in_memory_are_measured_in_groups(bench, monkeypatch):
+@pytest.fixture
+def loaded(monkeypatch):
+    """Names of the models that `so8t bench run` loads, in order."""
+    names = []
+
+    class Watched(run.Session):
+        def __init__(self, path, **options):
+            super().__init__(path, **options)
+            names.append(path.name)
+
+    monkeypatch.setattr(run, "Session", Watched)
+    return names
+
+
+def test_each_repetition_loads_the_models_anew_in_another_order(bench, loaded):
+    bench("run", *QUICK, "--outtypes", "q8_0")
+    _, *loads = loaded  # the first one asks for its size
+    orders = [loads[start : start + len(ARMS)] for start in range(0, len(loads), len(ARMS))]
+    assert len(orders) == 2 * 2  # to time the loading, then all together
+    assert len(set(map(tuple, orders))) > 2 and all(len(set(order)) == len(ARMS) for order in orders)
+
+
+def test_arms_that_do_not_fit_in_memory_are_measured_in_groups(bench, loaded, monkeypatch):
     free = {"RssAnon": iter(range(0, 10**9, 1000)), "MemAvailable": iter([3000] * 100)}  # three models of 1000
     monkeypatch.setattr(run, "_kilobytes", lambda path, key: next(free[key]))
-    opened, speeds_of = [], run._speeds
-
-    def speeds(paths, *rest):
-        opened.append(list(paths))
-        yield from speeds_of(paths, *rest)
-
-    monkeypatch.setattr(run, "_speeds", speeds)
     rows = json.loads(bench("run", *QUICK, "--outtypes", "q8_0", "--json"))["rows"]
-    assert [len(group) for group in opened] == [2] * 5 and all(ARMS[0] in group for group in opened)
+    base, *loads = loaded
+    together = loads[len(ARMS) : len(ARMS) + 10]  # after those that are timed
+    pairs = list(zip(together[::2], together[1::2], strict=True))
+    assert all(len(set(pair)) == 2 and base in pair for pair in pairs) and len(set(together)) == len(ARMS)
+    assert len(loads) == 2 * (len(ARMS) + 2 * 5)
     found = [(row["test"], row["arm"]) for row in rows if row["threads"]]
-    assert {name for _, name in found} == set(NAMES)
     assert all(found.count(("tg16", name)) == 1 for name in NAMES)
 
 
