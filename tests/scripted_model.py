@@ -69,12 +69,14 @@ class Head:
     tokens: Mapping[str, Mapping[str, float] | float] = field(default_factory=dict)
     default: Mapping[str, float] | None = None
     """For all other tokens; None: the first label has 0.99."""
+    prompt_token: str | None = None
 
-    def spec(self, name: str) -> HeadSpec:
+    def spec(self, name: str, ids: Mapping[str, int]) -> HeadSpec:
         """What the checkpoint says of it."""
         return HeadSpec(
             name, tuple(self.labels), tuple(self.actions), tuple(self.thresholds), debounce=self.debounce,
             scope=self.scope, temperature=self.temperature,
+            prompt_token=None if self.prompt_token is None else ids[self.prompt_token],
         )  # fmt: skip
 
     def probabilities(self, given: Mapping[str, float] | None) -> np.ndarray:
@@ -110,12 +112,13 @@ def scripted_checkpoint(
     """
     successors = _successors(scripts)
     named = [*successors, *successors.values(), *(token for head in heads.values() for token in head.tokens)]
-    tokens = list(dict.fromkeys([*CONTROL, *THINK, *named]))
+    marks = [head.prompt_token for head in heads.values() if head.prompt_token is not None]
+    tokens = list(dict.fromkeys([*CONTROL, *THINK, *named, *marks]))
     ids = _token_ids(tokens)
     axes = {token: index + 1 for index, token in enumerate(tokens)}
     both = len(tokens) + 1  # second axis of tokens with NaN
     d = -(-(both + 1) // 64) * 64
-    config = _config(max(ids.values()) + 1, d, ids[END], heads)
+    config = _config(max(ids.values()) + 1, d, ids, heads)
     spec = ModelSpec.from_config(config)
 
     embedding = np.zeros((config["vocab_size"], d))
@@ -179,12 +182,12 @@ def _is_nan(given: Mapping[str, float] | float | None) -> bool:
     return isinstance(given, float) and math.isnan(given)
 
 
-def _config(n_vocab: int, d: int, end: int, heads: Mapping[str, Head]) -> dict[str, object]:
+def _config(n_vocab: int, d: int, ids: Mapping[str, int], heads: Mapping[str, Head]) -> dict[str, object]:
     base = base_config(
         "llama", vocab_size=n_vocab, hidden_size=d, intermediate_size=32, num_hidden_layers=1,
-        max_position_embeddings=CONTEXT, eos_token_id=end, dtype="float32",
+        max_position_embeddings=CONTEXT, eos_token_id=ids[END], dtype="float32",
     )  # fmt: skip
-    specs = {name: head.spec(name).to_dict() for name, head in heads.items()}
+    specs = {name: head.spec(name, ids).to_dict() for name, head in heads.items()}
     return adapter.so8t_config(base, {"so8t_rotation_dim": 8, "so8t_shared_blocks": True, "so8t_heads": specs})
 
 

@@ -10,8 +10,10 @@
 // hardware prefetches: a model 2560 wide goes in one piece.
 static constexpr int64_t SO8T_CHUNK = 320;
 
-// tokens that a matrix stays in registers for, where it has one column in each
-static constexpr int64_t SO8T_TILE = 4;
+// tokens that a matrix stays in registers for, where it has one column in each, and where it has several: with more
+// tokens there are more streams to and from memory than the hardware follows
+static constexpr int64_t SO8T_TILE_ONE  = 8;
+static constexpr int64_t SO8T_TILE_MANY = 4;
 
 // with fewer vectors, transposing a matrix costs more than it saves
 static constexpr int64_t SO8T_MIN_VECTORS = 4;
@@ -58,16 +60,16 @@ bool ggml_so8t_cpu_rotate(const struct ggml_compute_params * params, struct ggml
     // this thread: vectors [v0, v1) of the n1*n2 in each of the tokens [t0, t1). Two vectors share a cache line.
     const int  ith       = params->ith;
     const int  nth       = params->nth;
-    const bool by_tokens = n3 >= SO8T_TILE*nth;
 
-    const int64_t t0 = by_tokens ? so8t_begin(n3, SO8T_TILE, ith,     nth) : 0;
-    const int64_t t1 = by_tokens ? so8t_begin(n3, SO8T_TILE, ith + 1, nth) : n3;
+    const int64_t tile      = n1 == 1 ? SO8T_TILE_ONE : SO8T_TILE_MANY;
+    const bool    by_tokens = n3 >= tile*nth;
+
+    const int64_t t0 = by_tokens ? so8t_begin(n3, tile, ith,     nth) : 0;
+    const int64_t t1 = by_tokens ? so8t_begin(n3, tile, ith + 1, nth) : n3;
     const int64_t v0 = by_tokens ? 0     : so8t_begin(n1*n2, 2, ith,     nth);
     const int64_t v1 = by_tokens ? n1*n2 : so8t_begin(n1*n2, 2, ith + 1, nth);
 
     const bool transposed = std::min(n1, v1 - v0)*(t1 - t0) >= SO8T_MIN_VECTORS;
-    const bool one_column = n1 == 1 && transposed;
-    const int64_t tile    = one_column ? SO8T_TILE : 1;
 
     // matrices [m_begin, m_end), in even chunks
     const int64_t m_begin  = v0/n1;
@@ -83,7 +85,7 @@ bool ggml_so8t_cpu_rotate(const struct ggml_compute_params * params, struct ggml
         for (int64_t m = m0; m < m1 && transposed; ++m) {
             so8t_transpose(so8t_matrix(rot, m/r), columns[m - m0]);
         }
-        for (int64_t t = t0; t < t1; t += tile) {
+        for (int64_t t = t0; t < t1; t += transposed ? tile : 1) {
             for (int64_t m = m0; m < m1; ++m) {
                 const int64_t c0 = std::max(v0 - m*n1, (int64_t) 0);
                 const int64_t c1 = std::min(v1 - m*n1, n1);
@@ -91,10 +93,10 @@ bool ggml_so8t_cpu_rotate(const struct ggml_compute_params * params, struct ggml
                 const char * x_c = (const char *)   x->data + c0*x->nb[1]   + m*x->nb[2]   + t*x->nb[3];
                 char       * y_c = (char       *) dst->data + c0*dst->nb[1] + m*dst->nb[2] + t*dst->nb[3];
 
-                if (one_column) {
-                    so8t_rotate_many(columns[m - m0], x_c, x->nb[3], y_c, dst->nb[3], std::min(tile, t1 - t));
+                if (transposed && n1 == 1) {
+                    so8t_rotate_many(columns[m - m0], x_c, x->nb[3], 0, y_c, dst->nb[3], 0, std::min(tile, t1 - t), 1);
                 } else if (transposed) {
-                    so8t_rotate_many(columns[m - m0], x_c, x->nb[1], y_c, dst->nb[1], c1 - c0);
+                    so8t_rotate_many(columns[m - m0], x_c, x->nb[1], x->nb[3], y_c, dst->nb[1], dst->nb[3], c1 - c0, std::min(tile, t1 - t));
                 } else {
                     for (int64_t c = c0; c < c1; ++c, x_c += x->nb[1], y_c += dst->nb[1]) {
                         so8t_rotate_one(so8t_matrix(rot, m/r), (const float *) x_c, (float *) y_c);

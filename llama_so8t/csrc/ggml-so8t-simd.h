@@ -227,12 +227,14 @@ inline void so8t_rotate_one(const float * rot, const float * x, float * y) {
 // one matrix, many vectors: R stays in registers, by columns
 //
 
-// vectors v = 0..n - 1 at x + v*nb_x, to y + v*nb_y
-inline void so8t_rotate_many(const float * columns, const char * x, size_t nb_x, char * y, size_t nb_y, int64_t n) {
+// vectors v = 0..n - 1 of tokens t = 0..n_t - 1 at x + v*nb_x + t*nt_x, to y + v*nb_y + t*nt_y
+inline void so8t_rotate_many(const float * columns, const char * x, size_t nb_x, size_t nt_x, char * y, size_t nb_y, size_t nt_y, int64_t n, int64_t n_t) {
     const so8t_columns<so8t_v8> c(columns, SO8T_DIM);
 
-    for (int64_t v = 0; v < n; ++v, x += nb_x, y += nb_y) {
-        so8t_store((float *) y, so8t_combine(c, (const float *) x));
+    for (int64_t t = 0; t < n_t; ++t, x += nt_x, y += nt_y) {
+        for (int64_t v = 0; v < n; ++v) {
+            so8t_store((float *) (y + v*nb_y), so8t_combine(c, (const float *) (x + v*nb_x)));
+        }
     }
 }
 

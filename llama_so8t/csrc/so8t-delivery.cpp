@@ -13,6 +13,38 @@ void so8t_delivery::begin() {
     done = false;
 }
 
+//
+// heads that are read inside of the prompt
+//
+
+int32_t so8t_delivery::n_reusable(const so8t_guard * guard, const server_tokens & prompt, int32_t n_cached) const {
+    return guard ? guard->n_reusable(prompt, n_cached) : n_cached;
+}
+
+bool so8t_delivery::ends_batch(const so8t_guard * guard, const server_tokens & prompt, int32_t n_tokens, int32_t i_batch) {
+    if (!guard || !guard->reads_at(prompt, n_tokens)) {
+        return false;
+    }
+    prompt_token   = prompt[n_tokens - 1];
+    i_prompt_token = i_batch;
+    return true;
+}
+
+void so8t_delivery::read_prompt(so8t_guard * guard, llama_context * ctx, int32_t i_begin, int32_t n_batch) {
+    if (i_begin <= i_prompt_token && i_prompt_token < i_begin + n_batch) {
+        guard->read_prompt(ctx, i_prompt_token - i_begin, prompt_token);
+        prompt_probs   = guard->prompt_probs();
+        i_prompt_token = -1;
+    }
+    if (guard && !prompt_probs.empty()) {
+        guard->set_prompt_probs(prompt_probs); // its sampler is reset at the end of the prompt
+    }
+}
+
+//
+// the way of an answer
+//
+
 void so8t_delivery::release(server_response & queue, int32_t n_tokens) {
     while (!queue_partial.empty() && queue_partial.front().n_tokens <= n_tokens) {
         sent      = true;

@@ -16,6 +16,12 @@ so8t_guard::so8t_guard(const llama_model * model, const so8t_sampling_params & p
         // text of a client, so no special tokens in it
         forced = common_tokenize(llama_model_get_vocab(model), params.judged, false, false);
     }
+    for (int32_t i = 0; i < llama_so8t_n_heads(model) && active(); ++i) {
+        const auto head = llama_so8t_get_head(model, i);
+        if (head.prompt_token != LLAMA_TOKEN_NULL && (head.scope & LLAMA_SO8T_SCOPE_PROMPT)) {
+            prompt_tokens.push_back(head.prompt_token);
+        }
+    }
 }
 
 // a draft may go on behind the end of an answer: what stands there is no part of it
@@ -25,11 +31,26 @@ static bool so8t_is_end(const llama_model * model, llama_token token) {
 
 void so8t_guard::begin() {
     so8t_guard fresh;
-    fresh.model       = model;
-    fresh.params      = std::move(params);
-    fresh.has_grammar = has_grammar;
-    fresh.forced      = std::move(forced);
+    fresh.model         = model;
+    fresh.params        = std::move(params);
+    fresh.has_grammar   = has_grammar;
+    fresh.forced        = std::move(forced);
+    fresh.prompt_tokens = std::move(prompt_tokens);
     *this = std::move(fresh);
+}
+
+void so8t_guard::read_prompt(llama_context * ctx, int32_t idx, llama_token token) {
+    llama_synchronize(ctx);
+    const int64_t t_start = ggml_time_us();
+    read_probs.resize(llama_so8t_n_heads(model));
+    for (size_t i = 0; i < read_probs.size(); ++i) {
+        const auto head = llama_so8t_get_head(model, i);
+        if (head.prompt_token == token) {
+            read_probs[i].resize(head.n_labels);
+            llama_so8t_get_probs_ith(ctx, i, idx, read_probs[i].data());
+        }
+    }
+    t_observe_us += ggml_time_us() - t_start;
 }
 
 llama_token so8t_guard::observe(llama_context * ctx, int32_t idx) {
@@ -78,7 +99,12 @@ void so8t_guard::observe(so8t_part i_part, llama_context * ctx, int32_t idx) {
         state.peak   .resize(head.n_labels, 0.0f);
         state.n_above.resize(head.n_labels, 0);
 
-        const bool    finite = llama_so8t_get_probs_ith(ctx, i_head, idx, state.probs.data());
+        if (i_part == SO8T_PART_PROMPT && i_head < (int32_t) read_probs.size() && !read_probs[i_head].empty()) {
+            state.probs = read_probs[i_head];
+        } else {
+            llama_so8t_get_probs_ith(ctx, i_head, idx, state.probs.data());
+        }
+        const bool    finite = std::isfinite(state.probs[0]); // all of them are, or none
         const int32_t best   = finite ? std::max_element(state.probs.begin(), state.probs.end()) - state.probs.begin() : -1;
         if (params.trace) {
             readings.push_back({i_part, part.n_positions, i_head, best, state.probs});

@@ -3,6 +3,7 @@
 #include "so8t.h"
 #include "so8t-policy.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -23,6 +24,9 @@ struct so8t_sampling_params {
     std::string judged;
 };
 
+// probabilities of each head where its prompt_token was read, empty for the others
+using so8t_prompt_probs = std::vector<std::vector<float>>;
+
 enum so8t_part {
     SO8T_PART_PROMPT,
     SO8T_PART_THINK,
@@ -42,6 +46,9 @@ struct so8t_outcome {
 // and slot passes it: the heads are read at every position a token is sampled from. The first one is the last
 // token of the prompt. Token p of the answer is judged when token p + 1 is sampled. Without heads in the model, or
 // with the policy off, nothing is read.
+//
+// A head with a prompt_token reads the prompt where the last such token stands. Who evaluates the prompt ends a batch
+// there (reads_at), so that it is an output, and calls read_prompt; a head that was not read so, is at the last token.
 class so8t_guard {
   public:
     so8t_guard() = default;
@@ -49,6 +56,30 @@ class so8t_guard {
 
     // forgets the request
     void begin();
+
+    // whether the first n tokens of a prompt end with the last prompt_token of a head
+    template <typename Tokens>
+    bool reads_at(const Tokens & prompt, size_t n) const {
+        return n > 0 && n < prompt.size() && std::any_of(prompt_tokens.begin(), prompt_tokens.end(), [&](llama_token token) {
+            return prompt[n - 1] == token && n_until(prompt, token) == n;
+        });
+    }
+
+    // how many of n cached tokens of a prompt can be kept, if all of reads_at are to be evaluated
+    template <typename Tokens>
+    size_t n_reusable(const Tokens & prompt, size_t n) const {
+        for (const llama_token token : prompt_tokens) {
+            const size_t until = n_until(prompt, token);
+            n = until == 0 || until == prompt.size() ? n : std::min(n, until - 1);
+        }
+        return n;
+    }
+
+    // reads the heads of a prompt_token at output idx; begin() forgets them
+    void read_prompt(llama_context * ctx, int32_t idx, llama_token token);
+
+    const so8t_prompt_probs & prompt_probs() const { return read_probs; }
+    void set_prompt_probs(const so8t_prompt_probs & probs) { read_probs = probs; }
 
     // reads the heads at output idx, once per sampled token, after the context is synchronized
     // returns the token to use instead of a sampled one, or LLAMA_TOKEN_NULL
@@ -136,6 +167,16 @@ class so8t_guard {
 
     enum think_state { THINK_POSSIBLE, THINK_OPEN, THINK_DONE };
 
+    // tokens up to the last one of these, 0 if there is none
+    template <typename Tokens>
+    static size_t n_until(const Tokens & prompt, llama_token token) {
+        size_t n = prompt.size();
+        while (n > 0 && prompt[n - 1] != token) {
+            n--;
+        }
+        return n;
+    }
+
     void observe(so8t_part part, llama_context * ctx, int32_t idx);
     void enforce(so8t_part part, const trigger & found);
     void follow(llama_token token);
@@ -148,6 +189,9 @@ class so8t_guard {
     bool                 has_grammar = false;
 
     std::vector<llama_token> forced; // the answer to judge
+    std::vector<llama_token> prompt_tokens; // of the heads that have one
+
+    so8t_prompt_probs        read_probs;
 
     part_state           parts[SO8T_N_PARTS];
     trigger              first; // of the decision

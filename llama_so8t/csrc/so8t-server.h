@@ -101,6 +101,12 @@ class so8t_delivery {
     // a slot takes a request
     void begin();
 
+    // a prompt on its way into batches, for the heads that are read inside of it (so8t_guard); guard may be null
+    int32_t n_reusable(const so8t_guard * guard, const server_tokens & prompt, int32_t n_cached) const;
+    bool ends_batch(const so8t_guard * guard, const server_tokens & prompt, int32_t n_tokens, int32_t i_batch);
+    void read_prompt(so8t_guard * guard, llama_context * ctx, int32_t i_begin, int32_t n_batch); // outputs of a part of the batch
+    void copy_prompt(const so8t_delivery & other) { prompt_probs = other.prompt_probs; }
+
     // the generated text has this size after the next token
     void add_text(size_t size) { text_ends.push_back(size); }
 
@@ -124,6 +130,9 @@ class so8t_delivery {
     void cut(server_task_result_cmpl_final & final, int32_t n_tokens) const;
     int32_t deliver(server_task_result_cmpl_final & final, server_response & queue, int32_t n_tokens);
 
+    so8t_prompt_probs    prompt_probs;
+    llama_token          prompt_token   = LLAMA_TOKEN_NULL;
+    int32_t              i_prompt_token = -1; // in the batch
     std::deque<withheld> queue_partial;
     std::vector<size_t>  text_ends;
     bool                 sent     = false; // a part of the stream
