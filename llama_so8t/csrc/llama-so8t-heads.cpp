@@ -141,7 +141,7 @@ void so8t_save(const llama_model & model, gguf_context * ctx) {
             gguf_add_tensor(ctx, tensor);
         }
     }
-    so8t_save_rotation_kv(model, ctx);
+    so8t_save_rotations(model, ctx);
     if (!model.so8t) {
         return;
     }

@@ -15,6 +15,7 @@
 #include <exception>
 #include <mutex>
 #include <stdexcept>
+#include <system_error>
 #include <thread>
 
 //
@@ -316,7 +317,11 @@ static void so8t_check_rotations(const llama_model_so8t & so8t) {
     };
     std::vector<std::thread> threads;
     for (unsigned n = 1; n < std::min(std::thread::hardware_concurrency(), SO8T_MAX_THREADS); ++n) {
-        threads.emplace_back(work);
+        try {
+            threads.emplace_back(work);
+        } catch (const std::system_error &) {
+            break; // this one does the rest
+        }
     }
     work();
     for (auto & thread : threads) {
@@ -333,15 +338,20 @@ void so8t_finish_load(llama_model & model) {
     if (model.arch != LLM_ARCH_SO8T) {
         return;
     }
-    so8t_check_rotations(static_cast<const llama_model_so8t &>(model));
+    auto & so8t = static_cast<llama_model_so8t &>(model);
+    so8t_check_rotations(so8t);
 
     // llama.cpp reckons the room for a graph by the tensors that have a name here, and no graph has generators
     static const std::string suffix = "_gen.weight";
     auto & named = model.tensors_by_name;
-    named.erase(std::remove_if(named.begin(), named.end(), [](const auto & entry) {
+    const auto generators = std::stable_partition(named.begin(), named.end(), [](const auto & entry) {
         const std::string & name = entry.first;
-        return name.size() > suffix.size() && name.compare(name.size() - suffix.size(), suffix.size(), suffix) == 0;
-    }), named.end());
+        return name.size() < suffix.size() || name.compare(name.size() - suffix.size(), suffix.size(), suffix) != 0;
+    });
+    for (auto it = generators; it != named.end(); ++it) {
+        so8t.generators.push_back(it->second);
+    }
+    named.erase(generators, named.end());
 }
 
 ggml_backend_meta_split_axis so8t_split_axis(const llama_model & model, const std::string & name) {
@@ -358,7 +368,7 @@ ggml_backend_meta_split_axis so8t_split_axis(const llama_model & model, const st
     return is_rotation ? GGML_BACKEND_SPLIT_AXIS_2 : GGML_BACKEND_SPLIT_AXIS_NONE;
 }
 
-void so8t_save_rotation_kv(const llama_model & model, gguf_context * ctx) {
+void so8t_save_rotations(const llama_model & model, gguf_context * ctx) {
     if (model.arch != LLM_ARCH_SO8T) {
         return;
     }
@@ -370,6 +380,9 @@ void so8t_save_rotation_kv(const llama_model & model, gguf_context * ctx) {
     so8t_set_strings(ctx, SO8T_KV_ROTATION_FOLDED, so8t.sites_folded);
     gguf_set_arr_data(ctx, SO8T_KV_HEAD_REPRESENTATION, GGUF_TYPE_INT32, so8t.head_representation.data(), so8t.head_representation.size());
     gguf_set_arr_data(ctx, SO8T_KV_HEAD_KV_REPRESENTATION, GGUF_TYPE_INT32, so8t.head_kv_representation.data(), so8t.head_kv_representation.size());
+    for (const ggml_tensor * generator : so8t.generators) {
+        gguf_add_tensor(ctx, generator);
+    }
 }
 
 //

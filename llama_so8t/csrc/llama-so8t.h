@@ -52,14 +52,15 @@ struct llama_model_so8t : public llama_model_base {
     std::vector<int32_t> head_representation;
     std::vector<int32_t> head_kv_representation;
 
-    std::vector<so8t_layer> so8t_layers;
-    ggml_tensor *           out_gen = nullptr;
+    std::vector<so8t_layer>          so8t_layers;
+    ggml_tensor *                    out_gen = nullptr;
+    std::vector<const ggml_tensor *> generators; // all of them, once loaded
 };
 
 // call sites in llama.cpp
 
 // After all data is loaded: throws where a rotation is not in SO(8), or is not exp of its stored generator. Generators
-// are not found by name from here on.
+// are not among model.tensors_by_name from here on.
 void so8t_finish_load(llama_model & model);
 
 // split mode tensor: the axis that the devices share a tensor along, or NONE where llama.cpp's own rules are right.
@@ -68,4 +69,4 @@ void so8t_finish_load(llama_model & model);
 ggml_backend_meta_split_axis so8t_split_axis(const llama_model & model, const std::string & name);
 
 // part of so8t_save
-void so8t_save_rotation_kv(const llama_model & model, gguf_context * ctx);
+void so8t_save_rotations(const llama_model & model, gguf_context * ctx);
