@@ -31,12 +31,15 @@ bool so8t_delivery::ends_batch(const so8t_guard * guard, const server_tokens & p
 }
 
 void so8t_delivery::read_prompt(so8t_guard * guard, llama_context * ctx, int32_t i_begin, int32_t n_batch) {
+    if (!guard) {
+        return;
+    }
     if (i_begin <= i_prompt_token && i_prompt_token < i_begin + n_batch) {
         guard->read_prompt(ctx, i_prompt_token - i_begin, prompt_token);
         prompt_probs   = guard->prompt_probs();
         i_prompt_token = -1;
     }
-    if (guard && !prompt_probs.empty()) {
+    if (!prompt_probs.empty()) {
         guard->set_prompt_probs(prompt_probs); // its sampler is reset at the end of the prompt
     }
 }
@@ -279,6 +282,7 @@ void so8t_delivery::finish(const so8t_guard * guard, server_response & queue, fi
 }
 
 void so8t_delivery::abandon(const so8t_guard * guard, const server_task & task, int id_slot, const llama_context * ctx, const std::string & text) {
+    i_prompt_token = -1; // of a batch that failed
     if (done || !guard || !guard->active()) {
         return;
     }

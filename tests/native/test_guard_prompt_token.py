@@ -67,6 +67,7 @@ def file(tmp_path_factory, pinned_tree):
     return scripted_gguf(tmp_path_factory.mktemp("prompt-token") / "model", SCRIPTS, HEADS)
 
 
+ITSELF = "the model"
 FLAGS = {
     "plain": (),
     "small batches": ("-b", "16", "-ub", "8"),
@@ -74,12 +75,13 @@ FLAGS = {
     "cache reuse": ("--cache-reuse", "1"),
     "slots": ("-np", "4", "-kvu"),
     "drafts": ("--spec-type", "ngram-simple"),
+    "a draft model": ("-md", ITSELF, "--spec-type", "draft-simple", "--spec-draft-n-max", "4"),
 }
 
 
 @pytest.fixture(params=FLAGS.values(), ids=FLAGS)
 def server(request, serve, file):
-    return serve(file, "--so8t-policy", "monitor", *request.param)
+    return serve(file, "--so8t-policy", "monitor", *(file if flag is ITSELF else flag for flag in request.param))
 
 
 @pytest.mark.parametrize("case", PROMPTS)
