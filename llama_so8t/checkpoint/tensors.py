@@ -1,6 +1,7 @@
 """A tensor in a file: known by name, shape and dtype, read only when asked, whole or some rows."""
 
 import os
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,11 +12,15 @@ from llama_so8t.errors import CheckpointError
 
 
 class DataFile:
-    """Bytes of a file, read where asked and not mapped: pages of a map would count as memory of this process."""
+    """Bytes of a file, read where asked and not mapped: pages of a map would count as memory of this process.
+
+    It is open as long as a tensor of it lives.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = path.open("rb", buffering=0)
+        self._descriptor = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._descriptor)
 
     def bytes(self, start: int, count: int) -> np.ndarray:
         """``count`` bytes from ``start`` as uint8.
@@ -27,7 +32,7 @@ class DataFile:
         done = 0
         while done < count:
             # one call reads 2 GiB at most
-            read = os.preadv(self._file.fileno(), [data[done:]], start + done)
+            read = os.preadv(self._descriptor, [data[done:]], start + done)
             if read == 0:
                 raise CheckpointError(f"{self.path}: ends before byte {start + count}; it was cut since it was opened")
             done += read
