@@ -159,6 +159,16 @@ def guard_file(tmp_path_factory, pinned_tree) -> Path:
 @pytest.fixture(scope="session")
 def serve(runtime) -> Iterator[Callable[..., Server]]:
     """llama-server with these flags, started once for all tests: ``serve(file, *flags, key=None)``."""
+    yield from _servers(runtime)
+
+
+@pytest.fixture(scope="module")
+def serve_here(runtime) -> Iterator[Callable[..., Server]]:
+    """The same once for the tests of a module: under ASan a server takes hundreds of MB."""
+    yield from _servers(runtime)
+
+
+def _servers(runtime: Path) -> Iterator[Callable[..., Server]]:
     running: dict[tuple, Server] = {}
 
     def start(file: Path, *flags: object, key: str | None = None) -> Server:

@@ -10,7 +10,7 @@ from scripted_model import CONTEXT, Head, scripted_gguf
 
 from llama_so8t.checkpoint import qwen3guard
 
-from .guard_server import CHAT, COMPLETION, ENDPOINTS
+from .guard_server import CHAT, COMPLETION, ENDPOINTS, SMALL, Server
 from .test_qwen3guard_heads import make_guard, original, softmax
 
 SCRIPTS = {"go": ["one ", "two"], "stay": ["three ", "bad ", "four"]}
@@ -79,9 +79,11 @@ FLAGS = {
 }
 
 
-@pytest.fixture(params=FLAGS.values(), ids=FLAGS)
-def server(request, serve, file):
-    return serve(file, "--so8t-policy", "monitor", *(file if flag is ITSELF else flag for flag in request.param))
+@pytest.fixture(scope="module", params=FLAGS.values(), ids=FLAGS)
+def server(request, runtime, file):
+    flags = [file if flag is ITSELF else flag for flag in request.param]
+    with Server(runtime / "llama-server", "-m", file, *SMALL, "--so8t-policy", "monitor", *flags) as server:
+        yield server
 
 
 @pytest.mark.parametrize("case", PROMPTS)
@@ -116,16 +118,16 @@ def test_without_such_heads_the_whole_prompt_is_kept(serve, guard_file):
     assert COMPLETION.ask(server, prompt, id_slot=0).raw["timings"]["cache_n"] == n - 1
 
 
-def test_a_policy_that_is_off_reads_nothing(serve, file):
-    server = serve(file, "--so8t-policy", "off")
+def test_a_policy_that_is_off_reads_nothing(serve_here, file):
+    server = serve_here(file, "--so8t-policy", "off")
     for _ in range(2):
         answer = COMPLETION.ask(server, "mark go", id_slot=0)
         assert answer.so8t is None and answer.text == "one two"
     assert answer.raw["timings"]["cache_n"] == 1
 
 
-def test_every_choice_has_the_verdict_of_the_prompt(serve, file):
-    server = serve(file, "--so8t-policy", "monitor", "-np", "4", "-kvu")
+def test_every_choice_has_the_verdict_of_the_prompt(serve_here, file):
+    server = serve_here(file, "--so8t-policy", "monitor", "-np", "4", "-kvu")
     for case in ("both", "one of them", "none"):
         for name in ("text", "chat"):
             reply = ENDPOINTS[name].ask(server, PROMPTS[case][0], n=3).raw
@@ -135,8 +137,8 @@ def test_every_choice_has_the_verdict_of_the_prompt(serve, file):
                 check(verdict, case)
 
 
-def test_slots_do_not_mix(serve, file):
-    server = serve(file, "--so8t-policy", "monitor", "-np", "4", "-kvu")
+def test_slots_do_not_mix(serve_here, file):
+    server = serve_here(file, "--so8t-policy", "monitor", "-np", "4", "-kvu")
     cases = list(PROMPTS) * 6
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda case: COMPLETION.ask(server, PROMPTS[case][0]), cases))
@@ -145,15 +147,15 @@ def test_slots_do_not_mix(serve, file):
 
 
 @pytest.mark.parametrize("options", [{"backend_sampling": True}, {"n_probs": 3}, {"temperature": 0}], ids=str)
-def test_options_of_a_request_change_nothing(serve, file, options):
-    server = serve(file, "--so8t-policy", "monitor")
+def test_options_of_a_request_change_nothing(serve_here, file, options):
+    server = serve_here(file, "--so8t-policy", "monitor")
     for case in PROMPTS:
         check(COMPLETION.ask(server, PROMPTS[case][0], **options).so8t, case)
 
 
-def test_it_is_enforced(serve, file):
+def test_it_is_enforced(serve_here, file):
     flags = ("--so8t-policy", "enforce", "--so8t-threshold", "query/unsafe=0.5")
-    server = serve(file, *flags)
+    server = serve_here(file, *flags)
     refused = COMPLETION.ask(server, "mark go")
     assert refused.so8t["triggered"]["head"] == "query" and refused.so8t["enforced"] == "message"
     assert "one" not in refused.text
@@ -161,10 +163,10 @@ def test_it_is_enforced(serve, file):
     assert (allowed.so8t["decision"], allowed.text) == ("allow", "one two")
 
 
-def test_a_text_that_is_only_judged_is_read_there(serve, file):
+def test_a_text_that_is_only_judged_is_read_there(serve_here, file):
     messages = [{"role": "user", "content": "mark go"}, {"role": "assistant", "content": "one two"}]
-    check(serve(file, "--so8t-policy", "off").post("/so8t/judge", {"messages": messages})["so8t"], "first of all")
-    server = serve(file, "--so8t-policy", "off", "--so8t-threshold", "query/unsafe=0.5")
+    check(serve_here(file, "--so8t-policy", "off").post("/so8t/judge", {"messages": messages})["so8t"], "first of all")
+    server = serve_here(file, "--so8t-policy", "off", "--so8t-threshold", "query/unsafe=0.5")
     results = server.post("/v1/moderations", {"input": ["mark go", "go"]})["results"]
     assert [result["flagged"] for result in results] == [True, False]
 
@@ -191,11 +193,11 @@ def qwen3guard_model(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def qwen3guard_server(qwen3guard_model, to_gguf, serve):
+def qwen3guard_server(qwen3guard_model, to_gguf, serve_here):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(qwen3guard, "_end_of_turn", lambda path: END_OF_TURN)
         file = to_gguf(qwen3guard_model)
-    return serve(file, "--so8t-policy", "monitor", "-c", "256", "-ctk", "f32", "-ctv", "f32", "-fa", "off")
+    return serve_here(file, "--so8t-policy", "monitor", "-c", "256", "-ctk", "f32", "-ctv", "f32", "-fa", "off")
 
 
 @pytest.mark.parametrize("ends", [(5, 20), (20,), (31,), (32,), ()], ids=str)
