@@ -17,6 +17,7 @@
 #include <stdexcept>
 #include <system_error>
 #include <thread>
+#include <unordered_set>
 
 //
 // hyper-parameters
@@ -116,7 +117,9 @@ static ggml_tensor * so8t_create_generator(llama_model_so8t & model, llama_model
     if (meta && meta->type != GGML_TYPE_F32) {
         throw std::runtime_error(format("so8t: tensor '%s' is %s, expected f32", tn.str().c_str(), ggml_type_name(meta->type)));
     }
-    return model.create_tensor(tn, { SO8T_N_GENERATORS, meta ? meta->ne[1] : n }, 0);
+    ggml_tensor * generator = model.create_tensor(tn, { SO8T_N_GENERATORS, meta ? meta->ne[1] : n }, 0);
+    model.generators.push_back(generator);
+    return generator;
 }
 
 static ggml_tensor * so8t_create_layer_generator(llama_model_so8t & model, llama_model_loader & ml, const char * name, int il, int64_t n) {
@@ -338,20 +341,15 @@ void so8t_finish_load(llama_model & model) {
     if (model.arch != LLM_ARCH_SO8T) {
         return;
     }
-    auto & so8t = static_cast<llama_model_so8t &>(model);
+    const auto & so8t = static_cast<const llama_model_so8t &>(model);
     so8t_check_rotations(so8t);
 
     // llama.cpp reckons the room for a graph by the tensors that have a name here, and no graph has generators
-    static const std::string suffix = "_gen.weight";
+    const std::unordered_set<const ggml_tensor *> generators(so8t.generators.begin(), so8t.generators.end());
     auto & named = model.tensors_by_name;
-    const auto generators = std::stable_partition(named.begin(), named.end(), [](const auto & entry) {
-        const std::string & name = entry.first;
-        return name.size() < suffix.size() || name.compare(name.size() - suffix.size(), suffix.size(), suffix) != 0;
-    });
-    for (auto it = generators; it != named.end(); ++it) {
-        so8t.generators.push_back(it->second);
-    }
-    named.erase(generators, named.end());
+    named.erase(std::remove_if(named.begin(), named.end(), [&](const auto & entry) {
+        return generators.count(entry.second) > 0;
+    }), named.end());
 }
 
 ggml_backend_meta_split_axis so8t_split_axis(const llama_model & model, const std::string & name) {

@@ -54,7 +54,7 @@ struct llama_model_so8t : public llama_model_base {
 
     std::vector<so8t_layer>          so8t_layers;
     ggml_tensor *                    out_gen = nullptr;
-    std::vector<const ggml_tensor *> generators; // all of them, once loaded
+    std::vector<const ggml_tensor *> generators; // all of them, for saving
 };
 
 // call sites in llama.cpp

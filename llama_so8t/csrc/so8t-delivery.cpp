@@ -39,7 +39,7 @@ void so8t_delivery::read_prompt(so8t_guard * guard, llama_context * ctx, int32_t
         prompt_probs   = guard->prompt_probs();
         i_prompt_token = -1;
     }
-    if (!prompt_probs.empty()) {
+    if (!prompt_probs.empty() && guard->n_read() == 0) {
         guard->set_prompt_probs(prompt_probs); // its sampler is reset at the end of the prompt
     }
 }
