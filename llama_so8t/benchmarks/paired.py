@@ -33,11 +33,6 @@ def paired_ratio(values: Sequence[float], base: Sequence[float]) -> Interval:
     return median_interval(np.asarray(values, dtype=np.float64) / np.asarray(base))
 
 
-def paired_difference(values: Sequence[float], base: Sequence[float]) -> Interval:
-    """Median of ``values[i] - base[i]``, as `paired_ratio`."""
-    return median_interval(np.asarray(values, dtype=np.float64) - np.asarray(base))
-
-
 def median_interval(values: Sequence[float]) -> Interval:
     """Median of values, which may be medians of pairs themselves; drawn again with replacement for the interval.
 

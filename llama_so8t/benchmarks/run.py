@@ -1,5 +1,6 @@
 """What rotations and heads cost: every form of a model against its base, in turns, in one process."""
 
+import operator
 import os
 import platform
 import random
@@ -15,7 +16,7 @@ from typing import Any
 
 from llama_so8t.benchmarks import process
 from llama_so8t.benchmarks.models import ARMS, BASE, SHAPES, WEIGHTS, Arm, write_models
-from llama_so8t.benchmarks.paired import Interval, median_interval, paired_difference, paired_ratio
+from llama_so8t.benchmarks.paired import Interval, median_interval
 from llama_so8t.bindings import Session
 from llama_so8t.errors import So8tError
 from llama_so8t.tools import program
@@ -153,10 +154,10 @@ class _Found:
 
     def add(self, test: str, threads: int | None, values: _Values) -> None:
         """One loading: measurements of each arm, and of the base beside each."""
-        compare = paired_difference if test == "load" else paired_ratio
+        compare = operator.sub if test == "load" else operator.truediv
         for arm, numbers in values.items():
             self._values[test, threads][arm] += numbers
-            self._compared[test, threads][arm].append(compare(numbers, values[BASE]).median)
+            self._compared[test, threads][arm].append(statistics.median(map(compare, numbers, values[BASE])))
 
     def rows(self, shape: str, outtype: str) -> Iterator[Row]:
         """One per test and arm, in the order of `ARMS`; the interval is that over the loadings."""

@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     guard.add_argument("--runs", type=int, default=30, help="requests of each kind (default: 30)")
     guard.add_argument("--threads", type=int, default=2, help="of each server (default: 2)")
     guard.add_argument(
-        "--policies", type=_words, default=("off", "monitor", "enforce"), metavar="LIST",
+        "--policies", type=_words, metavar="LIST",
         help="each needs the memory of a server of its own (default: off,monitor,enforce)",
     )  # fmt: skip
 
@@ -159,14 +159,13 @@ def _convert(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _guard(args: argparse.Namespace) -> dict[str, Any]:
-    from llama_so8t.benchmarks.guard import measure_guard
+    from llama_so8t.benchmarks.guard import BARE, POLICIES, measure_guard
 
-    found = measure_guard(
-        args.model, args.directory, args.prompt, args.n, args.runs, args.threads, args.policies, _report
-    )
+    policies = args.policies or POLICIES
+    found = measure_guard(args.model, args.directory, args.prompt, args.n, args.runs, args.threads, policies, _report)
     if not args.json:
-        base = found["medians"]["no heads"]
-        print(f"no heads: {base['first_ms']:.2f} ms to the first token, {base['token_ms']:.3f} ms per token")
+        base = found["medians"][BARE]
+        print(f"{BARE}: {base['first_ms']:.2f} ms to the first token, {base['token_ms']:.3f} ms per token")
         for arm, ratios in found["ratios"].items():
             first, token = (
                 f"{ratio['median'] - 1:+.2%} ({ratio['low'] - 1:+.2%} to {ratio['high'] - 1:+.2%})"
