@@ -28,6 +28,11 @@ $(VENV)/.complete: requirements.txt requirements-nodeps.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-nodeps.txt
 	@touch $@
 
+# what the demo's heads were fitted on, for the tests of the fit; nothing of it is in this project
+$(VENV)/.data: llama_so8t/heads/datasets.py $(VENV)/.complete
+	$(BIN)/python -m $$($(BIN)/python -c "from llama_so8t.heads.datasets import INSTALL; print(INSTALL)") --quiet --disable-pip-version-check
+	@touch $@
+
 # where there is nvcc: headers that a toolkit of packages lacks, for the tests that compile CUDA
 $(VENV)/.cuda: requirements-cuda.txt $(VENV)/.complete
 	printf '%s\n' '#include <cublas_v2.h>' '#include <cub/cub.cuh>' | $(NVCC) -x cu -E -o /dev/null - 2> /dev/null || \
@@ -58,13 +63,13 @@ adapter: source ## make models/smollm2-135m-so8t again; it names the data packag
 
 test: test-quick test-native ## everything
 
-test-quick: source $(if $(NVCC),$(VENV)/.cuda) ## the tests that need no build of llama.cpp
-	$(BIN)/python -m pytest -n auto --dist loadfile -m "not native"
+test-quick: source $(VENV)/.data $(if $(NVCC),$(VENV)/.cuda) ## the tests that need no build of llama.cpp
+	SO8T_REQUIRE=source,data,$$SO8T_REQUIRE $(BIN)/python -m pytest -n auto --dist loadfile -m "not native"
 
 test-native: build ## the tests of the patched llama.cpp
 	$(BIN)/cmake --build $(BUILD) --target so8t-tests
 	$(BIN)/ctest --test-dir $(BUILD)/tests/cpp --output-on-failure --no-tests=error
-	SO8T_REQUIRE=native,$$SO8T_REQUIRE $(BIN)/python -m pytest -m native
+	SO8T_REQUIRE=native,source,$$SO8T_REQUIRE $(BIN)/python -m pytest -m native
 
 need-gpu:
 	@test -n "$(NVCC)" || { echo "no nvcc on PATH: install the CUDA toolkit, 12 or 13" >&2; exit 1; }

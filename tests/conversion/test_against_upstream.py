@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from bases import BASES, COMPARED, QWEN3, qwen3_tokenizer
+from required import absent
 
 from llama_so8t.checkpoint import open_checkpoint
 from llama_so8t.checkpoint.gguf_base import split_halves
@@ -102,7 +103,7 @@ def test_a_gguf_base_is_the_directory_it_was_made_from(upstream_files, bases, na
 
 def test_the_tokenizer_of_qwen3_is_written_as_upstream_does(upstream_files, bases, tmp_path, convert_to):
     if QWEN3 not in bases:
-        pytest.skip(str(qwen3_tokenizer()))
+        absent("tokenizer", qwen3_tokenizer())
     initialize(InitializeOptions(str(bases[QWEN3]), tmp_path / QWEN3))
     theirs = read_gguf(upstream_files[QWEN3, "f16"])
     ours = read_gguf(convert_to(tmp_path / QWEN3, "f16"))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from required import absent
 
 from llama_so8t.checkpoint.initialize import InitializeOptions, initialize
 from llama_so8t.heads import datasets
@@ -36,7 +37,7 @@ def packages() -> None:
     try:
         datasets.check_packages()
     except DatasetError as error:
-        pytest.skip(str(error))
+        absent("data", error)
 
 
 @pytest.fixture(params=["adapter", "full"])

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from required import absent
 
 from llama_so8t.heads import baselines
 from llama_so8t.heads.evaluation import comparisons, evaluate_task, logit
@@ -181,6 +182,6 @@ def test_no_module_of_heads_has_a_text_of_the_sets_in_it():
     try:
         texts = [e.prompt for e in (*datasets.advbench(), *datasets.harmbench(), *datasets.strongreject())]
     except datasets.DatasetError as error:
-        pytest.skip(str(error))
+        absent("data", error)
     code = " ".join(datasets.normalized(file.read_text()) for file in folder.glob("*.py"))
     assert not [index for index, text in enumerate(texts) if datasets.normalized(text) in code]

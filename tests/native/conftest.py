@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from required import absent
 from safetensors.numpy import load_file, save_file
 from scripted_model import scripted_gguf
 from tiny_models import make_base
@@ -42,9 +43,7 @@ def runtime() -> Path:
     try:
         return library_directory()
     except RuntimeLibraryError as error:
-        if "native" in os.environ.get("SO8T_REQUIRE", ""):
-            pytest.fail(str(error))
-        pytest.skip(str(error))
+        absent("native", error)
 
 
 @pytest.fixture(scope="session")
@@ -56,10 +55,7 @@ def gpu(runtime: Path) -> str:
     ggml.ggml_backend_dev_name.argtypes = [ctypes.c_void_p]
     device = ggml.ggml_backend_dev_by_type(1)  # GGML_BACKEND_DEVICE_TYPE_GPU
     if not device:
-        reason = f"{runtime}: this build of llama.cpp sees no GPU; `make test-cuda` builds one for CUDA"
-        if "cuda" in os.environ.get("SO8T_REQUIRE", ""):
-            pytest.fail(reason)
-        pytest.skip(reason)
+        absent("cuda", f"{runtime}: this build of llama.cpp sees no GPU; `make test-cuda` builds one for CUDA")
     return ggml.ggml_backend_dev_name(device).decode()
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from required import absent
 
 from .backend_values import values
 from .conftest import MARGIN, reference, tokens_for
@@ -41,7 +42,7 @@ def blas(runtime):
     """Environment in which llama.cpp loads its BLAS backend."""
     plugin = [*(runtime / "backends").glob("*ggml-blas-test.*")]
     if not plugin:
-        missing(f"the BLAS backend is not in {runtime / 'backends'}: run `make setup` and `make test-native`", "native")
+        absent("native", f"the BLAS backend is not in {runtime / 'backends'}: run `make setup` and `make test-native`")
     return {"GGML_BACKEND_PATH": str(plugin[0])}
 
 
@@ -49,19 +50,13 @@ def blas(runtime):
 def vulkan(runtime):
     """Environment of the build with Vulkan."""
     if not [*runtime.glob("*ggml-vulkan.*")]:
-        missing(f"no Vulkan backend in {runtime}: `make test-vulkan` builds and tests it", "vulkan")
+        absent("vulkan", f"no Vulkan backend in {runtime}: `make test-vulkan` builds and tests it")
     # the first: Mesa's lavapipe, which is no GPU, is used too; the second: products are not rounded to float16
     environment = {"GGML_VK_VISIBLE_DEVICES": "0", "GGML_VK_DISABLE_F16": "1"}
     devices = run(runtime / "llama-completion", "--list-devices", environment=environment).stdout
     if "Vulkan0" not in devices:
-        missing("the Vulkan backend finds no device: apt-get install mesa-vulkan-drivers has lavapipe", "vulkan")
+        absent("vulkan", "the Vulkan backend finds no device: apt-get install mesa-vulkan-drivers has lavapipe")
     return environment
-
-
-def missing(reason: str, needed: str) -> None:
-    if needed in os.environ.get("SO8T_REQUIRE", ""):
-        pytest.fail(reason)
-    pytest.skip(reason)
 
 
 def run(*command: object, environment: dict[str, str]) -> subprocess.CompletedProcess:

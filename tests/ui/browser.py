@@ -4,13 +4,13 @@ A conftest or a test module imports the fixtures ``browser`` and ``page`` and de
 """
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from required import absent
 from selenium import webdriver
 from selenium.common.exceptions import TimeoutException
 from selenium.webdriver import ActionChains, Keys
@@ -132,8 +132,7 @@ def browser(tmp_path_factory) -> Iterator[Page]:
     """Headless Chromium. SO8T_REQUIRE=browser makes its absence a failure."""
     found = programs()
     if found is None:
-        missing = pytest.fail if "browser" in os.environ.get("SO8T_REQUIRE", "") else pytest.skip
-        missing("no chromium or no chromedriver on the path; on Debian: apt-get install chromium chromium-driver")
+        absent("browser", "no chromium or no chromedriver on the path: apt-get install chromium chromium-driver")
     page = Page(*found, tmp_path_factory.mktemp("chromium"))
     yield page
     page.driver.quit()
