@@ -6,7 +6,7 @@ from pathlib import Path
 from llama_so8t import layout
 
 ROOT = Path(__file__).parents[1]
-HEADER = (ROOT / "llama_so8t/csrc/so8t-format.h").read_text()
+HEADER = (ROOT / "llama_so8t/csrc/model/so8t-format.h").read_text()
 
 
 def defined(prefix: str) -> dict[str, str]:

@@ -16,23 +16,25 @@
 #include <vector>
 
 struct rotate_case {
-    std::string            name;
+    std::string name;
     std::array<int64_t, 4> ne; // x
-    int64_t                n_rot;
-    int                    n_nodes;
+    int64_t n_rot;
+    int n_nodes;
 };
 
 enum way { WAY_HINT, WAY_PLAIN, WAY_COPY, N_WAYS };
-static const char * const WAYS[] = { "hint", "plain", "copy" };
+static const char * const WAYS[] = {"hint", "plain", "copy"};
 
 // n_nodes nodes, each of which reads what the one before it wrote: two buffers, taken in turns
 struct chain {
     ggml_context_ptr ctx;
     ggml_gallocr_ptr alloc;
-    ggml_cgraph    * graph = nullptr;
+    ggml_cgraph * graph = nullptr;
 
     bool init(ggml_backend_t backend, const rotate_case & c, way how) {
-        ctx.reset(ggml_init({ (c.n_nodes + 8)*ggml_tensor_overhead() + ggml_graph_overhead_custom(c.n_nodes + 8, false), nullptr, true }));
+        ctx.reset(
+            ggml_init({(c.n_nodes + 8) * ggml_tensor_overhead() + ggml_graph_overhead_custom(c.n_nodes + 8, false),
+                nullptr, true}));
         alloc.reset(ggml_gallocr_new(ggml_backend_get_default_buffer_type(backend)));
         graph = ggml_new_graph_custom(ctx.get(), c.n_nodes + 8, false);
 
@@ -57,8 +59,8 @@ struct chain {
         }
         // a signed permutation of the axes: values stay as they are along the chain
         std::vector<float> data(ggml_nelements(rot), 0.0f);
-        for (size_t i = 0; i < data.size()/8; ++i) {
-            data[i*8 + (i + 1)%8] = 1.0f;
+        for (size_t i = 0; i < data.size() / 8; ++i) {
+            data[i * 8 + (i + 1) % 8] = 1.0f;
         }
         ggml_backend_tensor_set(rot, data.data(), 0, ggml_nbytes(rot));
         data.assign(ggml_nelements(x), 0.5f);
@@ -87,20 +89,20 @@ static bool measure(ggml_backend_t backend, const rotate_case & c, std::array<do
                 return false;
             }
             if (run >= 0) {
-                times[how].push_back(double(ggml_time_us() - t0)/c.n_nodes);
+                times[how].push_back(double(ggml_time_us() - t0) / c.n_nodes);
             }
         }
     }
     for (int how = 0; how < N_WAYS; ++how) {
-        std::nth_element(times[how].begin(), times[how].begin() + n_runs/2, times[how].end());
-        medians[how] = times[how][n_runs/2];
+        std::nth_element(times[how].begin(), times[how].begin() + n_runs / 2, times[how].end());
+        medians[how] = times[how][n_runs / 2];
     }
     return true;
 }
 
 int main(int argc, char ** argv) {
     const char * name = nullptr;
-    bool         json = false;
+    bool json         = false;
     for (int i = 1; i < argc; ++i) {
         if (strcmp(argv[i], "--json") == 0) {
             json = true;
@@ -113,7 +115,8 @@ int main(int argc, char ** argv) {
     }
     ggml_time_init();
     ggml_backend_load_all();
-    ggml_backend_dev_t device = name ? ggml_backend_dev_by_name(name) : ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_GPU);
+    ggml_backend_dev_t device = name ? ggml_backend_dev_by_name(name) :
+                                       ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_GPU);
     if (!device) {
         fprintf(stderr, "%s: no device %s; there are:", argv[0], name ? name : "of type GPU");
         for (size_t i = 0; i < ggml_backend_dev_count(); ++i) {
@@ -129,20 +132,22 @@ int main(int argc, char ** argv) {
     }
 
     if (json) {
-        printf("{\"device\": \"%s\", \"description\": \"%s\", \"cases\": [", ggml_backend_dev_name(device), ggml_backend_dev_description(device));
-    } else {
-        printf("%s: %s\nmicroseconds per node; GB/s of x, matrices and result with the hint\n\n", ggml_backend_dev_name(device),
+        printf("{\"device\": \"%s\", \"description\": \"%s\", \"cases\": [", ggml_backend_dev_name(device),
             ggml_backend_dev_description(device));
-        printf("%-42s %10s %10s %10s %12s %11s %8s\n", "", WAYS[0], WAYS[1], WAYS[2], "plain/hint", "copy/hint", "GB/s");
+    } else {
+        printf("%s: %s\nmicroseconds per node; GB/s of x, matrices and result with the hint\n\n",
+            ggml_backend_dev_name(device), ggml_backend_dev_description(device));
+        printf(
+            "%-42s %10s %10s %10s %12s %11s %8s\n", "", WAYS[0], WAYS[1], WAYS[2], "plain/hint", "copy/hint", "GB/s");
     }
     const char * separator = "";
-    for (int64_t n_tokens : { 1, 512, 8192 }) {
+    for (int64_t n_tokens : {1, 512, 8192}) {
         const std::string suffix  = ", " + std::to_string(n_tokens) + (n_tokens == 1 ? " token" : " tokens");
-        const int         n_nodes = n_tokens == 1 ? 200 : 10;
+        const int n_nodes         = n_tokens == 1 ? 200 : 10;
         const rotate_case cases[] = {
-            { "one per head, 32 x 128" + suffix,    { 8, 16, 32, n_tokens },      32,  n_nodes },
-            { "one per block, width 2560" + suffix, { 8, 1, 320, n_tokens },      320, n_nodes },
-            { "shared, width 2560" + suffix,        { 8, 320*n_tokens, 1, 1 },    1,   n_nodes },
+            {"one per head, 32 x 128" + suffix, {8, 16, 32, n_tokens}, 32, n_nodes},
+            {"one per block, width 2560" + suffix, {8, 1, 320, n_tokens}, 320, n_nodes},
+            {"shared, width 2560" + suffix, {8, 320 * n_tokens, 1, 1}, 1, n_nodes},
         };
         for (const auto & c : cases) {
             std::array<double, N_WAYS> t;
@@ -150,15 +155,16 @@ int main(int argc, char ** argv) {
                 fprintf(stderr, "%s: %s failed on %s\n", argv[0], c.name.c_str(), ggml_backend_dev_name(device));
                 return 1;
             }
-            const double n_bytes = sizeof(float)*(2.0*c.ne[0]*c.ne[1]*c.ne[2]*c.ne[3] + 64.0*c.n_rot);
-            const double rate    = n_bytes/t[WAY_HINT]/1e3;
+            const double n_bytes = sizeof(float) * (2.0 * c.ne[0] * c.ne[1] * c.ne[2] * c.ne[3] + 64.0 * c.n_rot);
+            const double rate    = n_bytes / t[WAY_HINT] / 1e3;
             if (json) {
-                printf("%s\n  {\"name\": \"%s\", \"bytes\": %.0f, \"hint_us\": %.3f, \"plain_us\": %.3f, \"copy_us\": %.3f, \"hint_gb_per_s\": %.1f}",
+                printf("%s\n  {\"name\": \"%s\", \"bytes\": %.0f, \"hint_us\": %.3f, \"plain_us\": %.3f, \"copy_us\": "
+                       "%.3f, \"hint_gb_per_s\": %.1f}",
                     separator, c.name.c_str(), n_bytes, t[WAY_HINT], t[WAY_PLAIN], t[WAY_COPY], rate);
                 separator = ",";
             } else {
-                printf("%-42s %10.2f %10.2f %10.2f %12.1f %11.2f %8.1f\n", c.name.c_str(), t[WAY_HINT], t[WAY_PLAIN], t[WAY_COPY],
-                    t[WAY_PLAIN]/t[WAY_HINT], t[WAY_COPY]/t[WAY_HINT], rate);
+                printf("%-42s %10.2f %10.2f %10.2f %12.1f %11.2f %8.1f\n", c.name.c_str(), t[WAY_HINT], t[WAY_PLAIN],
+                    t[WAY_COPY], t[WAY_PLAIN] / t[WAY_HINT], t[WAY_COPY] / t[WAY_HINT], rate);
             }
             fflush(stdout);
         }

@@ -18,15 +18,16 @@ static void set_strings(gguf_context * ctx, const char * key, std::vector<const 
 void so8t_fixture_kv(gguf_context * ctx) {
     gguf_set_val_u32(ctx, SO8T_KV_FORMAT_VERSION, SO8T_FORMAT_VERSION);
     gguf_set_val_str(ctx, SO8T_KV_BASE_ARCHITECTURE, "qwen3");
-    set_strings(ctx, SO8T_KV_ROTATION_EXPLICIT, { SO8T_SITE_GATE, SO8T_SITE_QK, SO8T_SITE_V, SO8T_SITE_HEADS, SO8T_SITE_FFN });
+    set_strings(
+        ctx, SO8T_KV_ROTATION_EXPLICIT, {SO8T_SITE_GATE, SO8T_SITE_QK, SO8T_SITE_V, SO8T_SITE_HEADS, SO8T_SITE_FFN});
 
-    set_strings(ctx, SO8T_KV_HEADS, { "safety", "authority" });
-    set_strings(ctx, "so8t.head.safety.labels",     { "safe", "unsafe" });
-    set_strings(ctx, "so8t.head.safety.actions",    { "allow", "refuse" });
-    set_strings(ctx, "so8t.head.authority.labels",  { "handle", "escalate" });
-    set_strings(ctx, "so8t.head.authority.actions", { "allow", "escalate" });
-    const float thresholds[] = { 0.5f, 0.5f };
-    gguf_set_arr_data(ctx, "so8t.head.safety.thresholds",    GGUF_TYPE_FLOAT32, thresholds, 2);
+    set_strings(ctx, SO8T_KV_HEADS, {"safety", "authority"});
+    set_strings(ctx, "so8t.head.safety.labels", {"safe", "unsafe"});
+    set_strings(ctx, "so8t.head.safety.actions", {"allow", "refuse"});
+    set_strings(ctx, "so8t.head.authority.labels", {"handle", "escalate"});
+    set_strings(ctx, "so8t.head.authority.actions", {"allow", "escalate"});
+    const float thresholds[] = {0.5f, 0.5f};
+    gguf_set_arr_data(ctx, "so8t.head.safety.thresholds", GGUF_TYPE_FLOAT32, thresholds, 2);
     gguf_set_arr_data(ctx, "so8t.head.authority.thresholds", GGUF_TYPE_FLOAT32, thresholds, 2);
 }
 
@@ -59,10 +60,10 @@ bool so8t_fixture_data(ggml_tensor * tensor) {
         }
     } else {
         const bool per_head = name == "q" || name == "k" || name == "v";
-        name = name == "q" || name == "k" ? "qk" : name;
+        name                = name == "q" || name == "k" ? "qk" : name;
         for (int64_t i = 0; i < tensor->ne[2]; ++i) {
             const auto a = make_generator(name, per_head ? 0 : i);
-            for (const auto & row : so8t_rotation(a.data(), per_head ? (so8t_representation) (i%3) : SO8T_VECTOR)) {
+            for (const auto & row : so8t_rotation(a.data(), per_head ? (so8t_representation) (i % 3) : SO8T_VECTOR)) {
                 data.insert(data.end(), row.begin(), row.end());
             }
         }

@@ -31,12 +31,20 @@ namespace fs = std::filesystem;
 static int n_passed = 0;
 static int n_failed = 0;
 
-#define CHECK(x) do { if (x) { n_passed++; } else { n_failed++; fprintf(stderr, "%s:%d: not so: %s\n", __FILE__, __LINE__, #x); } } while (0)
+#define CHECK(x)                                                                                                       \
+    do {                                                                                                               \
+        if (x) {                                                                                                       \
+            n_passed++;                                                                                                \
+        } else {                                                                                                       \
+            n_failed++;                                                                                                \
+            fprintf(stderr, "%s:%d: not so: %s\n", __FILE__, __LINE__, #x);                                            \
+        }                                                                                                              \
+    } while (0)
 
 static std::vector<std::string> read_lines(const std::string & path) {
     std::vector<std::string> lines;
     std::ifstream file(path);
-    for (std::string line; std::getline(file, line); ) {
+    for (std::string line; std::getline(file, line);) {
         lines.push_back(line);
     }
     return lines;
@@ -48,9 +56,9 @@ static std::vector<std::string> read_lines(const std::string & path) {
 
 static const int SO8T_NOT_RESUMED = 3; // exit code: after the failed call, more than one line could not be written
 
-static std::atomic<int> n_calls  = 0;
-static int              i_failed = 0; // the call that fails, counted from 1
-static bool             is_kill  = false;
+static std::atomic<int> n_calls = 0;
+static int i_failed             = 0; // the call that fails, counted from 1
+static bool is_kill             = false;
 
 static bool fails() {
     if (i_failed == 0 || ++n_calls != i_failed) {
@@ -78,11 +86,21 @@ int open(const char * path, int flags, ...) {
     va_end(args);
     return strstr(path, "/crash/") && fails() ? -1 : syscall(SYS_openat, AT_FDCWD, path, flags, mode);
 }
-int fsync(int)                                      { return fails() ? -1 : 0; } // no machine loses its power here
-int ftruncate(int fd, off_t size) noexcept          { return fails() ? -1 : syscall(SYS_ftruncate, fd, size); }
-int rename(const char * a, const char * b) noexcept { return fails() ? -1 : syscall(SYS_renameat2, AT_FDCWD, a, AT_FDCWD, b, 0); }
-int link  (const char * a, const char * b) noexcept { return fails() ? -1 : syscall(SYS_linkat, AT_FDCWD, a, AT_FDCWD, b, 0); }
-int unlink(const char * a) noexcept                 { return fails() ? -1 : syscall(SYS_unlinkat, AT_FDCWD, a, 0); }
+int fsync(int) {
+    return fails() ? -1 : 0;
+} // no machine loses its power here
+int ftruncate(int fd, off_t size) noexcept {
+    return fails() ? -1 : syscall(SYS_ftruncate, fd, size);
+}
+int rename(const char * a, const char * b) noexcept {
+    return fails() ? -1 : syscall(SYS_renameat2, AT_FDCWD, a, AT_FDCWD, b, 0);
+}
+int link(const char * a, const char * b) noexcept {
+    return fails() ? -1 : syscall(SYS_linkat, AT_FDCWD, a, AT_FDCWD, b, 0);
+}
+int unlink(const char * a) noexcept {
+    return fails() ? -1 : syscall(SYS_unlinkat, AT_FDCWD, a, 0);
+}
 }
 
 // in a process of its own; returns how it ended
@@ -106,8 +124,10 @@ static int in_child(const std::function<void()> & run) {
 static bool is_whole(const std::string & path, const std::string & told) {
     std::vector<std::string> lines;
     for (int i = 1; fs::exists(path + "." + std::to_string(i)); ++i) {
-        const auto more = read_lines(path + "." + std::to_string(i));
-        const auto is_rotate = [](const std::string & line) { return line.find("\"event\":\"rotate\"") != std::string::npos; };
+        const auto more      = read_lines(path + "." + std::to_string(i));
+        const auto is_rotate = [](const std::string & line) {
+            return line.find("\"event\":\"rotate\"") != std::string::npos;
+        };
         if (more.empty() || !is_rotate(more.back()) || std::count_if(more.begin(), more.end(), is_rotate) != 1) {
             return false;
         }
@@ -118,13 +138,14 @@ static bool is_whole(const std::string & path, const std::string & told) {
 
     std::map<std::string, bool> hashes;
     std::string last(64, '0');
-    int64_t     seq = 0;
+    int64_t seq = 0;
     for (const auto & line : lines) {
         const common_json record = common_json::parse_no_throw(line);
-        if (record.is_discarded() || record.at("seq").get<int64_t>() != ++seq || record.at("prev").get<std::string>() != last) {
+        if (record.is_discarded() || record.at("seq").get<int64_t>() != ++seq ||
+            record.at("prev").get<std::string>() != last) {
             return false;
         }
-        last = record.at("hash").get<std::string>();
+        last         = record.at("hash").get<std::string>();
         hashes[last] = true;
     }
     for (const auto & hash : read_lines(told)) {
@@ -138,12 +159,13 @@ static bool is_whole(const std::string & path, const std::string & told) {
 static common_json request(size_t n_text, size_t n_verdicts) {
     common_json verdicts = common_json::array();
     for (size_t i = 0; i < n_verdicts; ++i) {
-        verdicts.push_back({{"part", "answer"}, {"position", i}, {"head", "safety"}, {"label", i % 2 ? "safe" : "unsafe"}});
+        verdicts.push_back(
+            {{"part", "answer"}, {"position", i}, {"head", "safety"}, {"label", i % 2 ? "safe" : "unsafe"}});
     }
     return common_json::object({
-        {"request",  "r"},
-        {"prompt",   {{"n_bytes", n_text}, {"text", std::string(n_text, 'x')}}},
-        {"answer",   {{"n_bytes", n_text}, {"text", std::string(n_text, 'y')}}},
+        {"request", "r"},
+        {"prompt", {{"n_bytes", n_text}, {"text", std::string(n_text, 'x')}}},
+        {"answer", {{"n_bytes", n_text}, {"text", std::string(n_text, 'y')}}},
         {"verdicts", verdicts},
         {"decision", "refuse"},
     });
@@ -194,8 +216,8 @@ static void test_partial_writes(const so8t_audit_params & params) {
     so8t_audit audit(params, nullptr, nullptr);
     auto last = audit.append("request", request(10, 2), true);
     CHECK(last.has_value());
-    const uint64_t size   = fs::file_size(params.file);
-    const size_t   n_line = read_lines(params.file).back().size() + 1;
+    const uint64_t size = fs::file_size(params.file);
+    const size_t n_line = read_lines(params.file).back().size() + 1;
     for (uint64_t n = size; n < size + n_line; n += 7) {
         limit(n);
         CHECK(!audit.append("request", request(10, 2), true));
@@ -237,7 +259,7 @@ static int test_crashes(const std::string & folder, bool kill) {
             i_failed = i;
             is_kill  = kill;
             so8t_audit audit(params, nullptr, nullptr);
-            FILE * file = fopen(told.c_str(), "w");
+            FILE * file   = fopen(told.c_str(), "w");
             int n_refused = 0;
             for (int j = 0; j < 12; ++j) {
                 const auto entry = audit.append("request", request(200, 1), j % 2 == 0);

@@ -11,21 +11,23 @@ namespace VULKAN_HPP_NAMESPACE {
 enum class LayerSettingTypeEXT { eBool32 = 0 };
 
 struct LayerSettingEXT {
-    const char *        layer;
-    const char *        setting;
+    const char * layer;
+    const char * setting;
     LayerSettingTypeEXT type;
-    uint32_t            n_values;
-    const void *        values;
+    uint32_t n_values;
+    const void * values;
 };
 
 struct LayerSettingsCreateInfoEXT { // a structure that nobody knows is skipped in a chain
     VkStructureType type = (VkStructureType) 1000496000;
-    const void *    next = nullptr;
-    uint32_t        n_settings;
-    const void *    settings;
+    const void * next    = nullptr;
+    uint32_t n_settings;
+    const void * settings;
 
-    explicit LayerSettingsCreateInfoEXT(const std::vector<LayerSettingEXT> & list) : n_settings(list.size()), settings(list.data()) {}
+    explicit LayerSettingsCreateInfoEXT(const std::vector<LayerSettingEXT> & list) :
+        n_settings(list.size()),
+        settings(list.data()) {}
 };
 
-}
+} // namespace VULKAN_HPP_NAMESPACE
 #endif

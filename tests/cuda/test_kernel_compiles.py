@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-CSRC = ROOT / "llama_so8t" / "csrc"
+CSRC = ROOT / "llama_so8t" / "csrc" / "ggml"
 KERNEL = CSRC / "ggml-so8t-cuda.cu"
 
 ARCHITECTURES = ["75", "80", "90", "120"]

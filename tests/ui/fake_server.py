@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-PAGE = Path(__file__).parents[2] / "llama_so8t" / "csrc" / "so8t-ui.html"
+PAGE = Path(__file__).parents[2] / "llama_so8t" / "csrc" / "server" / "so8t-ui.html"
 
 
 def csp_hash(tag: str) -> str:

@@ -1,0 +1,28 @@
+#pragma once
+
+#include <string>
+
+// Copying and printing a JSON value recurses, so a text that is nested some ten thousand times would end the program.
+static const int SO8T_JSON_MAX_DEPTH = 32;
+
+// before it is parsed; text may be anything
+inline bool so8t_json_too_deep(const std::string & text) {
+    int depth      = 0;
+    bool in_string = false;
+    for (size_t i = 0; i < text.size(); ++i) {
+        const char c = text[i];
+        if (in_string) {
+            i         += c == '\\';
+            in_string  = c != '"';
+        } else if (c == '"') {
+            in_string = true;
+        } else if (c == '{' || c == '[') {
+            if (++depth > SO8T_JSON_MAX_DEPTH) {
+                return true;
+            }
+        } else if (c == '}' || c == ']') {
+            --depth;
+        }
+    }
+    return false;
+}

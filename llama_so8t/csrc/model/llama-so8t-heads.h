@@ -1,0 +1,74 @@
+#pragma once
+
+#include "so8t.h"
+
+#include "ggml-backend.h"
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+struct gguf_context;
+struct llama_model;
+struct llama_model_base;
+struct llama_model_loader;
+struct llm_graph_context;
+
+// first layer of an MLP head, shared by the heads that name it: act(W1 f + b1), or rmsnorm(W1 f)
+struct so8t_stem {
+    std::string name;
+    ggml_tensor * weight = nullptr; // [n_embd, inner]
+    ggml_tensor * bias   = nullptr; // [inner], optional
+    ggml_tensor * norm   = nullptr; // [inner], rmsnorm only
+};
+
+struct so8t_label {
+    std::string name;
+    float threshold;
+    llama_so8t_action action;
+};
+
+struct so8t_head {
+    std::string name;
+    std::vector<so8t_label> labels;
+
+    float temperature        = 1.0f;
+    uint32_t debounce        = 1;
+    int32_t representation   = 0; // provenance: the rotation is folded into the weights
+    llama_so8t_scope scope   = LLAMA_SO8T_SCOPE_BOTH;
+    llama_token prompt_token = LLAMA_TOKEN_NULL;
+    std::string activation   = "none";
+    int32_t stem             = -1;      // index into so8t_heads::stems
+    int32_t offset           = 0;       // first row among the values of all heads
+    ggml_tensor * weight     = nullptr; // [n_embd or inner, n_labels]
+    ggml_tensor * bias       = nullptr; // [n_labels], optional
+};
+
+// all heads of a model, owned by llama_model
+struct so8t_heads {
+    std::vector<so8t_stem> stems;
+    std::vector<so8t_head> heads;
+
+    int32_t n_values = 0; // labels of all heads together
+};
+
+// head values of the outputs of the last batch, owned by llama_context: [n_outputs][n_values]
+struct so8t_head_values {
+    void reserve(const so8t_heads * heads, uint32_t n_outputs_max);
+    void extract(ggml_backend_sched_t sched, ggml_tensor * values, int64_t i_output, int64_t n_outputs);
+    void swap(uint64_t i0, uint64_t i1);
+
+    int32_t n_values = 0;
+    std::vector<float> data;
+};
+
+// call sites in llama.cpp
+
+// reads the head keys and creates the head tensors, for every architecture; after load_arch_tensors
+void so8t_load_heads(llama_model_base & model, llama_model_loader & ml);
+
+// adds the heads on top of the embeddings of every output; after build_arch_graph
+void so8t_build_heads(llm_graph_context & llm, const llama_model & model);
+
+// writes the keys and tensors of rotations and heads; in llama_model_saver
+void so8t_save(const llama_model & model, gguf_context * ctx);

@@ -1,0 +1,24 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+struct gguf_context;
+
+// typed reading and writing of GGUF metadata. A key of another type throws std::runtime_error with the
+// key, the type found and the type expected; a missing key gives the default, or throws if required.
+
+std::string so8t_kv_string(const gguf_context * ctx, const std::string & key, const std::string & def);
+uint32_t so8t_kv_uint(const gguf_context * ctx, const std::string & key, uint32_t def);
+int32_t so8t_kv_int(const gguf_context * ctx, const std::string & key, int32_t def);
+float so8t_kv_float(const gguf_context * ctx, const std::string & key, float def);
+
+std::vector<std::string> so8t_kv_strings(const gguf_context * ctx, const std::string & key, bool required);
+std::vector<float> so8t_kv_floats(const gguf_context * ctx, const std::string & key, bool required);
+std::vector<int32_t> so8t_kv_ints(const gguf_context * ctx, const std::string & key, bool required);
+
+void so8t_set_strings(gguf_context * ctx, const std::string & key, const std::vector<std::string> & values);
+
+// index of value among n names, -1 if it is none of them
+int so8t_index_of(const char * const * names, int n, const std::string & value);

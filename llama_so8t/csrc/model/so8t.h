@@ -1,0 +1,88 @@
+#pragma once
+
+#include "llama.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+//
+// Classification heads: a verdict at every output position, computed in the graph beside the logits.
+//
+// A model without heads has llama_so8t_n_heads() == 0 and costs nothing. Heads and labels are indexed
+// in the order of the file. Strings live as long as the model.
+//
+
+// in rising order: the strongest action of all heads wins
+enum llama_so8t_action {
+    LLAMA_SO8T_ACTION_ALLOW    = 0,
+    LLAMA_SO8T_ACTION_ESCALATE = 1,
+    LLAMA_SO8T_ACTION_REFUSE   = 2,
+};
+
+enum llama_so8t_scope {
+    LLAMA_SO8T_SCOPE_PROMPT = 1,
+    LLAMA_SO8T_SCOPE_ANSWER = 2,
+    LLAMA_SO8T_SCOPE_BOTH   = 3, // = PROMPT | ANSWER
+};
+
+enum llama_so8t_representation {
+    LLAMA_SO8T_REPRESENTATION_VECTOR       = 0,
+    LLAMA_SO8T_REPRESENTATION_SPINOR_PLUS  = 1,
+    LLAMA_SO8T_REPRESENTATION_SPINOR_MINUS = 2,
+};
+
+struct llama_so8t_head {
+    const char * name;
+    int32_t n_labels;
+    float temperature; // probabilities are softmax(logits/temperature)
+    int32_t debounce;  // consecutive positions that must agree while generating
+    enum llama_so8t_scope scope;
+    llama_token prompt_token; // the prompt verdict is read at the last such token, LLAMA_TOKEN_NULL: at the last token
+    enum llama_so8t_representation representation; // of the rotation that is folded into the weights
+};
+
+struct llama_so8t_label {
+    const char * name;
+    float threshold; // a probability at or above it triggers the action
+    enum llama_so8t_action action;
+};
+
+LLAMA_API int32_t llama_so8t_n_heads(const struct llama_model * model);
+LLAMA_API struct llama_so8t_head llama_so8t_get_head(const struct llama_model * model, int32_t head);
+LLAMA_API struct llama_so8t_label llama_so8t_get_label(const struct llama_model * model, int32_t head, int32_t label);
+
+LLAMA_API const char * llama_so8t_action_name(enum llama_so8t_action action);
+LLAMA_API const char * llama_so8t_representation_name(enum llama_so8t_representation representation);
+
+// logits of one head at output i (indexed as llama_get_logits_ith: batch position, or negative from the
+// end), n_labels floats, valid until the next decode. NULL where the position is no output.
+LLAMA_API const float * llama_so8t_get_logits_ith(struct llama_context * ctx, int32_t head, int32_t i);
+
+// probabilities of one head at output i, into n_labels floats. False where the position is no output or
+// a logit is not finite; the probabilities are then NaN.
+LLAMA_API bool llama_so8t_get_probs_ith(struct llama_context * ctx, int32_t head, int32_t i, float * probs);
+
+// the verdict of all heads at output i: refuse > escalate > allow. A refusal by one head is final, later
+// heads are not consulted. A head without finite values refuses (fail closed).
+LLAMA_API enum llama_so8t_action llama_so8t_get_action_ith(struct llama_context * ctx, int32_t i);
+
+//
+// Rotations. A model is loaded only if all of them are in SO(8).
+//
+
+struct llama_so8t_rotation {
+    const char * site;
+    bool folded; // into the weights, otherwise a step of the graph
+};
+
+LLAMA_API int32_t llama_so8t_n_rotations(const struct llama_model * model);
+LLAMA_API struct llama_so8t_rotation llama_so8t_get_rotation(const struct llama_model * model, int32_t rotation);
+
+#ifdef __cplusplus
+}
+#endif

@@ -1,0 +1,298 @@
+#include "so8t-answer.h"
+
+#include "server-common.h"
+#include "server-task.h"
+
+// the text as it continues what was sent, for clients that join the pieces
+static std::string so8t_continued(const so8t_answer & answer) {
+    return answer.text.empty() ? "" : (answer.follows ? "\n\n" : "") + answer.text;
+}
+
+// for clients that look for the tags of a think block in the text themselves
+static std::string so8t_raw(const so8t_answer & answer) {
+    return answer.text.empty() ? "" : answer.close_think ? "\n</think>\n\n" + answer.text : so8t_continued(answer);
+}
+
+//
+// Azure's annotations: a key for each label that is not allowed
+//
+
+static json so8t_filter_results(const so8t_answer & answer, const char * part) {
+    json results = json::object();
+    for (const auto & [name, head] : answer.verdict.at(part).at("heads").items()) {
+        const json probs = head.contains("peak") ? head.at("peak") : head.at("probabilities");
+        for (const auto & item : answer.categories.at(name)) {
+            const std::string label = item.get<std::string>();
+            const json p            = probs.at(label);
+            const bool detected = p.is_null() ||
+                                  p.get<double>() >= answer.verdict.at("thresholds").at(name).at(label).get<double>();
+            results[name + "/" + label] = {{"detected", detected}, {"filtered", false}};
+        }
+    }
+    const json & triggered = answer.verdict.at("triggered");
+    if (answer.enforced() && !triggered.is_null() && triggered.at("part").get<std::string>() == part) {
+        results[triggered.at("head").get<std::string>() + "/" + triggered.at("label").get<std::string>()] = {
+            {"detected", true}, {"filtered", true}};
+    }
+    return results;
+}
+
+static void so8t_annotate(json & response, json & choice, const so8t_answer & answer) {
+    if (answer.categories.is_null()) {
+        return;
+    }
+    choice["content_filter_results"] = so8t_filter_results(answer, "answer"); // first: choice is a part of response
+
+    json prompt                       = json::object();
+    prompt["prompt_index"]            = 0;
+    prompt["content_filter_results"]  = so8t_filter_results(answer, "prompt");
+    response["prompt_filter_results"] = json::array({prompt});
+}
+
+//
+// one object
+//
+
+static void so8t_drop(json & items, const char * type) {
+    json kept = json::array();
+    for (const auto & item : items) {
+        if (item.at("type").get<std::string>() != type) {
+            kept.push_back(item);
+        }
+    }
+    items = kept;
+}
+
+static json so8t_response_item(const so8t_answer & answer) {
+    const bool refused                 = answer.refused();
+    json part                          = json::object();
+    part["type"]                       = refused ? "refusal" : "output_text";
+    part[refused ? "refusal" : "text"] = refused ? answer.refusal : answer.text;
+    if (!refused) {
+        part["annotations"] = json::array();
+        part["logprobs"]    = json::array();
+    }
+    return {
+        {"id", "msg_" + random_string()},
+        {"type", "message"},
+        {"role", "assistant"},
+        {"status", "completed"},
+        {"content", json::array({part})},
+    };
+}
+
+static void so8t_response_incomplete(json & response, const so8t_answer & answer) {
+    if (answer.refused()) {
+        response["status"]             = "incomplete";
+        response["incomplete_details"] = {{"reason", "content_filter"}};
+    }
+}
+
+static void so8t_format_object(json & response, task_response_type type, const so8t_answer & answer) {
+    switch (type) {
+        case TASK_RESPONSE_TYPE_NONE:
+            response["content"] = response.at("content").get<std::string>() + so8t_raw(answer);
+            break;
+        case TASK_RESPONSE_TYPE_OAI_CMPL: {
+            json & choice  = response.at("choices").at(0);
+            choice["text"] = choice.at("text").get<std::string>() + so8t_raw(answer);
+            if (answer.refused()) {
+                choice["finish_reason"] = "content_filter";
+            }
+            so8t_annotate(response, choice, answer);
+        } break;
+        case TASK_RESPONSE_TYPE_OAI_CHAT: {
+            json & choice  = response.at("choices").at(0);
+            json & message = choice.at("message");
+            if (answer.enforced()) {
+                message.erase("tool_calls");
+                if (!answer.text.empty()) {
+                    message["content"] = answer.text;
+                }
+                choice["finish_reason"] = answer.refused() ? "content_filter" : "stop";
+            }
+            if (answer.refused()) {
+                message["refusal"] = answer.refusal;
+            }
+            so8t_annotate(response, choice, answer);
+        } break;
+        case TASK_RESPONSE_TYPE_OAI_RESP:
+            if (answer.enforced()) {
+                so8t_drop(response.at("output"), "function_call");
+                response.at("output").push_back(so8t_response_item(answer));
+            }
+            so8t_response_incomplete(response, answer);
+            break;
+        case TASK_RESPONSE_TYPE_ANTHROPIC:
+            if (answer.enforced()) {
+                so8t_drop(response.at("content"), "tool_use");
+                if (!answer.text.empty()) {
+                    response.at("content").push_back({{"type", "text"}, {"text", answer.text}});
+                }
+                response["stop_reason"] = answer.refused() ? "refusal" : "end_turn";
+            }
+            break;
+        case TASK_RESPONSE_TYPE_OAI_ASR:
+            response["text"] = response.at("text").get<std::string>() + so8t_continued(answer);
+            break;
+        default: break;
+    }
+}
+
+//
+// the last events of a stream
+//
+
+static json so8t_event(const json & data) {
+    return {{"event", data.at("type")}, {"data", data}};
+}
+
+// a chunk like the one it stands before, that carries the text
+static json so8t_text_chunk(const json & next, task_response_type type, const so8t_answer & answer) {
+    json chunk = json::object();
+    for (const char * key : {"created", "id", "model", "system_fingerprint", "object", "index", "id_slot"}) {
+        if (next.contains(key)) {
+            chunk[key] = next.at(key);
+        }
+    }
+    if (type == TASK_RESPONSE_TYPE_NONE) {
+        chunk["content"] = so8t_raw(answer);
+        chunk["tokens"]  = json::array();
+        chunk["stop"]    = false;
+        return chunk;
+    }
+    json choice             = json::object();
+    choice["index"]         = next.at("choices").at(0).at("index");
+    choice["finish_reason"] = nullptr;
+    if (type == TASK_RESPONSE_TYPE_OAI_CMPL) {
+        choice["text"]     = so8t_raw(answer);
+        choice["logprobs"] = nullptr;
+    } else {
+        choice["delta"] = json::object();
+        if (!answer.text.empty()) {
+            choice["delta"]["content"] = so8t_continued(answer);
+        }
+        if (answer.refused()) {
+            choice["delta"]["refusal"] = answer.refusal;
+        }
+    }
+    chunk["choices"] = json::array({choice});
+    return chunk;
+}
+
+static void so8t_push_response_events(json & events, const json & item) {
+    const json & part      = item.at("content").at(0);
+    const bool refused     = part.at("type").get<std::string>() == "refusal";
+    const std::string kind = refused ? "response.refusal" : "response.output_text";
+    const std::string key  = refused ? "refusal" : "text";
+
+    json started       = item;
+    started["status"]  = "in_progress";
+    started["content"] = json::array();
+
+    json empty = part;
+    empty[key] = "";
+
+    const json & id = item.at("id");
+    events.push_back(so8t_event({{"type", "response.output_item.added"}, {"item", started}}));
+    events.push_back(so8t_event({{"type", "response.content_part.added"}, {"item_id", id}, {"part", empty}}));
+    events.push_back(so8t_event({{"type", kind + ".delta"}, {"item_id", id}, {"delta", part.at(key)}}));
+    events.push_back(so8t_event({{"type", kind + ".done"}, {"item_id", id}, {key, part.at(key)}}));
+    events.push_back(so8t_event({{"type", "response.content_part.done"}, {"item_id", id}, {"part", part}}));
+    events.push_back(so8t_event({{"type", "response.output_item.done"}, {"item", item}}));
+}
+
+static void so8t_push_message_events(json & events, const so8t_answer & answer) {
+    int n_blocks = 0;
+    for (const auto & event : events) {
+        n_blocks += event.at("event").get<std::string>() == "content_block_stop";
+    }
+    events.push_back(so8t_event(
+        {{"type", "content_block_start"}, {"index", n_blocks}, {"content_block", {{"type", "text"}, {"text", ""}}}}));
+    events.push_back(so8t_event({{"type", "content_block_delta"}, {"index", n_blocks},
+        {"delta", {{"type", "text_delta"}, {"text", answer.text}}}}));
+    events.push_back(so8t_event({{"type", "content_block_stop"}, {"index", n_blocks}}));
+}
+
+static json so8t_format_events(const json & response, task_response_type type, const so8t_answer & answer) {
+    json events = json::array();
+    for (const auto & given : response.is_array() ? response : json::array({response})) {
+        json event = given;
+        switch (type) {
+            case TASK_RESPONSE_TYPE_NONE:
+            case TASK_RESPONSE_TYPE_OAI_CMPL:
+            case TASK_RESPONSE_TYPE_OAI_CHAT: {
+                const bool has_choice = event.contains("choices") && !event.at("choices").empty();
+                if (type != TASK_RESPONSE_TYPE_NONE &&
+                    (!has_choice || event.at("choices").at(0).at("finish_reason").is_null())) {
+                    break; // not the one that ends the answer
+                }
+                if (answer.enforced() && (type == TASK_RESPONSE_TYPE_OAI_CHAT || !answer.text.empty())) {
+                    events.push_back(so8t_text_chunk(event, type, answer));
+                }
+                if (has_choice) {
+                    json & choice = event.at("choices").at(0);
+                    if (answer.enforced()) {
+                        choice["finish_reason"] = answer.refused() ? "content_filter" : "stop";
+                    }
+                    so8t_annotate(event, choice, answer);
+                }
+            } break;
+            case TASK_RESPONSE_TYPE_OAI_RESP:
+                if (answer.enforced() && event.at("event").get<std::string>() == "response.output_item.done" &&
+                    event.at("data").at("item").at("type").get<std::string>() == "function_call") {
+                    continue; // it is not done
+                }
+                if (answer.enforced() && event.at("event").get<std::string>() == "response.completed") {
+                    const json item = so8t_response_item(answer);
+                    so8t_push_response_events(events, item);
+
+                    json & data = event.at("data");
+                    so8t_drop(data.at("response").at("output"), "function_call");
+                    data.at("response").at("output").push_back(item);
+                    so8t_response_incomplete(data.at("response"), answer);
+                    if (answer.refused()) {
+                        event["event"] = "response.incomplete";
+                        data["type"]   = "response.incomplete";
+                    }
+                }
+                break;
+            case TASK_RESPONSE_TYPE_ANTHROPIC:
+                if (answer.enforced() && event.at("event").get<std::string>() == "message_delta") {
+                    if (!answer.text.empty()) {
+                        so8t_push_message_events(events, answer);
+                    }
+                    event.at("data").at("delta")["stop_reason"] = answer.refused() ? "refusal" : "end_turn";
+                }
+                break;
+            case TASK_RESPONSE_TYPE_OAI_ASR: so8t_format_object(event, type, answer); break;
+            default:                         break;
+        }
+        events.push_back(event);
+    }
+    return events;
+}
+
+json so8t_answer_format(json response, const server_task_result_cmpl_final & final) {
+    const auto & answer = final.so8t;
+    if (answer.verdict.is_null() || !final.response_fields.empty()) {
+        return response;
+    }
+    if (!final.stream) {
+        so8t_format_object(response, final.res_type, answer);
+        response["so8t"] = answer.verdict;
+        if (response.contains("choices") && response.at("choices").at(0).value("index", 0) > 0) {
+            response.at("choices").at(0)["so8t"] = answer.verdict; // results of several choices are joined
+        }
+        return response;
+    }
+    so8t_answer streamed = answer;
+    if (final.res_type == TASK_RESPONSE_TYPE_OAI_CHAT) {
+        streamed.follows = !final.oaicompat_msg.content.empty(); // thoughts are sent apart
+    }
+    json events = so8t_format_events(response, final.res_type, streamed);
+
+    const bool is_event = events.back().contains("event") && events.back().contains("data");
+    (is_event ? events.back().at("data") : events.back())["so8t"] = answer.verdict;
+    return events;
+}

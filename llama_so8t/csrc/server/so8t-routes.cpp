@@ -1,0 +1,332 @@
+#include "so8t-routes.h"
+
+#include "so8t-json.h"
+#include "so8t-server.h"
+#include "so8t-ui.h"
+
+#include "server-common.h"
+#include "server-context.h"
+#include "server-http.h"
+
+#include "base64.hpp"
+#include "hash/hash.h"
+
+#include <chrono>
+#include <cstdlib>
+#include <functional>
+#include <thread>
+
+static const size_t SO8T_MAX_INPUTS  = 256;
+static const size_t SO8T_MAX_NAME    = 256; // bytes of a reviewer's name
+static const size_t SO8T_MAX_COMMENT = 4096;
+static const long SO8T_MAX_TAIL      = 1000;
+
+//
+// replies
+//
+
+static server_http_res_ptr so8t_ok(const json & data) {
+    auto res  = std::make_unique<server_http_res>();
+    res->data = safe_json_to_str(data);
+    return res;
+}
+
+static server_http_res_ptr so8t_error(int status, error_type type, const std::string & message) {
+    auto res      = std::make_unique<server_http_res>();
+    json error    = format_error_response(message, type);
+    error["code"] = status;
+    res->status   = status;
+    res->data     = safe_json_to_str(json::object({{"error", error}}));
+    return res;
+}
+
+// what is wrong with a request of a client
+struct so8t_bad_request : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+
+static server_http_context::handler_t so8t_handler(
+    std::function<server_http_res_ptr(const server_http_req &)> handler) {
+    return [handler = std::move(handler)](const server_http_req & req) {
+        try {
+            return handler(req);
+        } catch (const so8t_bad_request & e) {
+            return so8t_error(400, ERROR_TYPE_INVALID_REQUEST, e.what());
+        } catch (const std::exception & e) {
+            return so8t_error(500, ERROR_TYPE_SERVER, e.what());
+        }
+    };
+}
+
+static json so8t_body(const server_http_req & req, const std::vector<const char *> & keys) {
+    if (so8t_json_too_deep(req.body)) {
+        throw so8t_bad_request("the body is nested too deep");
+    }
+    json body;
+    try {
+        body = json::parse(req.body);
+    } catch (const std::exception & e) {
+        throw so8t_bad_request(std::string("the body is no JSON: ") + e.what());
+    }
+    if (!body.is_object()) {
+        throw so8t_bad_request("the body is not a JSON object");
+    }
+    for (const auto & [key, value] : body.items()) {
+        bool known = false;
+        for (const char * k : keys) {
+            known |= key == k;
+        }
+        if (!known) {
+            throw so8t_bad_request("the body has a key '" + key + "', expected some of " +
+                                   json(std::vector<std::string>(keys.begin(), keys.end())).dump());
+        }
+    }
+    return body;
+}
+
+static void so8t_need_heads() {
+    if (!so8t_server::get().has_heads()) {
+        throw so8t_bad_request("the model has no heads that could judge a text");
+    }
+}
+
+//
+// judging
+//
+
+static int64_t so8t_count_tokens(const server_routes & routes, const server_http_req & req, const std::string & text) {
+    const json body             = {{"content", text}, {"add_special", false}, {"parse_special", false}};
+    const server_http_req inner = {
+        req.params, req.headers, "/tokenize", "", safe_json_to_str(body), {}, req.should_stop};
+    return json::parse(routes.post_tokenize(inner)->data).at("tokens").size();
+}
+
+// verdicts of a conversation and, if it is not null, of an answer to it
+static json so8t_judge(
+    const server_routes & routes, const server_http_req & req, const json & messages, const std::string * answer) {
+    static const std::string none;
+    const so8t_judging judging(answer ? *answer : none);
+
+    // the answer has at most as many tokens as bytes; without one only the prompt is evaluated
+    json body = {
+        {"messages", messages},
+        {"max_tokens", answer ? (int64_t) answer->size() + 1 : 0},
+        {"stream", false},
+        {"temperature", 0},
+        {"cache_prompt", true},
+    };
+    server_http_req inner = {
+        req.params, req.headers, "/v1/chat/completions", "", safe_json_to_str(body), {}, req.should_stop};
+
+    server_http_res_ptr res;
+    try {
+        res = routes.post_chat_completions(inner);
+    } catch (const std::exception & e) { // of its template, or of what it makes of the messages
+        throw so8t_bad_request(e.what());
+    }
+    const json reply = json::parse_no_throw(res->data);
+    if (res->status != 200 || reply.is_discarded() || !reply.contains("so8t")) {
+        const std::string message = !reply.is_discarded() && reply.contains("error") ?
+                                        reply.at("error").value("message", "") :
+                                        "no verdict";
+        throw so8t_bad_request(message);
+    }
+    const json verdict = reply.at("so8t");
+    if (answer) {
+        int64_t n_judged = verdict.at("answer").at("n_positions").get<int64_t>();
+        if (verdict.contains("think")) {
+            n_judged += verdict.at("think").at("n_positions").get<int64_t>();
+        }
+        const int64_t n_tokens = so8t_count_tokens(routes, req, *answer);
+        if (n_judged != n_tokens) {
+            throw so8t_bad_request(string_format(
+                "only %lld of the %lld tokens of the answer fit into the context (-c), so it is not judged",
+                (long long) n_judged, (long long) n_tokens));
+        }
+    }
+    return verdict;
+}
+
+static server_http_res_ptr so8t_post_judge(const server_routes & routes, const server_http_req & req) {
+    so8t_need_heads();
+    const json body = so8t_body(req, {"messages", "model"});
+    if (!body.contains("messages") || !body.at("messages").is_array() || body.at("messages").empty()) {
+        throw so8t_bad_request("\"messages\" is missing, expected a list of {\"role\", \"content\"}");
+    }
+    json messages     = body.at("messages");
+    const json & last = messages.back();
+    if (!last.is_object() || !last.contains("role") || last.value("role", json()) != "assistant") {
+        return so8t_ok(json::object({{"so8t", so8t_judge(routes, req, messages, nullptr)}}));
+    }
+    if (!last.contains("content") || !last.at("content").is_string() || messages.size() < 2) {
+        throw so8t_bad_request(
+            "the last message is an answer to judge: expected a text as its \"content\", and a message before it");
+    }
+    const std::string answer = last.at("content").get<std::string>();
+    messages.erase(messages.size() - 1);
+    return so8t_ok(json::object({{"so8t", so8t_judge(routes, req, messages, &answer)}}));
+}
+
+static server_http_res_ptr so8t_post_moderations(const server_routes & routes, const server_http_req & req) {
+    so8t_need_heads();
+    const json body = so8t_body(req, {"input", "model"});
+    json inputs     = json::array();
+    if (body.contains("input")) {
+        inputs = body.at("input").is_array() ? body.at("input") : json::array({body.at("input")});
+    }
+    if (inputs.empty() || inputs.size() > SO8T_MAX_INPUTS) {
+        throw so8t_bad_request(string_format(
+            "\"input\" has %zu texts, expected a text or a list of 1 to %zu", inputs.size(), SO8T_MAX_INPUTS));
+    }
+    json results = json::array();
+    for (const auto & input : inputs) {
+        if (!input.is_string()) {
+            throw so8t_bad_request("\"input\" is not a text or a list of texts");
+        }
+        const json message = {{"role", "user"}, {"content", input}};
+        const json verdict = so8t_judge(routes, req, json::array({message}), nullptr);
+
+        json categories = json::object();
+        json scores     = json::object();
+        for (const auto & [name, head] : verdict.at("prompt").at("heads").items()) {
+            const json & thresholds = verdict.at("thresholds").at(name);
+            const json info         = so8t_server::get().head(name);
+            for (size_t i = 0; i < info.at("labels").size(); ++i) {
+                const std::string label = info.at("labels").at(i).get<std::string>();
+                if (info.at("actions").at(i).get<std::string>() == "allow") {
+                    continue;
+                }
+                const json & p                 = head.at("probabilities").at(label);
+                categories[name + "/" + label] = p.is_null() || p.get<double>() >= thresholds.at(label).get<double>();
+                scores[name + "/" + label]     = p;
+            }
+        }
+        results.push_back({
+            {"flagged", verdict.at("prompt").at("action") != "allow"},
+            {"categories", categories},
+            {"category_scores", scores},
+        });
+    }
+    return so8t_ok({
+        {"id", "modr-" + random_string()},
+        {"model", so8t_server::get().model_info().at("name")},
+        {"results", results},
+    });
+}
+
+//
+// escalations, audit
+//
+
+static std::string so8t_text(const json & body, const char * key, size_t max_bytes) {
+    const json value = body.contains(key) ? body.at(key) : json("");
+    if (!value.is_string() || value.get<std::string>().size() > max_bytes) {
+        throw so8t_bad_request(string_format("\"%s\" is not a text of at most %zu bytes", key, max_bytes));
+    }
+    return value.get<std::string>();
+}
+
+static server_http_res_ptr so8t_get_escalations() {
+    auto & server = so8t_server::get();
+    return so8t_ok({
+        {"escalations", server.escalations ? server.escalations->list() : json::array()},
+        {"wait", server.has_heads() ? server.info().at("policy").at("escalation_wait") : json(0)},
+    });
+}
+
+static server_http_res_ptr so8t_post_escalation(const server_http_req & req) {
+    const json body            = so8t_body(req, {"action", "reviewer", "comment"});
+    const std::string action   = so8t_text(body, "action", SO8T_MAX_NAME);
+    const std::string reviewer = so8t_text(body, "reviewer", SO8T_MAX_NAME);
+    const std::string comment  = so8t_text(body, "comment", SO8T_MAX_COMMENT);
+    if (action != "allow" && action != "deny") {
+        throw so8t_bad_request("\"action\" is '" + action + "', expected allow or deny");
+    }
+    if (reviewer.empty()) {
+        throw so8t_bad_request("\"reviewer\" is missing: the name of the person who decides");
+    }
+    auto & server = so8t_server::get();
+
+    json entry;
+    const auto result = server.escalations ? server.escalations->decide(
+                                                 req.get_param("id"), action == "allow", reviewer, comment, entry) :
+                                             so8t_escalations::UNKNOWN;
+    switch (result) {
+        case so8t_escalations::DECIDED: return so8t_ok(entry);
+        case so8t_escalations::UNKNOWN: return so8t_error(404, ERROR_TYPE_NOT_FOUND, "no escalation has this id");
+        case so8t_escalations::TOO_LATE:
+            return so8t_error(
+                409, ERROR_TYPE_INVALID_REQUEST, "this escalation is over: " + entry.at("status").get<std::string>());
+        case so8t_escalations::NOT_RECORDED:
+            return so8t_error(503, ERROR_TYPE_UNAVAILABLE, "the audit log cannot be written, so nothing is released");
+    }
+    return nullptr;
+}
+
+static server_http_res_ptr so8t_get_audit(const server_http_req & req) {
+    const so8t_audit * audit = so8t_server::get().audit();
+    if (!audit) {
+        return so8t_error(404, ERROR_TYPE_NOT_FOUND, "the server writes no audit log (--so8t-audit FILE)");
+    }
+    const std::string tail = req.get_param("tail", "50");
+    char * end             = nullptr;
+    const long n           = std::strtol(tail.c_str(), &end, 10);
+    if (tail.empty() || end != tail.c_str() + tail.size() || n < 1 || n > SO8T_MAX_TAIL) {
+        throw so8t_bad_request(
+            string_format("tail is '%s', expected a number from 1 to %ld", tail.c_str(), SO8T_MAX_TAIL));
+    }
+    return so8t_ok({{"path", audit->path()}, {"lines", audit->tail(n)}});
+}
+
+// the source of a Content-Security-Policy that allows just this one element of the page
+static std::string so8t_csp_hash(const std::string & page, const std::string & tag) {
+    const size_t begin    = page.find("<" + tag + ">") + tag.size() + 2;
+    const size_t end      = page.find("</" + tag + ">", begin);
+    const std::string hex = hash_sha256_hex(page.data() + begin, end - begin);
+
+    std::string bytes;
+    for (size_t i = 0; i < hex.size(); i += 2) {
+        bytes.push_back((char) std::stoi(hex.substr(i, 2), nullptr, 16));
+    }
+    return "'sha256-" + base64::encode(bytes) + "'";
+}
+
+static server_http_res_ptr so8t_get_ui() {
+    static const std::string page(so8t_ui_html, so8t_ui_html_size);
+    static const std::string csp = "default-src 'none'; script-src " + so8t_csp_hash(page, "script") + "; style-src " +
+                                   so8t_csp_hash(page, "style") +
+                                   "; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
+    auto res                                = std::make_unique<server_http_res>();
+    res->content_type                       = "text/html; charset=utf-8";
+    res->data                               = page;
+    res->headers["Content-Security-Policy"] = csp;
+    res->headers["Referrer-Policy"]         = "no-referrer";
+    res->headers["X-Content-Type-Options"]  = "nosniff";
+    res->headers["Cache-Control"]           = "no-cache";
+    return res;
+}
+
+void so8t_end_waiting() {
+    auto & server = so8t_server::get();
+    if (server.escalations && server.escalations->n_pending() > 0) {
+        server.escalations->end();
+        std::this_thread::sleep_for(std::chrono::milliseconds(500)); // the threads of the clients write the answers
+    }
+}
+
+void so8t_register_routes(const server_http_context & http, const server_routes & routes, common_params & params) {
+    params.so8t.policy.has_reviewers = true;
+
+    http.get("/so8t", so8t_handler([](const server_http_req &) { return so8t_ok(so8t_server::get().info()); }));
+    http.get("/so8t/ui", so8t_handler([](const server_http_req &) { return so8t_get_ui(); }));
+    http.get("/so8t/audit", so8t_handler(so8t_get_audit));
+    http.get("/so8t/escalations", so8t_handler([](const server_http_req &) { return so8t_get_escalations(); }));
+    http.post("/so8t/escalations/:id", so8t_handler(so8t_post_escalation));
+    http.post(
+        "/so8t/judge", so8t_handler([&routes](const server_http_req & req) { return so8t_post_judge(routes, req); }));
+    http.post("/v1/moderations",
+        so8t_handler([&routes](const server_http_req & req) { return so8t_post_moderations(routes, req); }));
+    http.post("/moderations",
+        so8t_handler([&routes](const server_http_req & req) { return so8t_post_moderations(routes, req); }));
+}

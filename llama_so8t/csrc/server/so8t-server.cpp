@@ -1,0 +1,377 @@
+#include "so8t-server.h"
+
+#include "so8t-format.h"
+#include "so8t-tensor-hash.h"
+
+#include "common.h"
+#include "log.h"
+
+#include "server-common.h"
+
+static const size_t SO8T_MAX_LOST = 1000; // audit lines kept in memory while the log cannot be written
+
+so8t_server & so8t_server::get() {
+    // never destroyed: a second Ctrl-C exits from a signal handler, where no lock may be waited for
+    static so8t_server & server = *new so8t_server;
+    return server;
+}
+
+//
+// what is known after loading
+//
+
+static std::string so8t_meta(const llama_model * model, const char * key) {
+    std::string value(256, '\0');
+    const int32_t n = llama_model_meta_val_str(model, key, value.data(), value.size());
+    return n < 0 ? "" : value.substr(0, n);
+}
+
+bool so8t_server::load(const llama_model * m, const common_params & params) try {
+    if (policy) {
+        return true;
+    }
+    policy = params.sampling.so8t.policy;
+    if (!policy) {
+        if (!params.so8t.audit.file.empty()) {
+            LOG_WRN("so8t: the model has no heads, so nothing is judged and '%s' is not written\n",
+                params.so8t.audit.file.c_str());
+        }
+        return true;
+    }
+    policy_json           = so8t_policy_json(m, *policy);
+    policy_json["sha256"] = policy->sha256;
+
+    model = {
+        {"architecture", so8t_meta(m, "general.architecture")},
+        {"name", so8t_meta(m, "general.name")},
+        {"path", params.model.path},
+        {"sha256", nullptr},
+    };
+
+    heads = json::object();
+    for (int32_t i = 0; i < llama_so8t_n_heads(m); ++i) {
+        const auto head       = llama_so8t_get_head(m, i);
+        const auto & settings = policy_json.at("heads").at(head.name);
+
+        json labels  = json::array();
+        json actions = json::array();
+        for (int32_t j = 0; j < head.n_labels; ++j) {
+            labels.push_back(llama_so8t_get_label(m, i, j).name);
+            actions.push_back(llama_so8t_action_name(llama_so8t_get_label(m, i, j).action));
+        }
+        const char * scope = head.scope == LLAMA_SO8T_SCOPE_PROMPT ? "prompt" :
+                             head.scope == LLAMA_SO8T_SCOPE_ANSWER ? "answer" :
+                                                                     "both";
+        heads[head.name]   = {
+            {"labels", labels},
+            {"actions", actions},
+            {"thresholds", settings.at("thresholds")},
+            {"debounce", settings.at("debounce")},
+            {"temperature", so8t_short(head.temperature)},
+            {"scope", scope},
+            {"representation", llama_so8t_representation_name(head.representation)},
+        };
+    }
+    rotations = {
+        {"explicit", json::array()},
+        {"folded", json::array()},
+        {"checked", true}, // a model whose rotations are not in SO(8) is not loaded
+    };
+    for (int32_t i = 0; i < llama_so8t_n_rotations(m); ++i) {
+        const auto rotation = llama_so8t_get_rotation(m, i);
+        rotations.at(rotation.folded ? "folded" : "explicit").push_back(rotation.site);
+    }
+
+    if (params.so8t.policy.has_reviewers && policy->escalation_wait > 0) {
+        escalations = std::make_unique<so8t_escalations>(
+            [this](const so8t_escalation & e) { return record_decision(e); });
+    }
+    if (!params.so8t.audit.file.empty()) {
+        LOG_INF("so8t: hashing the tensors of the model for the audit log\n");
+        model["sha256"] = so8t_tensor_hash(params.model.path);
+        audit_required  = params.so8t.audit_required && policy->mode == SO8T_MODE_ENFORCE;
+        log             = std::make_unique<so8t_audit>(params.so8t.audit,
+            json{
+                {"architecture", model.at("architecture")},
+                {"name", model.at("name")},
+                {"sha256", model.at("sha256")},
+            },
+            policy_json);
+    }
+    return true;
+} catch (const std::exception & e) {
+    LOG_ERR("error: %s\n", e.what());
+    return false;
+}
+
+void so8t_server::stop() {
+    escalations.reset();
+    if (log && !write_lost()) {
+        LOG_ERR("error: so8t: %zu lines of the audit log could not be written and are lost\n",
+            lost.size() + (size_t) n_dropped);
+    }
+    log.reset();
+}
+
+//
+// audit
+//
+
+// in their order, and before any other line
+bool so8t_server::write_lost() {
+    for (; !lost.empty(); lost.pop_front()) {
+        if (!log->append(lost.front().first, lost.front().second, true)) {
+            return false;
+        }
+    }
+    if (n_dropped > 0) {
+        if (!log->append("lost", json::object({{"lines", n_dropped}}), true)) {
+            return false;
+        }
+        n_dropped = 0;
+    }
+    return true;
+}
+
+bool so8t_server::write(const char * event, const json & fields, bool durable, json & entry) {
+    const auto written = write_lost() ? log->append(event, fields, durable) : std::nullopt;
+    if (written) {
+        entry = {{"seq", written->seq}, {"hash", written->hash}};
+    }
+    return written.has_value();
+}
+
+void so8t_server::keep(const char * event, const json & fields) {
+    if (lost.size() < SO8T_MAX_LOST) {
+        lost.emplace_back(event, fields);
+    } else {
+        n_dropped++;
+    }
+}
+
+bool so8t_server::record(const json & request, bool durable, json & entry) {
+    if (!log) {
+        return true;
+    }
+    std::lock_guard<std::mutex> lock(write_mutex);
+    if (write("request", request, durable, entry)) {
+        return true;
+    }
+    json unwritten = request;
+    if (audit_required) {
+        unwritten["enforced"] = "unavailable";
+    }
+    keep("request", unwritten);
+    return !audit_required;
+}
+
+bool so8t_server::may_serve() {
+    if (!log) {
+        return true;
+    }
+    std::lock_guard<std::mutex> lock(write_mutex);
+    return write_lost() || !audit_required;
+}
+
+bool so8t_server::record_decision(const so8t_escalation & decided) {
+    json fields = {
+        {"escalation", decided.id},
+        {"status", so8t_escalation_status_name(decided.status)},
+        {"reviewer", nullptr},
+        {"comment", nullptr},
+    };
+    if (!decided.reviewer.empty()) {
+        fields["reviewer"] = decided.reviewer;
+    }
+    if (!decided.comment.empty()) {
+        fields["comment"] = decided.comment;
+    }
+    if (log) {
+        std::lock_guard<std::mutex> lock(write_mutex);
+        json entry;
+        if (!write("escalation", fields, true, entry)) {
+            if (audit_required && decided.status == SO8T_ESCALATION_ALLOWED) {
+                return false; // the answer stays pending
+            }
+            keep("escalation", fields);
+        }
+    }
+    std::lock_guard<std::mutex> lock(count_mutex);
+    n_escalations[so8t_escalation_status_name(decided.status)]++;
+    return true;
+}
+
+json so8t_server::text_record(const std::string & text, int32_t n_tokens) const {
+    return log ? log->text_record(text, n_tokens) : json(nullptr);
+}
+
+//
+// counters
+//
+
+void so8t_server::count(const so8t_guard & guard, const json & verdict) {
+    std::lock_guard<std::mutex> lock(count_mutex);
+    n_decisions[verdict.at("decision").get<std::string>()]++;
+    n_enforced[verdict.at("enforced").get<std::string>()]++;
+    n_read += guard.n_read();
+    t_us   += guard.t_us();
+    for (const char * part : {"prompt", "think", "answer"}) {
+        if (!verdict.contains(part)) {
+            continue;
+        }
+        for (const auto & [name, head] : verdict.at(part).at("heads").items()) {
+            n_labels[{part, name, head.at("label").get<std::string>()}]++;
+        }
+    }
+}
+
+static json so8t_counts(const std::map<std::string, uint64_t> & counts) {
+    json result = json::object();
+    for (const auto & [name, n] : counts) {
+        result[name] = n;
+    }
+    return result;
+}
+
+json so8t_server::counters() const {
+    std::lock_guard<std::mutex> lock(count_mutex);
+    json labels = json::object();
+    for (const auto & [key, n] : n_labels) {
+        const auto & [part, head, label]        = key;
+        labels[part + "/" + head + "/" + label] = n;
+    }
+    return {
+        {"decisions", so8t_counts(n_decisions)},
+        {"enforced", so8t_counts(n_enforced)},
+        {"escalations", so8t_counts(n_escalations)},
+        {"labels", labels},
+        {"positions", n_read},
+        {"guard_ms", t_us * 1e-3},
+    };
+}
+
+json so8t_server::info() const {
+    if (!policy) {
+        return {{"heads", json::object()}};
+    }
+    json audit = nullptr;
+    if (log) {
+        const auto last = log->last();
+        audit           = {{"path", log->path()}, {"seq", last.seq}, {"hash", last.hash}, {"failed", log->failed()}};
+    }
+    return {
+        {"model", model},
+        {"heads", heads},
+        {"policy", policy_json},
+        {"rotations", rotations},
+        {"audit", audit},
+        {"counters", counters()},
+    };
+}
+
+json so8t_server::categories() const {
+    json result = json::object();
+    for (const auto & [name, head] : heads.items()) {
+        result[name] = json::array();
+        for (size_t i = 0; i < head.at("labels").size(); ++i) {
+            if (head.at("actions").at(i) != "allow") {
+                result[name].push_back(head.at("labels").at(i));
+            }
+        }
+    }
+    return result;
+}
+
+void so8t_server::add_props(json & props) const {
+    if (policy) {
+        props["so8t"] = json::object({{"heads", heads}, {"policy", policy_json}, {"rotations", rotations}});
+    }
+}
+
+static std::string so8t_quoted(const std::string & value) {
+    std::string result;
+    for (const char c : value) {
+        result += c == '\n' ? "\\n" : c == '"' || c == '\\' ? std::string("\\") + c : std::string(1, c);
+    }
+    return "\"" + result + "\"";
+}
+
+std::string so8t_server::prometheus() const {
+    if (!policy) {
+        return "";
+    }
+    std::string text;
+    const auto metric = [&](const char * name, const char * type, const char * help) {
+        text += string_format("# HELP llamacpp:so8t_%s %s\n# TYPE llamacpp:so8t_%s %s\n", name, help, name, type);
+    };
+    const auto by = [&](const char * name, const char * key, const std::map<std::string, uint64_t> & values) {
+        for (const auto & [value, n] : values) {
+            text += string_format(
+                "llamacpp:so8t_%s{%s=%s} %llu\n", name, key, so8t_quoted(value).c_str(), (unsigned long long) n);
+        }
+    };
+    const size_t n_pending = escalations ? escalations->n_pending() : 0;
+
+    std::lock_guard<std::mutex> lock(count_mutex);
+    metric("decisions_total", "counter", "Answers by the action the heads asked for.");
+    by("decisions_total", "action", n_decisions);
+    metric("enforced_total", "counter", "Answers by what was enforced.");
+    by("enforced_total", "outcome", n_enforced);
+    metric("escalations_total", "counter", "Held answers by how they were decided.");
+    by("escalations_total", "status", n_escalations);
+    metric("escalations_pending", "gauge", "Held answers that wait for a reviewer.");
+    text += string_format("llamacpp:so8t_escalations_pending %zu\n", n_pending);
+    metric("labels_total", "counter", "Parts of answers by their last label.");
+    for (const auto & [key, n] : n_labels) {
+        const auto & [part, head, label] = key;
+        text += string_format("llamacpp:so8t_labels_total{part=%s,head=%s,label=%s} %llu\n", so8t_quoted(part).c_str(),
+            so8t_quoted(head).c_str(), so8t_quoted(label).c_str(), (unsigned long long) n);
+    }
+    metric("positions_total", "counter", "Positions at which heads were read.");
+    text += string_format("llamacpp:so8t_positions_total %llu\n", (unsigned long long) n_read);
+    metric("guard_seconds_total", "counter", "Time spent on reading and judging, outside the graph.");
+    text += string_format("llamacpp:so8t_guard_seconds_total %.6f\n", t_us * 1e-6);
+    metric("audit_failed", "gauge", "1 while audit lines cannot be written.");
+    text += string_format("llamacpp:so8t_audit_failed %d\n", log && log->failed() ? 1 : 0);
+    return text;
+}
+
+//
+// requests
+//
+
+static thread_local const std::string * so8t_judged = nullptr;
+
+so8t_judging::so8t_judging(const std::string & answer) {
+    so8t_judged = &answer;
+}
+
+so8t_judging::~so8t_judging() {
+    so8t_judged = nullptr;
+}
+
+so8t_sampling_params so8t_request(const json & data) {
+    so8t_sampling_params params;
+    if (!so8t_server::get().has_heads()) {
+        return params;
+    }
+    if (so8t_judged) {
+        params.judge  = true;
+        params.judged = *so8t_judged;
+    }
+    if (!data.contains("so8t")) {
+        return params;
+    }
+    const json & given = data.at("so8t");
+    if (!given.is_object()) {
+        throw std::invalid_argument("so8t: expected an object with \"trace\" or \"annotations\", true or false");
+    }
+    for (const auto & [key, value] : given.items()) {
+        if ((key != "trace" && key != "annotations") || !value.is_boolean()) {
+            throw std::invalid_argument(
+                "so8t: found the key '" + key + "', expected \"trace\" or \"annotations\", true or false");
+        }
+        (key == "trace" ? params.trace : params.annotations) = value.get<bool>();
+    }
+    return params;
+}

@@ -1,0 +1,24 @@
+#pragma once
+
+#include "so8t-audit.h"
+#include "so8t-policy.h"
+
+#include <string>
+#include <vector>
+
+struct common_arg;
+struct common_params;
+
+// The options of so8t in the command line tools and the server.
+
+struct so8t_params {
+    std::string json_file; // --so8t-json, one line per turn; empty: none
+    so8t_policy_params policy;
+    so8t_audit_params audit;
+    bool audit_required = true; // --so8t-audit-on-error refuse: no answer without its line, under enforce
+};
+
+std::vector<common_arg> so8t_args();
+
+// puts the policy for this model into params.sampling; false, and an error line, if it does not fit
+bool so8t_init(const llama_model * model, common_params & params);
