@@ -100,9 +100,7 @@ def is_rotated(suffix: str) -> bool:
     return suffix in _INPUT_ROTATION or suffix.rpartition(".")[0] in _OUTPUT_ROTATION
 
 
-def fold_step(
-    suffix: str, shape: tuple[int, ...], rotations: LayerRotations, sites: Collection[str]
-) -> RowStep | None:
+def fold_step(suffix: str, shape: tuple[int, ...], rotations: LayerRotations, sites: Collection[str]) -> RowStep | None:
     """How to absorb the rotations of ``sites`` into a tensor: ``W' = R_after W R_before``, ``b' = R_after b``.
 
     Args:
@@ -122,9 +120,7 @@ def fold(suffix: str, tensor: np.ndarray, rotations: LayerRotations, sites: Coll
     return _turned(tensor, fold_step(suffix, tensor.shape, rotations, sites))
 
 
-def compensate_step(
-    suffix: str, shape: tuple[int, ...], rotations: LayerRotations, spec: ModelSpec
-) -> RowStep | None:
+def compensate_step(suffix: str, shape: tuple[int, ...], rotations: LayerRotations, spec: ModelSpec) -> RowStep | None:
     """How to counter-rotate a tensor, so that the rotated model computes the base: ``W' = R_after^T W R_before^T``.
 
     Args:
@@ -245,18 +241,14 @@ def _turned(tensor: np.ndarray, step: RowStep | None) -> np.ndarray:
 def _columns(shape: tuple[int, ...], rotations: np.ndarray) -> kernels.ColumnRotation | None:
     width = shape[1]
     if width % DIM or rotations.shape[0] not in (1, width // DIM):
-        raise AlgebraError(
-            f"found {rotations.shape[0]} rotations for {width} columns, expected 1 or one per {DIM}"
-        )
+        raise AlgebraError(f"found {rotations.shape[0]} rotations for {width} columns, expected 1 or one per {DIM}")
     return None if _is_identity(rotations) else kernels.ColumnRotation(rotations, width // DIM)
 
 
 def _rows(shape: tuple[int, ...], rotations: np.ndarray) -> _Rows | None:
     n_head = rotations.shape[0]
     if shape[0] % (n_head * DIM):
-        raise AlgebraError(
-            f"found {shape[0]} rows for {n_head} heads, expected {n_head} times a multiple of 8"
-        )
+        raise AlgebraError(f"found {shape[0]} rows for {n_head} heads, expected {n_head} times a multiple of 8")
     blocks_per_head = shape[0] // (n_head * DIM)
     if _is_identity(rotations):
         return None

@@ -124,9 +124,7 @@ def rotate(values: np.ndarray, columns: ColumnRotation | None, rows: np.ndarray 
     return turned
 
 
-def quantize(
-    values: np.ndarray, kind: int, importance: np.ndarray | None = None, check: bool = True
-) -> np.ndarray:
+def quantize(values: np.ndarray, kind: int, importance: np.ndarray | None = None, check: bool = True) -> np.ndarray:
     """Rows of float32 to a ggml type, byte for byte as `llama-quantize` does.
 
     Args:

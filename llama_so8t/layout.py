@@ -136,11 +136,7 @@ class HeadSpec:
         """The entry in ``so8t_heads``: everything but the name; absent options left out."""
         fields = asdict(self)
         del fields["name"]
-        return {
-            k: list(v) if isinstance(v, tuple) else v
-            for k, v in fields.items()
-            if v is not None
-        }
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items() if v is not None}
 
 
 def default_heads() -> dict[str, HeadSpec]:

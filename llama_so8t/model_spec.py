@@ -56,13 +56,9 @@ class ModelSpec:
         head_dim = _positive(config, "head_dim", hidden_size // n_head)
         for key, value in (("hidden_size", hidden_size), ("head_dim", head_dim)):
             if value % DIM:
-                raise ConfigError(
-                    f"config.json: found {key} {value}, expected a multiple of {DIM} (SO(8) blocks)"
-                )
+                raise ConfigError(f"config.json: found {key} {value}, expected a multiple of {DIM} (SO(8) blocks)")
         if n_head % n_head_kv:
-            raise ConfigError(
-                f"config.json: found {n_head} heads and {n_head_kv} key-value heads, expected a multiple"
-            )
+            raise ConfigError(f"config.json: found {n_head} heads and {n_head_kv} key-value heads, expected a multiple")
         rotation_dim = config.get("so8t_rotation_dim", DIM)
         if rotation_dim != DIM:
             raise ConfigError(f"config.json: found so8t_rotation_dim {rotation_dim!r}, expected {DIM}")
@@ -100,9 +96,7 @@ class ModelSpec:
             shared_blocks=_flag(config, "so8t_shared_blocks", False),
             sites=tuple(site for site in SITES if site not in absent),
             head_representation=_representations(config, "so8t_head_representation", n_head, enabled),
-            head_kv_representation=_representations(
-                config, "so8t_head_kv_representation", n_head_kv, enabled
-            ),
+            head_kv_representation=_representations(config, "so8t_head_kv_representation", n_head_kv, enabled),
             heads=specs,
             stem_sizes=_stem_sizes(config, specs),
         )
@@ -143,9 +137,7 @@ def _flag(config: Mapping[str, Any], key: str, default: bool = True) -> bool:
     return value
 
 
-def _representations(
-    config: Mapping[str, Any], key: str, n: int, enabled: tuple[bool, ...]
-) -> tuple[int, ...]:
+def _representations(config: Mapping[str, Any], key: str, n: int, enabled: tuple[bool, ...]) -> tuple[int, ...]:
     value = config.get(key)
     if value is None:
         return tuple(default_representations(n, enabled))

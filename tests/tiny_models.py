@@ -48,9 +48,7 @@ def base_config(family: str = "qwen3", **fields: Any) -> dict[str, Any]:
     return config | fields
 
 
-def write_base(
-    directory: Path, family: str = "qwen3", dtype: str = "F32", seed: int = 0, **fields: Any
-) -> Path:
+def write_base(directory: Path, family: str = "qwen3", dtype: str = "F32", seed: int = 0, **fields: Any) -> Path:
     """Writes a random base model without tokenizer and without torch."""
     config = base_config(family, **fields)
     rng = np.random.default_rng(seed)

@@ -113,9 +113,7 @@ def verify(
     return report
 
 
-def verify_until(
-    path: Path, note: Checkpoint, earlier: Checkpoint | None, progress: str | None = None
-) -> AuditReport:
+def verify_until(path: Path, note: Checkpoint, earlier: Checkpoint | None, progress: str | None = None) -> AuditReport:
     """`verify` of the lines up to a checkpoint, which the log must have, as an earlier one.
 
     What comes behind it is not read: the server may be writing it.

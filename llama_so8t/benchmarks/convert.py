@@ -75,9 +75,7 @@ def measure_conversions(
                     f"{name}: {last.seconds:.1f} s, {last.cpu_seconds:.1f} s of processors, "
                     f"{last.peak_bytes / 1e9:.2f} GB resident, {last.file_bytes / 1e9:.2f} GB written"
                 )
-    medians = {
-        name: statistics.median(m.seconds for m in found if m.name == name) for name in {m.name for m in found}
-    }
+    medians = {name: statistics.median(m.seconds for m in found if m.name == name) for name in {m.name for m in found}}
     return {
         "layers": layers,
         "cores": len(os.sched_getaffinity(0)),

@@ -123,9 +123,7 @@ def write_models(
     paths = {}
     for arm, (own_keys, tensors) in extras.items():
         stem = re.sub(r"[^0-9a-z]+", "-", arm.name)
-        paths[arm], second = (
-            directory / upstream.gguf.SHARD_NAME_FORMAT.format(stem, number, 2) for number in (1, 2)
-        )
+        paths[arm], second = (directory / upstream.gguf.SHARD_NAME_FORMAT.format(stem, number, 2) for number in (1, 2))
         second.symlink_to(shared.name)
         arch = base.spec.base_model_type if arm.rotations is None else ARCH
         arm_keys = _base_keys(base, arch, outtype) | own_keys | _split_keys(0, n_weights + len(tensors))

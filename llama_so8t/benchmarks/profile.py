@@ -43,9 +43,7 @@ class Profile:
     parts: tuple[Part, ...]
 
 
-def profile(
-    models: Sequence[Path], n_tokens: int, rounds: int, threads: int, sites: bool = False
-) -> dict[str, Any]:
+def profile(models: Sequence[Path], n_tokens: int, rounds: int, threads: int, sites: bool = False) -> dict[str, Any]:
     """Evaluates random tokens and adds up the times of the nodes.
 
     Computing each node alone costs a start and a join of the threads each time. Views compute nothing: the median

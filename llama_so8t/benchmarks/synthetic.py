@@ -92,9 +92,7 @@ def write_so8t(base: Path, directory: Path, scale: float, seed: int = 0) -> None
     """
     config = so8t_config(read_json(base / "config.json"), {})
     rng = np.random.default_rng(seed)
-    added = [
-        (name, "F32", entry.shape) for name, entry in so8t_tensors(ModelSpec.from_config(config)).items()
-    ]
+    added = [(name, "F32", entry.shape) for name, entry in so8t_tensors(ModelSpec.from_config(config)).items()]
     numbers = (rng.standard_normal(_POOL // 16) * scale).astype(np.float32).view(np.uint8)
     weight_map = read_json(base / INDEX_NAME)["weight_map"] | {name: _ADDED for name, _, _ in added}
     directory.mkdir(parents=True)

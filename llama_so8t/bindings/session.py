@@ -141,7 +141,11 @@ class Session:
         return list(tokens[:n])
 
     def decode(
-        self, tokens: Sequence[int], *, position: int = 0, sequence: int | Sequence[int] = 0,
+        self,
+        tokens: Sequence[int],
+        *,
+        position: int = 0,
+        sequence: int | Sequence[int] = 0,
         positions: Sequence[int] | None = None,
     ) -> None:
         """Evaluates tokens; every one becomes an output.
@@ -189,9 +193,7 @@ class Session:
         node, found = SessionNode(), []
         for index in range(call("n_nodes", self._handle)):
             call("get_node", self._handle, index, c.byref(node))
-            found.append(
-                Node(node.op.decode(), node.name.decode(), node.operand.decode(), node.hint, node.seconds)
-            )
+            found.append(Node(node.op.decode(), node.name.decode(), node.operand.decode(), node.hint, node.seconds))
         return found
 
     def logits(self) -> np.ndarray:

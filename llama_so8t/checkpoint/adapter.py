@@ -30,9 +30,7 @@ def read_fields(path: Path) -> dict[str, Any]:
     if fields.get("adapter_type") != TYPE:
         raise CheckpointError(f"{file}: found adapter_type {fields.get('adapter_type')!r}, expected {TYPE!r}")
     if not isinstance(fields.get("so8t_compensated", False), bool):
-        raise CheckpointError(
-            f"{file}: found so8t_compensated {fields['so8t_compensated']!r}, expected true or false"
-        )
+        raise CheckpointError(f"{file}: found so8t_compensated {fields['so8t_compensated']!r}, expected true or false")
     for key in ("base_model_name_or_path", "base_model_sha256"):
         if not isinstance(fields.get(key), str):
             raise CheckpointError(f"{file}: found {key} {fields.get(key)!r}, expected a string")
@@ -41,9 +39,7 @@ def read_fields(path: Path) -> dict[str, Any]:
 
 def merged_config(base: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
     """``config.json`` of the SO8T model that base and adapter make together."""
-    added = {
-        key: value for key, value in fields.items() if key.startswith("so8t_") and key != "so8t_compensated"
-    }
+    added = {key: value for key, value in fields.items() if key.startswith("so8t_") and key != "so8t_compensated"}
     return so8t_config(base, added)
 
 
@@ -72,9 +68,7 @@ def find_base(path: Path, fields: Mapping[str, Any], base: str | Path | None) ->
     name = fields["base_model_name_or_path"]
     found = resolve(name, path)
     if not found.exists():
-        raise CheckpointError(
-            f"{path / CONFIG_NAME}: base model {name!r} is not at {found}; name it with --base"
-        )
+        raise CheckpointError(f"{path / CONFIG_NAME}: base model {name!r} is not at {found}; name it with --base")
     return found
 
 
@@ -121,9 +115,7 @@ def weights_sha256(path: Path) -> str:
     """
     if path.is_file():
         return _sha256(path)
-    if not any(
-        (path / name).is_file() for name in (safetensors_file.SINGLE_NAME, safetensors_file.INDEX_NAME)
-    ):
+    if not any((path / name).is_file() for name in (safetensors_file.SINGLE_NAME, safetensors_file.INDEX_NAME)):
         raise CheckpointError(f"{path}: found no {safetensors_file.SINGLE_NAME} and no index of shards")
     shards = safetensors_file.shard_names(path)
     if len(shards) == 1:

@@ -65,9 +65,7 @@ class Checkpoint:
         return self.tensors[name]
 
 
-def rotations_of(
-    path: Path, spec: ModelSpec, tensors: Mapping[str, StoredTensor], layer: int
-) -> LayerRotations:
+def rotations_of(path: Path, spec: ModelSpec, tensors: Mapping[str, StoredTensor], layer: int) -> LayerRotations:
     """Rotations of one layer from the generators among ``tensors``; ``path`` is for errors.
 
     Raises:
@@ -98,9 +96,7 @@ def check_finite(path: Path, name: str, values: np.ndarray, first_row: int = 0) 
     if bad is not None:
         index = np.unravel_index(bad, values.shape)
         where = ", ".join(str(int(i) + (first_row if axis == 0 else 0)) for axis, i in enumerate(index))
-        raise CheckpointError(
-            f"{path}: tensor {name!r}: found {values[index]} at [{where}], expected finite numbers"
-        )
+        raise CheckpointError(f"{path}: tensor {name!r}: found {values[index]} at [{where}], expected finite numbers")
 
 
 class RotationCache:

@@ -51,9 +51,7 @@ def check_tensors(path: Path, tensors: Mapping[str, StoredTensor], expected: Map
             want not in (None, found) for want, found in zip(shape, tensor.shape, strict=True)
         ):
             wanted = ", ".join("any" if size is None else str(size) for size in shape)
-            raise CheckpointError(
-                f"{path}: tensor {name!r}: found shape {list(tensor.shape)}, expected [{wanted}]"
-            )
+            raise CheckpointError(f"{path}: tensor {name!r}: found shape {list(tensor.shape)}, expected [{wanted}]")
 
 
 def check_stems(path: Path, tensors: Mapping[str, StoredTensor], spec: ModelSpec) -> None:

@@ -88,9 +88,7 @@ def hyperparameters(file: GgufFile) -> dict[str, Any]:
     for key in ("attention.value_length", "rope.dimension_count"):
         found = file.get(f"{arch}.{key}", head_dim)
         if found != head_dim:
-            raise CheckpointError(
-                f"{file.path}: found {arch}.{key} {found}, expected the head size {head_dim}"
-            )
+            raise CheckpointError(f"{file.path}: found {arch}.{key} {found}, expected the head size {head_dim}")
     return {
         "architectures": [ARCHITECTURES[arch]],
         "model_type": arch,
@@ -122,9 +120,7 @@ def base_tensors(file: GgufFile, config: dict[str, Any]) -> dict[str, StoredTens
             continue
         hf_name = _hf_name(name)
         if hf_name is None:
-            raise CheckpointError(
-                f"{file.path}: tensor {name!r} is not one of a dense {config['model_type']} model"
-            )
+            raise CheckpointError(f"{file.path}: tensor {name!r} is not one of a dense {config['model_type']} model")
         tensor = tensor.renamed(hf_name)
         if config["model_type"] == "llama":
             for part, heads in (("q_proj", "num_attention_heads"), ("k_proj", "num_key_value_heads")):
@@ -166,9 +162,7 @@ def _rope_parameters(file: GgufFile, arch: str) -> dict[str, Any]:
     }
     scaling = file.get(f"{arch}.rope.scaling.type", "none")
     if scaling not in ("none", "linear", "yarn"):
-        raise CheckpointError(
-            f"{file.path}: found {arch}.rope.scaling.type {scaling!r}, expected none, linear or yarn"
-        )
+        raise CheckpointError(f"{file.path}: found {arch}.rope.scaling.type {scaling!r}, expected none, linear or yarn")
     # files from before 2023-11 have linear scaling as one key
     linear = _number(file, f"{arch}.rope.scale_linear", 1.0)
     if scaling == "none" and linear != 1.0:

@@ -86,9 +86,7 @@ def read_gguf(path: Path) -> GgufFile:
         raise CheckpointError(f"{path}: found GGUF version {version}, expected 2 or 3 in little endian")
     n_tensors, n_keys = cursor.scalar("Q"), cursor.scalar("Q")
     if n_tensors > MAX_TENSORS or n_keys > MAX_KEYS:
-        raise CheckpointError(
-            f"{path}: found {n_tensors} tensors and {n_keys} keys, expected at most {MAX_TENSORS}"
-        )
+        raise CheckpointError(f"{path}: found {n_tensors} tensors and {n_keys} keys, expected at most {MAX_TENSORS}")
     metadata: dict[str, KeyValue] = {}
     for _ in range(n_keys):
         key = cursor.name("key")
@@ -116,9 +114,7 @@ class _Cursor:
     def take(self, count: int) -> bytes:
         end = self.offset + count
         if end > len(self.data):
-            raise CheckpointError(
-                f"{self.path}: is truncated: found {len(self.data)} bytes, expected {end} or more"
-            )
+            raise CheckpointError(f"{self.path}: is truncated: found {len(self.data)} bytes, expected {end} or more")
         taken = self.data[self.offset : end]
         self.offset = end
         return taken
@@ -137,9 +133,7 @@ class _Cursor:
             start = offset + 8
             end = start + length(data, offset)[0] if start <= size else start
             if end > size:
-                raise CheckpointError(
-                    f"{self.path}: is truncated: found {size} bytes, expected {end} or more"
-                )
+                raise CheckpointError(f"{self.path}: is truncated: found {size} bytes, expected {end} or more")
             items.append(data[start:end])
             offset = end
         self.offset = offset
@@ -149,9 +143,7 @@ class _Cursor:
         try:
             return self.string().decode("utf-8")
         except UnicodeDecodeError:
-            raise CheckpointError(
-                f"{self.path}: found a {kind} that is not UTF-8 before byte {self.offset}"
-            ) from None
+            raise CheckpointError(f"{self.path}: found a {kind} that is not UTF-8 before byte {self.offset}") from None
 
 
 def _read_value(cursor: _Cursor, key: str) -> KeyValue:
@@ -164,18 +156,12 @@ def _read_value(cursor: _Cursor, key: str) -> KeyValue:
         raise CheckpointError(f"{cursor.path}: key {key!r}: found value type {kind}, expected 0 to 12")
     item, count = cursor.scalar("I"), cursor.scalar("Q")
     if count > MAX_ARRAY:
-        raise CheckpointError(
-            f"{cursor.path}: key {key!r}: found {count} items, expected at most {MAX_ARRAY}"
-        )
+        raise CheckpointError(f"{cursor.path}: key {key!r}: found {count} items, expected at most {MAX_ARRAY}")
     if item in _SCALARS:
         form = _SCALARS[item]
-        return KeyValue(
-            list(struct.unpack(f"<{count}{form}", cursor.take(count * struct.calcsize(form)))), kind, item
-        )
+        return KeyValue(list(struct.unpack(f"<{count}{form}", cursor.take(count * struct.calcsize(form)))), kind, item)
     if item != _STRING:
-        raise CheckpointError(
-            f"{cursor.path}: key {key!r}: found an array of type {item}, expected numbers or strings"
-        )
+        raise CheckpointError(f"{cursor.path}: key {key!r}: found an array of type {item}, expected numbers or strings")
     return KeyValue(cursor.strings(count), kind, item)
 
 
@@ -183,25 +169,19 @@ def _read_info(cursor: _Cursor) -> tuple[str, tuple[int, ...], int, int]:
     name = cursor.name("tensor name")
     n_dims = cursor.scalar("I")
     if not 1 <= n_dims <= _MAX_DIMS:
-        raise CheckpointError(
-            f"{cursor.path}: tensor {name!r}: found {n_dims} dimensions, expected 1 to {_MAX_DIMS}"
-        )
+        raise CheckpointError(f"{cursor.path}: tensor {name!r}: found {n_dims} dimensions, expected 1 to {_MAX_DIMS}")
     dims = [cursor.scalar("Q") for _ in range(n_dims)]
     type_number, offset = cursor.scalar("I"), cursor.scalar("Q")
     return name, tuple(reversed(dims)), type_number, offset
 
 
-def _tensor(
-    data: DataFile, size: int, name: str, shape: tuple[int, ...], type_number: int, start: int
-) -> StoredTensor:
+def _tensor(data: DataFile, size: int, name: str, shape: tuple[int, ...], type_number: int, start: int) -> StoredTensor:
     gguf = upstream.gguf
     where = f"{data.path}: tensor {name!r}"
     try:
         kind = gguf.GGMLQuantizationType(type_number)
     except ValueError:
-        raise CheckpointError(
-            f"{where}: found type number {type_number}, which the pinned llama.cpp lacks"
-        ) from None
+        raise CheckpointError(f"{where}: found type number {type_number}, which the pinned llama.cpp lacks") from None
     block_size, type_size = gguf.GGML_QUANT_SIZES[kind]
     if shape[-1] % block_size:
         raise CheckpointError(
@@ -219,9 +199,7 @@ def _tensor(
         try:
             return gguf.dequantize(raw.reshape(*part[:-1], -1), kind).reshape(part)
         except NotImplementedError:
-            raise CheckpointError(
-                f"{where}: found type {kind.name}, which gguf-py cannot read back"
-            ) from None
+            raise CheckpointError(f"{where}: found type {kind.name}, which gguf-py cannot read back") from None
 
     return StoredTensor(
         name,

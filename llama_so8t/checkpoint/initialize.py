@@ -107,9 +107,7 @@ def _check_options(options: InitializeOptions) -> None:
     if out.is_dir() and not any(out.iterdir()):
         return
     if out.exists() and not options.force:
-        raise CheckpointError(
-            f"{out}: exists and is not empty; choose another --out, or replace it with --force"
-        )
+        raise CheckpointError(f"{out}: exists and is not empty; choose another --out, or replace it with --force")
     if out.exists() and not any((out / name).is_file() for name in ("config.json", adapter.CONFIG_NAME)):
         raise CheckpointError(f"{out}: is no model directory; --force replaces nothing else")
 
@@ -174,9 +172,7 @@ def _write_full(
     tensors = {**base.tensors, **{tensor.name: tensor for tensor in added}}
     if options.compensate:
         # counter-rotated weights rounded to 16 bits would no longer compute the base: one float32 model
-        tensors = {
-            name: tensor.mapped(_same) for name, tensor in compensated(options.out, spec, tensors).items()
-        }
+        tensors = {name: tensor.mapped(_same) for name, tensor in compensated(options.out, spec, tensors).items()}
         config = {key: value for key, value in config.items() if key not in ("dtype", "torch_dtype")}
         config["dtype"] = "float32"
     order = [name for name in (*base_tensors(config, spec), *so8t_tensors(spec)) if name in tensors]

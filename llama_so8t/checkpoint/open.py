@@ -44,9 +44,7 @@ def open_checkpoint(path: str | Path, base: str | Path | None = None) -> Checkpo
         _no_base(found, base)
         return _open_gguf(found)
     if not found.is_dir():
-        raise CheckpointError(
-            f"{found}: no such file or directory, expected a model directory or a GGUF file"
-        )
+        raise CheckpointError(f"{found}: no such file or directory, expected a model directory or a GGUF file")
     if (found / adapter.CONFIG_NAME).is_file():
         return _open_adapter(found, base)
     _no_base(found, base)
@@ -67,9 +65,7 @@ def _open_directory(path: Path) -> Checkpoint:
     source = vocabulary.Vocabulary(gguf=vocab) if vocab.is_file() else vocabulary.Vocabulary(directory=path)
     generation = path / "generation_config.json"
     return _checked(
-        Checkpoint(
-            path, config, spec, tensors, source, read_json(generation) if generation.is_file() else None
-        )
+        Checkpoint(path, config, spec, tensors, source, read_json(generation) if generation.is_file() else None)
     )
 
 
@@ -99,9 +95,7 @@ def _open_gguf(path: Path) -> Checkpoint:
     file = gguf_file.read_gguf(path)
     config = gguf_base.base_config(file)
     tensors = gguf_base.base_tensors(file, config)
-    return _checked(
-        Checkpoint(path, config, ModelSpec.from_config(config), tensors, vocabulary.Vocabulary(gguf=path))
-    )
+    return _checked(Checkpoint(path, config, ModelSpec.from_config(config), tensors, vocabulary.Vocabulary(gguf=path)))
 
 
 def _open_adapter(path: Path, base: str | Path | None) -> Checkpoint:

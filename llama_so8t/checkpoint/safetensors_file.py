@@ -66,19 +66,13 @@ def read_file(path: Path) -> dict[str, StoredTensor]:
     end, previous = 0, None
     for name, _, _, start, stop in entries:
         if start < end:
-            raise CheckpointError(
-                f"{path}: tensor {name!r}: found data from byte {start}, which overlaps {previous!r}"
-            )
+            raise CheckpointError(f"{path}: tensor {name!r}: found data from byte {start}, which overlaps {previous!r}")
         if start > end:
-            raise CheckpointError(
-                f"{path}: tensor {name!r}: found data from byte {start}, expected {end} (no holes)"
-            )
+            raise CheckpointError(f"{path}: tensor {name!r}: found data from byte {start}, expected {end} (no holes)")
         end, previous = stop, name
     if end != data_bytes:
         raise CheckpointError(f"{path}: found {data_bytes} bytes of data, expected {end} from the header")
-    readers = [
-        _Reader(data, name, dtype, shape, 8 + header_bytes + start) for name, dtype, shape, start, _ in entries
-    ]
+    readers = [_Reader(data, name, dtype, shape, 8 + header_bytes + start) for name, dtype, shape, start, _ in entries]
     return {
         reader.name: StoredTensor(
             reader.name, reader.shape, reader.dtype, reader, reader.rows if reader.shape else None
@@ -102,9 +96,7 @@ def read_sharded(directory: Path) -> dict[str, StoredTensor]:
         return read_file(directory / SINGLE_NAME)
     index_path = directory / INDEX_NAME
     if not index_path.is_file():
-        raise CheckpointError(
-            f"{directory}: found neither {SINGLE_NAME} nor {INDEX_NAME}, expected one of them"
-        )
+        raise CheckpointError(f"{directory}: found neither {SINGLE_NAME} nor {INDEX_NAME}, expected one of them")
     shards = shard_names(directory)
     weight_map = read_json(index_path)["weight_map"]
     tensors: dict[str, StoredTensor] = {}
@@ -113,15 +105,11 @@ def read_sharded(directory: Path) -> dict[str, StoredTensor]:
             if name in tensors:
                 raise CheckpointError(f"{directory / shard}: tensor {name!r} is in an earlier shard too")
             if weight_map.get(name) != shard:
-                raise CheckpointError(
-                    f"{directory / shard}: tensor {name!r}: the index says {weight_map.get(name)!r}"
-                )
+                raise CheckpointError(f"{directory / shard}: tensor {name!r}: the index says {weight_map.get(name)!r}")
             tensors[name] = tensor
     for name, shard in weight_map.items():
         if name not in tensors:
-            raise CheckpointError(
-                f"{directory / shard}: tensor {name!r} is in {INDEX_NAME}, but not in the shard"
-            )
+            raise CheckpointError(f"{directory / shard}: tensor {name!r} is in {INDEX_NAME}, but not in the shard")
     return tensors
 
 
@@ -135,23 +123,12 @@ def shard_names(directory: Path) -> list[str]:
         return [SINGLE_NAME]
     path = directory / INDEX_NAME
     weight_map = read_json(path).get("weight_map")
-    if (
-        not isinstance(weight_map, dict)
-        or not weight_map
-        or not all(isinstance(v, str) for v in weight_map.values())
-    ):
+    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
         raise CheckpointError(f"{path}: found no weight_map, expected an object of tensor names and shards")
     shards = sorted(set(weight_map.values()))
     for shard in shards:
-        if (
-            Path(shard).name != shard
-            or "\\" in shard
-            or shard.startswith(".")
-            or not shard.endswith(".safetensors")
-        ):
-            raise CheckpointError(
-                f"{path}: found shard {shard!r}, expected a plain file name NAME.safetensors"
-            )
+        if Path(shard).name != shard or "\\" in shard or shard.startswith(".") or not shard.endswith(".safetensors"):
+            raise CheckpointError(f"{path}: found shard {shard!r}, expected a plain file name NAME.safetensors")
         if not (directory / shard).is_file():
             raise CheckpointError(f"{path}: shard {shard} is missing; finish the download of the model")
     return shards
@@ -206,9 +183,7 @@ def _entry(path: Path, name: str, fields: Any, data_bytes: int) -> tuple[str, tu
         raise CheckpointError(f"{where}: found data_offsets {offsets!r}, expected [start, end]")
     start, stop = offsets
     if not start <= stop <= data_bytes:
-        raise CheckpointError(
-            f"{where}: found data_offsets {offsets}, expected them inside {data_bytes} bytes of data"
-        )
+        raise CheckpointError(f"{where}: found data_offsets {offsets}, expected them inside {data_bytes} bytes of data")
     expected = math.prod(shape) * _DTYPE_BYTES[dtype]
     if stop - start != expected:
         raise CheckpointError(f"{where}: found {stop - start} bytes, expected {expected} for {dtype} {shape}")

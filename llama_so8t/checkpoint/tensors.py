@@ -72,7 +72,5 @@ class StoredTensor:
             self,
             dtype="F32",
             read=lambda: function(read(), 0),
-            read_rows=None
-            if read_rows is None
-            else lambda start, stop: function(read_rows(start, stop), start),
+            read_rows=None if read_rows is None else lambda start, stop: function(read_rows(start, stop), start),
         )

@@ -38,8 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--rotations",
         choices=ROTATION_MODES,
         default="fold",
-        help="absorb the rotations into the weights where that is exact, or leave them in the graph "
-        "(default: fold)",
+        help="absorb the rotations into the weights where that is exact, or leave them in the graph (default: fold)",
     )
     parser.add_argument(
         "--arch",
@@ -51,9 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--drop-sites", type=_names, default=(), metavar="SITES", help="with --arch stock: leave these sites out"
     )
-    parser.add_argument(
-        "--base", metavar="MODEL", help="base model of an adapter, instead of the one it names"
-    )
+    parser.add_argument("--base", metavar="MODEL", help="base model of an adapter, instead of the one it names")
     parser.add_argument("--model-name", metavar="NAME", help="general.name of the file")
     parser.add_argument(
         "--keep",
@@ -76,9 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow-nonfinite", action="store_true", help="write NaN and infinity instead of refusing them"
     )
-    parser.add_argument(
-        "--no-modelfile", action="store_true", help="write no Modelfile for Ollama beside the file"
-    )
+    parser.add_argument("--no-modelfile", action="store_true", help="write no Modelfile for Ollama beside the file")
     parser.add_argument("--verify", action="store_true", help="read the file again and compare it with the model")
     parser.add_argument(
         "--sidecars", type=Path, metavar="DIR", help="also write metadata, int8 weights, scales and tokenizer to DIR"

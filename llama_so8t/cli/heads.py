@@ -37,9 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     evaluate = commands.add_parser("evaluate", help="measure the heads that a model has on held-out data")
     for command in (fit, evaluate):
         command.add_argument("model", type=Path, metavar="CHECKPOINT_OR_ADAPTER", help="SO8T model directory")
-        command.add_argument(
-            "--base", metavar="PATH", help="base model of an adapter, instead of the one it names"
-        )
+        command.add_argument("--base", metavar="PATH", help="base model of an adapter, instead of the one it names")
         command.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     fit.add_argument("--seed", type=int, default=0, help="seed of the validation folds (default: 0)")
     fit.add_argument(

@@ -28,17 +28,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=0.1,
         help="standard deviation of random generators in radians (default: 0.1)",
     )
-    parser.add_argument(
-        "--heads", choices=("zero",), default="zero", help="start values of the heads (default: zero)"
-    )
+    parser.add_argument("--heads", choices=("zero",), default="zero", help="start values of the heads (default: zero)")
     parser.add_argument(
         "--compensate",
         action="store_true",
         help="counter-rotate the weights, so that the model still computes what the base does",
     )
-    parser.add_argument(
-        "--adapter", action="store_true", help="write only generators and heads, beside the base"
-    )
+    parser.add_argument("--adapter", action="store_true", help="write only generators and heads, beside the base")
     parser.add_argument(
         "--shared-blocks",
         action="store_true",

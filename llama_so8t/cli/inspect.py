@@ -36,12 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments of `so8t inspect`."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = KEYS
-    parser.add_argument(
-        "model", type=Path, metavar="FILE_OR_DIR", help="GGUF file, checkpoint or adapter directory"
-    )
-    parser.add_argument(
-        "--base", metavar="PATH", help="base model of an adapter, instead of the one it names"
-    )
+    parser.add_argument("model", type=Path, metavar="FILE_OR_DIR", help="GGUF file, checkpoint or adapter directory")
+    parser.add_argument("--base", metavar="PATH", help="base model of an adapter, instead of the one it names")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     parser.add_argument("--plot", type=Path, metavar="OUT.png", help="draw rotations, errors and commutators")
 

@@ -71,9 +71,7 @@ def plan(options: ConvertOptions) -> Plan:
     """
     for field, allowed in (("outtype", OUTTYPES), ("rotations", ROTATION_MODES), ("arch", ARCHITECTURES)):
         if getattr(options, field) not in allowed:
-            raise ConversionError(
-                f"found {field} {getattr(options, field)!r}, expected one of {', '.join(allowed)}"
-            )
+            raise ConversionError(f"found {field} {getattr(options, field)!r}, expected one of {', '.join(allowed)}")
     checkpoint = open_checkpoint(options.model, options.base)
     spec, stock = checkpoint.spec, options.arch == "stock"
     _check_model(checkpoint, stock)
@@ -141,8 +139,7 @@ def _shard_paths(outfile: Path, count: int) -> list[Path]:
         return [outfile]
     stem = outfile.name.removesuffix(".gguf")
     return [
-        outfile.with_name(upstream.gguf.SHARD_NAME_FORMAT.format(stem, number + 1, count))
-        for number in range(count)
+        outfile.with_name(upstream.gguf.SHARD_NAME_FORMAT.format(stem, number + 1, count)) for number in range(count)
     ]
 
 
@@ -229,17 +226,12 @@ def _check_model(checkpoint: Checkpoint, stock: bool) -> None:
         if name in checkpoint.tensors:
             finite(checkpoint.path, checkpoint.tensors[name])
     if config.get("hidden_act", "silu") != "silu":
-        raise ConversionError(
-            f"{checkpoint.path}: found hidden_act {config['hidden_act']!r}, expected 'silu'"
-        )
+        raise ConversionError(f"{checkpoint.path}: found hidden_act {config['hidden_act']!r}, expected 'silu'")
     if config.get("use_sliding_window"):
-        raise ConversionError(
-            f"{checkpoint.path}: found use_sliding_window true, but so8t attends to all positions"
-        )
+        raise ConversionError(f"{checkpoint.path}: found use_sliding_window true, but so8t attends to all positions")
     if config.get("tie_word_embeddings") and OUTPUT in checkpoint.tensors:
         if not _equal(checkpoint.tensors[OUTPUT], checkpoint.tensors[EMBEDDING]):
             raise ConversionError(
                 f"{checkpoint.path}: config.json ties the embeddings, but {OUTPUT} differs from {EMBEDDING}; "
                 f"set tie_word_embeddings to false, or remove the tensor"
             )
-

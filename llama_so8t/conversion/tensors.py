@@ -89,8 +89,7 @@ def _present(checkpoint: Checkpoint) -> list[str]:
     return [
         name
         for name in base_tensors(checkpoint.config, checkpoint.spec)
-        if name in checkpoint.tensors
-        and not (name == OUTPUT and checkpoint.config.get("tie_word_embeddings"))
+        if name in checkpoint.tensors and not (name == OUTPUT and checkpoint.config.get("tie_word_embeddings"))
     ]
 
 
@@ -121,9 +120,7 @@ def _layer_extras(
         for generator in GENERATORS[site]:
             tensor = checkpoint.tensors[generator_name(layer, generator)]
             name = Tensors.GENERATOR.format(layer=layer, name=generator)
-            yield PlannedTensor(
-                name, tensor.shape, lambda tensor=tensor: finite(checkpoint.path, tensor), exact=True
-            )
+            yield PlannedTensor(name, tensor.shape, lambda tensor=tensor: finite(checkpoint.path, tensor), exact=True)
         if site not in explicit:
             continue
         for part in ROTATIONS[site]:
@@ -142,9 +139,7 @@ def plan_heads(checkpoint: Checkpoint) -> Iterator[PlannedTensor]:
     """The generator before the heads, the stems and the heads: what a heads file holds."""
     spec = checkpoint.spec
     generator = checkpoint.tensors[OUT_GENERATOR]
-    yield PlannedTensor(
-        Tensors.OUT_GENERATOR, generator.shape, lambda: finite(checkpoint.path, generator), exact=True
-    )
+    yield PlannedTensor(Tensors.OUT_GENERATOR, generator.shape, lambda: finite(checkpoint.path, generator), exact=True)
 
     def rotated(name: str, representation: int) -> np.ndarray:
         return folding.rotate_columns(

@@ -140,9 +140,7 @@ def write_header(path: Path, shard: Shard, arch: str) -> int:
     writer.kv_data[0] = dict(shard.keys)
     for tensor in shard.tensors:
         planned = tensor.planned
-        writer.add_tensor_info(
-            planned.name, planned.shape, np.dtype(np.float32), tensor.nbytes, raw_dtype=tensor.kind
-        )
+        writer.add_tensor_info(planned.name, planned.shape, np.dtype(np.float32), tensor.nbytes, raw_dtype=tensor.kind)
     try:
         writer.write_header_to_file()
         try:

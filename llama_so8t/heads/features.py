@@ -50,9 +50,7 @@ class Features:
             if todo and not self._read(todo):
                 missing[name] = todo
         for number, (name, todo) in enumerate(missing.items(), start=1):
-            self._progress(
-                f"hidden states of {len(todo)} examples of {name} (set {number} of {len(missing)})"
-            )
+            self._progress(f"hidden states of {len(todo)} examples of {name} (set {number} of {len(missing)})")
             self._compute(todo)
 
     def prompt(self, example: Example) -> np.ndarray:
@@ -67,8 +65,7 @@ class Features:
         tokenizer = self._backbone.tokenizer
         prompts = [tokenizer.prompt(example.prompt) for example in examples]
         answers = [
-            tokenizer.answer(example.answer)[:MAX_ANSWER_TOKENS] if example.answer else []
-            for example in examples
+            tokenizer.answer(example.answer)[:MAX_ANSWER_TOKENS] if example.answer else [] for example in examples
         ]
         found: list[np.ndarray | None] = [None] * len(examples)
         sequences = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]

@@ -40,9 +40,7 @@ def fit_head(tasks: Sequence[Task], features: Features, seed: int, max_false_pos
     the largest part of the other examples there, every set weighing the same, the mean over the tasks.
     """
     parts = [_Part(task, features) for task in tasks]
-    rows = Rows(
-        *(np.concatenate([getattr(part.rows, name) for part in parts]) for name in Rows.__dataclass_fields__)
-    )
+    rows = Rows(*(np.concatenate([getattr(part.rows, name) for part in parts]) for name in Rows.__dataclass_fields__))
     fold = folds(rows.groups, seed)
     debounces = DEBOUNCES if any(task.position == "answer" for task in tasks) else (1,)
     trials = []

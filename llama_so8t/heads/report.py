@@ -136,8 +136,7 @@ def _rates(rates: Sequence[dict[str, Any]], task: dict[str, Any], report: dict[s
     head = report["heads"][task["head"]]
     rows = [["set", "label", "n", f"{head['actions'][1]}"]]
     return rows + [
-        [rate["set"], head["labels"][rate["label"]], str(rate["n"]), f"{100 * rate['rate']:.1f} %"]
-        for rate in rates
+        [rate["set"], head["labels"][rate["label"]], str(rate["n"]), f"{100 * rate['rate']:.1f} %"] for rate in rates
     ]
 
 
@@ -172,9 +171,7 @@ def _head_rows(report: dict[str, Any]) -> list[list[str]]:
 
 def _rule(report: dict[str, Any]) -> str:
     fit = report["fit"]
-    decided = ", ".join(
-        f"{found['validation']['decided_by']} for {name}" for name, found in fit["heads"].items()
-    )
+    decided = ", ".join(f"{found['validation']['decided_by']} for {name}" for name, found in fit["heads"].items())
     return textwrap.fill(
         "A head is one logistic regression on the final-norm hidden state: at the last token of the prompt, and "
         "for safety at tokens of answers too. The rows of its weight are -u/2 and +u/2, with u the fitted "

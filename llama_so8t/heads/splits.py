@@ -112,9 +112,7 @@ def authority_prompts() -> Task:
         fit=tuple(row for row in rows if row.group not in held_out)
         + _labelled(benign("harmful_benign_50"), datasets.rho_edgy("benign_edgy_80"), ordinary),
         held_out=tuple(row for row in rows if row.group in held_out)
-        + _labelled(
-            benign("expanded_100"), datasets.rho_edgy("expanded_70"), datasets.mt_bench(), ordinary_held_out
-        ),
+        + _labelled(benign("expanded_100"), datasets.rho_edgy("expanded_70"), datasets.mt_bench(), ordinary_held_out),
     )
 
 

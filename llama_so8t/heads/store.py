@@ -142,9 +142,6 @@ def _replaced(stored: Mapping[str, StoredTensor], values: Mapping[str, np.ndarra
     """Tensors in their order with other values; a head bias that was left out is added at the end."""
     tensors = {
         **stored,
-        **{
-            name: StoredTensor(name, value.shape, "F32", lambda value=value: value)
-            for name, value in values.items()
-        },
+        **{name: StoredTensor(name, value.shape, "F32", lambda value=value: value) for name, value in values.items()},
     }
     return list(tensors.values())

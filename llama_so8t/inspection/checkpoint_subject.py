@@ -30,9 +30,7 @@ def open_directory(path: Path, base: str | None = None) -> Subject:
     """
     checkpoint = open_checkpoint(path, base)
     if not checkpoint.is_so8t:
-        raise CheckpointError(
-            f"{path}: found a {checkpoint.spec.base_model_type} base model, expected an SO8T model"
-        )
+        raise CheckpointError(f"{path}: found a {checkpoint.spec.base_model_type} base model, expected an SO8T model")
     spec = checkpoint.spec
     is_adapter = (path / adapter.CONFIG_NAME).is_file()
     return Subject(
@@ -75,6 +73,4 @@ def _head(checkpoint: Checkpoint, spec: HeadSpec) -> HeadTensors:
     bias = checkpoint.load(f"{prefix}.bias") if f"{prefix}.bias" in checkpoint.tensors else None
     # the checkpoint reader has compared the width with the hidden size or with the stem
     problem = head_problem(spec, weight, bias, weight.shape[-1])
-    return HeadTensors(
-        spec, weight.shape, float(np.linalg.norm(weight.astype(np.float64))), bias is not None, problem
-    )
+    return HeadTensors(spec, weight.shape, float(np.linalg.norm(weight.astype(np.float64))), bias is not None, problem)

@@ -63,9 +63,7 @@ class _Reader:
                 )
             dimension = self._get(Keys.ROTATION_DIMENSION, int)
             if dimension != DIM:
-                raise CheckpointError(
-                    f"{self.path}: found {Keys.ROTATION_DIMENSION} {dimension}, expected {DIM}"
-                )
+                raise CheckpointError(f"{self.path}: found {Keys.ROTATION_DIMENSION} {dimension}, expected {DIM}")
             generators = self._generators(specs)
         return Subject(
             path=str(self.path),
@@ -89,9 +87,7 @@ class _Reader:
         value = self.file.get(key, default)
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
             found = "missing" if value is None else reprlib.repr(value)
-            raise CheckpointError(
-                f"{self.path}: key {key} is {found}, expected a value of type {kind.__name__}"
-            )
+            raise CheckpointError(f"{self.path}: key {key} is {found}, expected a value of type {kind.__name__}")
         return value
 
     def _size(self, key: str, largest: int, default: int | None = None) -> int:
@@ -102,12 +98,9 @@ class _Reader:
 
     def _list(self, key: str, kind: type, length: int | None = None) -> list[Any]:
         value = self._get(key, list)
-        if not all(isinstance(entry, kind) for entry in value) or (
-            length is not None and len(value) != length
-        ):
+        if not all(isinstance(entry, kind) for entry in value) or (length is not None and len(value) != length):
             raise CheckpointError(
-                f"{self.path}: key {key} has {len(value)} entries, "
-                f"expected {length or 'only'} of type {kind.__name__}"
+                f"{self.path}: key {key} has {len(value)} entries, expected {length or 'only'} of type {kind.__name__}"
             )
         return value
 
@@ -116,8 +109,7 @@ class _Reader:
         for site in sites:
             if site not in (*SITES, "out"):
                 raise CheckpointError(
-                    f"{self.path}: key {key} names site {site!r}, "
-                    f"expected some of {', '.join((*SITES, 'out'))}"
+                    f"{self.path}: key {key} names site {site!r}, expected some of {', '.join((*SITES, 'out'))}"
                 )
         return sites
 
@@ -165,9 +157,7 @@ class _Reader:
                 f"expected [{shown}]{f' with n from 1 to {largest}' if None in shape else ''}"
             )
         if tensor.dtype != "F32":
-            raise CheckpointError(
-                f"{self.path}: tensor {name} has type {tensor.dtype}, expected F32 (never quantized)"
-            )
+            raise CheckpointError(f"{self.path}: tensor {name} has type {tensor.dtype}, expected F32 (never quantized)")
         return tensor.read().reshape(found)
 
     def _generators(self, specs: dict[str, HeadSpec]) -> list[Generator]:
@@ -179,9 +169,7 @@ class _Reader:
         explicit, folded = self._sites(Keys.ROTATION_EXPLICIT), self._sites(Keys.ROTATION_FOLDED)
         twice = sorted(set(explicit) & set(folded))
         if twice:
-            raise CheckpointError(
-                f"{self.path}: site {twice[0]} is listed as explicit and as folded, expected one"
-            )
+            raise CheckpointError(f"{self.path}: site {twice[0]} is listed as explicit and as folded, expected one")
         per_matrix = {"q": head, "k": head_kv, "v": head_kv}
         blocks = max(self.hidden_size // DIM, 1)
         found = []
@@ -195,18 +183,14 @@ class _Reader:
                         rotations = (computed(tensor, coefficients, used),)
                     else:
                         made = ROTATIONS[site] if site == "qk" else (name,)  # q and k share one generator
-                        rotations = tuple(
-                            self._stored(layer, r, per_matrix.get(r), len(coefficients)) for r in made
-                        )
+                        rotations = tuple(self._stored(layer, r, per_matrix.get(r), len(coefficients)) for r in made)
                     state = "folded" if site in folded else "explicit"
                     found.append(Generator(layer, site, name, tensor, state, coefficients, rotations))
         if Tensors.OUT_GENERATOR in self.file.tensors:
             coefficients = self._array(Tensors.OUT_GENERATOR, (None, N_GENERATORS), blocks).astype(np.float64)
             used = used_representations("out", head, head_kv, specs)
             rotations = (computed(Tensors.OUT_GENERATOR, coefficients, used),)
-            found.append(
-                Generator(None, "out", "out", Tensors.OUT_GENERATOR, "folded", coefficients, rotations)
-            )
+            found.append(Generator(None, "out", "out", Tensors.OUT_GENERATOR, "folded", coefficients, rotations))
         return found
 
     def _stored(self, layer: int, name: str, per_matrix: tuple[int, ...] | None, n: int) -> RotationTensor:
@@ -223,9 +207,7 @@ class _Reader:
         if spec.stem is not None:
             stem = self.file.tensors.get(Tensors.STEM_WEIGHT.format(stem=spec.stem))
             if stem is None or len(stem.shape) != 2:
-                raise CheckpointError(
-                    f"{self.path}: stem {spec.stem} of head {spec.name} has no weight [d, inner]"
-                )
+                raise CheckpointError(f"{self.path}: stem {spec.stem} of head {spec.name} has no weight [d, inner]")
             width = stem.shape[0]
         weight = self._array(weight_name, (None, None), MAX_WIDTH)
         bias = self._array(bias_name, (None,), MAX_WIDTH) if bias_name in self.file.tensors else None

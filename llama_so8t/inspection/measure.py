@@ -127,9 +127,7 @@ def _measure(generator: Generator, commutator: float | None) -> tuple[SiteMeasur
         if tensor.stored:
             error = _generator_error(generator, tensor.rotations, tensor.representations)
             from_generator.append(error)
-            problems.extend(
-                _tensor_problems(generator, tensor.name, orthogonality[-1], determinants[-1], error)
-            )
+            problems.extend(_tensor_problems(generator, tensor.name, orthogonality[-1], determinants[-1], error))
     site = SiteMeasure(
         layer=generator.layer,
         site=generator.site,
@@ -147,9 +145,7 @@ def _measure(generator: Generator, commutator: float | None) -> tuple[SiteMeasur
     return site, problems
 
 
-def _tensor_problems(
-    generator: Generator, name: str, orthogonality: float, det: float, error: float
-) -> list[str]:
+def _tensor_problems(generator: Generator, name: str, orthogonality: float, det: float, error: float) -> list[str]:
     # written as "not (x <= limit)" so that NaN is a problem too
     found = []
     if not orthogonality <= TOLERANCE:
@@ -159,9 +155,7 @@ def _tensor_problems(
     if found:
         return [f"{name}: is not in SO(8): {' and '.join(found)}, expected at most {TOLERANCE:g}"]
     if not error <= TOLERANCE:
-        return [
-            f"{name}: differs from exp of {generator.tensor} by {error:.2g}, expected at most {TOLERANCE:g}"
-        ]
+        return [f"{name}: differs from exp of {generator.tensor} by {error:.2g}, expected at most {TOLERANCE:g}"]
     return []
 
 

@@ -220,9 +220,7 @@ def _errors(axes: "Axes", report: Report) -> None:
             for layer, value in zip(layers, values, strict=True):
                 worst[layer] = np.fmax(worst.get(layer, ERROR_FLOOR), value)
         if worst:
-            axes.plot(
-                list(worst), list(worst.values()), marker, color=color, markersize=3.2, label=label, alpha=0.9
-            )
+            axes.plot(list(worst), list(worst.values()), marker, color=color, markersize=3.2, label=label, alpha=0.9)
     axes.axhline(TOLERANCE, color=_RED, linewidth=1, linestyle=(0, (4, 2)))
     axes.set_yscale("log")
     low, high = axes.get_ylim()
@@ -253,9 +251,7 @@ def _commutators(axes: "Axes", report: Report) -> None:
 def _angles(axes: "Axes", report: Report) -> None:
     largest = 0.0
     for name, (layers, values) in _by_generator(report, "angle_mean").items():
-        axes.plot(
-            layers, values, "-o", color=_COLORS[name], markersize=2.6, linewidth=1.2, label=_NAMES[name]
-        )
+        axes.plot(layers, values, "-o", color=_COLORS[name], markersize=2.6, linewidth=1.2, label=_NAMES[name])
         largest = np.fmax(largest, np.nanmax(values))
     axes.set_ylim(0, max(1e-3, 1.12 * largest))
     _plain(axes, "Mean rotation angle, radians")

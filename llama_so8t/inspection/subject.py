@@ -46,9 +46,7 @@ class Generator:
 
     def of_representation(self, representation: int) -> np.ndarray:
         """All rotations of one representation, read where the file has them, (m, 8, 8)."""
-        found = [
-            tensor.rotations[[r == representation for r in tensor.representations]] for tensor in self.tensors
-        ]
+        found = [tensor.rotations[[r == representation for r in tensor.representations]] for tensor in self.tensors]
         found = [rotations for rotations in found if len(rotations)]
         return np.concatenate(found) if found else self.expected(representation)
 
@@ -121,9 +119,7 @@ def head_problem(spec: HeadSpec, weight: np.ndarray, bias: np.ndarray | None, wi
         width: the hidden size, or the inner size of the head's stem.
     """
     if weight.shape != (len(spec.labels), width):
-        return (
-            f"head {spec.name}: weight has shape {list(weight.shape)}, expected {[len(spec.labels), width]}"
-        )
+        return f"head {spec.name}: weight has shape {list(weight.shape)}, expected {[len(spec.labels), width]}"
     if bias is not None and bias.shape != (len(spec.labels),):
         return f"head {spec.name}: bias has shape {list(bias.shape)}, expected {[len(spec.labels)]}"
     if not np.isfinite(weight).all() or (bias is not None and not np.isfinite(bias).all()):

@@ -17,7 +17,6 @@ _CHUNK = 8 << 20
 """Bytes of a tensor that a thread has in memory."""
 
 
-
 def model_sha256(path: Path, progress: str | None = None) -> str:
     """SHA-256 over the tensors in the order of their names, bytewise.
 

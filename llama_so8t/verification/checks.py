@@ -93,9 +93,7 @@ def _comparable(file: GgufFile, shard: Shard) -> list[tuple[StoredTensor, TypedT
 def _measure(pairs: Sequence[tuple[StoredTensor, TypedTensor]], plan: Plan) -> list[TensorMeasure]:
     with ThreadPoolExecutor(plan.options.threads, thread_name_prefix="so8t-verify") as pool:
         done = pool.map(measure_tensor, *zip(*pairs, strict=True)) if pairs else ()
-        return list(
-            tqdm(done, total=len(pairs), unit="tensor", desc="verify", disable=not plan.options.progress)
-        )
+        return list(tqdm(done, total=len(pairs), unit="tensor", desc="verify", disable=not plan.options.progress))
 
 
 def _group_check(plan: Plan) -> Check:

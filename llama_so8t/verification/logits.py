@@ -155,9 +155,7 @@ def _generator(name: str) -> str | None:
     return generator if found else None
 
 
-def _compared(
-    found: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray], limit: float, detail: str
-) -> Check:
+def _compared(found: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray], limit: float, detail: str) -> Check:
     problems, shown = [], []
     if list(found) != list(expected):
         problems.append(f"logits: llama.cpp has {', '.join(found)}; expected {', '.join(expected)}")

@@ -64,9 +64,7 @@ class VerifyReport:
             "rotations": self.rotations,
             "ok": self.ok,
             "checks": [asdict(check) for check in self.checks],
-            "tensors": [
-                {key: _finite(value) for key, value in asdict(tensor).items()} for tensor in self.tensors
-            ],
+            "tensors": [{key: _finite(value) for key, value in asdict(tensor).items()} for tensor in self.tensors],
         }
 
     def require_ok(self) -> None:

@@ -86,14 +86,10 @@ def measure_tensor(stored: StoredTensor, expected: TypedTensor) -> TensorMeasure
         problem = f"differs from the checkpoint by {rms_error / scale:.2g} of its RMS, expected at most {bound.rms:g}"
     elif first_other is not None:
         problem = f"is not what quantizing the checkpoint to {kind} gives, first in row {first_other}"
-    return TensorMeasure(
-        planned.name, kind, n, planned.exact, max_error / scale, rms_error / scale, share, problem
-    )
+    return TensorMeasure(planned.name, kind, n, planned.exact, max_error / scale, rms_error / scale, share, problem)
 
 
-def _chunks(
-    stored: StoredTensor, planned: PlannedTensor
-) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+def _chunks(stored: StoredTensor, planned: PlannedTensor) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """(first row, found values, expected values), both ``(rows, width)``, rows counted over all leading axes."""
     width = planned.shape[-1]
     if stored.read_rows is None or planned.read_rows is None or len(planned.shape) != 2:

@@ -139,7 +139,6 @@ def test_unknown_representation_is_refused(representation):
         represent(np.zeros(N_GENERATORS), representation)
 
 
-
 @pytest.mark.parametrize("representation", [VECTOR, SPINOR_PLUS, SPINOR_MINUS])
 def test_generator_of_the_wrong_length_is_refused(representation):
     with pytest.raises(AlgebraError, match=r"generator: found shape \(27,\), expected \(\.\.\., 28\)"):

@@ -15,7 +15,8 @@ def test_all_but_the_heads_stays(tmp_path):
     bare = without_heads(model, tmp_path / "bare.gguf")
     before, after = read_gguf(model), read_gguf(bare)
     assert set(before.metadata) - set(after.metadata) == {
-        "so8t.heads", *(key for key in before.metadata if key.startswith("so8t.head."))
+        "so8t.heads",
+        *(key for key in before.metadata if key.startswith("so8t.head.")),
     }
     gone = set(before.tensors) - set(after.tensors)
     assert gone and gone <= {"so8t_head.safety.weight", "so8t_head.safety.bias"}

@@ -54,9 +54,7 @@ def make(tmp_path):
             edit(tensors)
         directory = tmp_path / "model"
         directory.mkdir()
-        (directory / "config.json").write_text(
-            json.dumps(config | {"quantization_config": quantization or default})
-        )
+        (directory / "config.json").write_text(json.dumps(config | {"quantization_config": quantization or default}))
         save_file(tensors, directory / "model.safetensors")
         return directory, expected
 

@@ -153,14 +153,10 @@ def test_metadata_of_the_wrong_kind_is_refused(write_gguf_base):
 
 
 def test_other_architectures_and_tensors_are_refused(gguf, write_gguf_base, tmp_path):
-    path, _, _ = write_gguf_base(
-        "llama", lambda writer, tensors: writer.add_string("general.architecture", "gemma3")
-    )
+    path, _, _ = write_gguf_base("llama", lambda writer, tensors: writer.add_string("general.architecture", "gemma3"))
     with pytest.raises(CheckpointError, match="architecture 'gemma3', expected qwen3, llama, qwen2"):
         open_checkpoint(path)
-    path, _, _ = write_gguf_base(
-        "llama", lambda writer, tensors: writer.add_string("general.architecture", "so8t")
-    )
+    path, _, _ = write_gguf_base("llama", lambda writer, tensors: writer.add_string("general.architecture", "so8t"))
     with pytest.raises(CheckpointError, match="converted model already"):
         open_checkpoint(path)
     path, _, _ = write_gguf_base("llama", lambda writer, t: t.update({"blk.0.ssm_a": np.ones(4, np.float32)}))

@@ -24,9 +24,7 @@ def write(gguf, tmp_path):
         writer.add_string("text", "na\u00efve")
         writer.add_array("texts", ["a", "", "\u6771"])
         writer.add_array("numbers", [1, -2, 3])
-        writer.add_key_value(
-            "bytes", [b"\xff\xfe", b"ok"], gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.STRING
-        )
+        writer.add_key_value("bytes", [b"\xff\xfe", b"ok"], gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.STRING)
         rng = np.random.default_rng(0)
         writer.add_tensor("f32", rng.normal(size=(3, 64)).astype(np.float32))
         for kind in ("F16", "BF16", "Q8_0", "Q4_1"):

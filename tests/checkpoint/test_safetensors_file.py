@@ -12,9 +12,7 @@ from llama_so8t.errors import CheckpointError
 
 def raw_file(path, header, data=b"", header_bytes=None):
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
-    path.write_bytes(
-        (len(text) if header_bytes is None else header_bytes).to_bytes(8, "little") + text + data
-    )
+    path.write_bytes((len(text) if header_bytes is None else header_bytes).to_bytes(8, "little") + text + data)
     return path
 
 
@@ -84,18 +82,14 @@ def test_a_bad_header_is_refused(tmp_path, header, data, message):
 @pytest.mark.parametrize("length", [0, 7, 2**63, 101_000_000])
 def test_a_header_longer_than_the_file_is_refused(tmp_path, length):
     path = tmp_path / "short.safetensors"
-    path.write_bytes(
-        length.to_bytes(8, "little")[: 4 if length == 7 else 8] + b"{}"[: 2 if length > 7 else 0]
-    )
+    path.write_bytes(length.to_bytes(8, "little")[: 4 if length == 7 else 8] + b"{}"[: 2 if length > 7 else 0])
     with pytest.raises(CheckpointError, match=r"truncated or of another kind|JSON"):
         safetensors_file.read_file(path)
 
 
 def test_a_file_cut_anywhere_is_refused(tmp_path):
     path = tmp_path / "whole"
-    safetensors_writer.write_file(
-        path, [stored("a", np.ones((2, 3), np.float32)), stored("b", np.ones(4, np.float32))]
-    )
+    safetensors_writer.write_file(path, [stored("a", np.ones((2, 3), np.float32)), stored("b", np.ones(4, np.float32))])
     whole = path.read_bytes()
     for length in range(len(whole)):
         path.write_bytes(whole[:length])

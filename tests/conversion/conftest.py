@@ -27,9 +27,7 @@ def bases(tmp_path_factory, pinned_tree):
     for name, fields in BASES.items():
         directory = make_base(root / name, **fields)
         (directory / "tokenizer_config.json").write_text(
-            json.dumps(
-                {"add_bos_token": False, "chat_template": CHAT_TEMPLATE, "tokenizer_class": "LlamaTokenizer"}
-            )
+            json.dumps({"add_bos_token": False, "chat_template": CHAT_TEMPLATE, "tokenizer_class": "LlamaTokenizer"})
         )
         (directory / "generation_config.json").write_text(json.dumps({"temperature": 0.6, "top_k": 20}))
         (directory / "README.md").write_text("---\nlicense: apache-2.0\nlanguage:\n- en\n---\n# Tiny\n")
@@ -60,9 +58,7 @@ def models(bases, tmp_path_factory):
     for rotations in ("zero", "random"):
         root = tmp_path_factory.mktemp(f"models-{rotations}")
         for name in BASES:
-            initialize(
-                InitializeOptions(str(bases[name]), root / name, rotations=rotations, seed=8, scale=0.3)
-            )
+            initialize(InitializeOptions(str(bases[name]), root / name, rotations=rotations, seed=8, scale=0.3))
             made[name, rotations] = root / name
     return made
 

@@ -55,13 +55,9 @@ def test_the_comparison_covers_what_matters(upstream_files):
 
 
 @pytest.mark.parametrize(("name", "outtype"), COMPARED)
-def test_every_tensor_of_the_base_is_there_byte_for_byte(
-    gguf, upstream_files, models, convert_to, name, outtype
-):
+def test_every_tensor_of_the_base_is_there_byte_for_byte(gguf, upstream_files, models, convert_to, name, outtype):
     theirs = gguf.GGUFReader(upstream_files[name, outtype])
-    ours = {
-        tensor.name: tensor for tensor in gguf.GGUFReader(convert_to(models[name, "zero"], outtype)).tensors
-    }
+    ours = {tensor.name: tensor for tensor in gguf.GGUFReader(convert_to(models[name, "zero"], outtype)).tensors}
     spec = open_checkpoint(models[name, "zero"]).spec
     kinds = set()
     for tensor in theirs.tensors:
@@ -96,9 +92,7 @@ def test_a_gguf_base_is_the_directory_it_was_made_from(upstream_files, bases, na
     for key in ("rms_norm_eps", "max_position_embeddings", "vocab_size", "tie_word_embeddings"):
         assert theirs.config[key] == ours.config[key]
     expected = dict(ours.config["rope_parameters"])
-    assert {key: expected.get(key) for key in theirs.config["rope_parameters"]} == theirs.config[
-        "rope_parameters"
-    ]
+    assert {key: expected.get(key) for key in theirs.config["rope_parameters"]} == theirs.config["rope_parameters"]
 
 
 def test_the_tokenizer_of_qwen3_is_written_as_upstream_does(upstream_files, bases, tmp_path, convert_to):

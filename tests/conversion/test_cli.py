@@ -70,9 +70,7 @@ def test_an_adapter_is_made_and_converted_on_a_named_base(so8t, bases, upstream_
     assert out[1] == f"wrote adapter {model}"
     moved = tmp_path / "moved.gguf"
     moved.write_bytes(Path(adapter.read_fields(model)["base_model_name_or_path"]).read_bytes())
-    code, _, _ = so8t(
-        "convert", model, "--base", moved, "--outfile", tmp_path / "x.gguf", "--model-name", "Named"
-    )
+    code, _, _ = so8t("convert", model, "--base", moved, "--outfile", tmp_path / "x.gguf", "--model-name", "Named")
     assert code == 0
     file = read_gguf(tmp_path / "x.gguf")
     assert file.get("general.name") == "Named"

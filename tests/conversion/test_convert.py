@@ -64,9 +64,7 @@ def test_weights_are_the_folded_ones(models, convert_to, name, rotations):
         if found is not None:
             expected = folding.fold(found[1], expected, model.layer_rotations(found[0]), folded)
             turned += not np.array_equal(expected, model.load(tensor))
-        np.testing.assert_array_equal(
-            file.tensors[gguf_name(tensor, model.spec)].read(), expected, err_msg=tensor
-        )
+        np.testing.assert_array_equal(file.tensors[gguf_name(tensor, model.spec)].read(), expected, err_msg=tensor)
     assert turned == (0 if rotations == "explicit" else model.spec.n_layer * (9 if "qwen2" in name else 6))
 
 
@@ -258,9 +256,7 @@ def test_a_model_without_heads_has_no_list_of_heads(models, copied, convert_to):
 def test_an_adapter_converts_to_the_file_of_its_full_checkpoint(bases, tmp_path, name, convert_to):
     options = {"rotations": "random", "seed": 5, "scale": 0.3, "compensate": True}
     for kind in ("full", "adapter"):
-        initialize(
-            InitializeOptions(str(bases[name]), tmp_path / kind / name, adapter=kind == "adapter", **options)
-        )
+        initialize(InitializeOptions(str(bases[name]), tmp_path / kind / name, adapter=kind == "adapter", **options))
     outtype = "q8_0" if name.startswith("odd") else "f32"
     full = convert_to(tmp_path / "full" / name, outtype, name="full.gguf")
     adapter = convert_to(tmp_path / "adapter" / name, outtype, name="adapter.gguf")
@@ -374,9 +370,7 @@ def heads(**fields):
         (None, {"max_position_embeddings": 2**40}, ConversionError, "does not fit its type"),
     ],
 )
-def test_a_bad_model_gives_one_line_and_no_file(
-    models, copied, convert_to, tmp_path, edit, fields, error, message
-):
+def test_a_bad_model_gives_one_line_and_no_file(models, copied, convert_to, tmp_path, edit, fields, error, message):
     directory = edit_config(copied(models["tiny-llama", "random"]), **fields)
     if edit:
         rewrite(directory, edit)
@@ -400,9 +394,7 @@ def test_a_base_model_is_sent_to_init(bases, convert_to, upstream_files):
             convert_to(model)
 
 
-@pytest.mark.parametrize(
-    "options", [{"outtype": "q9_9"}, {"rotations": "sideways"}, {"name": "no/such/dir.gguf"}]
-)
+@pytest.mark.parametrize("options", [{"outtype": "q9_9"}, {"rotations": "sideways"}, {"name": "no/such/dir.gguf"}])
 def test_bad_options_are_refused(models, convert_to, options):
     with pytest.raises(ConversionError, match="expected"):
         convert_to(models["tiny-llama", "zero"], **options)

@@ -187,9 +187,7 @@ def test_threads_and_repetition_do_not_change_a_byte(models, tmp_path, threads):
 def test_a_split_file_has_every_tensor_once(models, tmp_path):
     model = models["tiny-llama", "random"]
     whole = read_gguf(convert(ConvertOptions(model=model, outfile=tmp_path / "whole.gguf", progress=False)))
-    first = convert(
-        ConvertOptions(model=model, outfile=tmp_path / "part.gguf", split_max_size=60_000, progress=False)
-    )
+    first = convert(ConvertOptions(model=model, outfile=tmp_path / "part.gguf", split_max_size=60_000, progress=False))
     parts = [read_gguf(path) for path in sorted(tmp_path.glob("part-*.gguf"))]
     assert len(parts) > 2
     assert first.name == f"part-00001-of-{len(parts):05d}.gguf"

@@ -38,9 +38,7 @@ def make_spec(family, shape):
 
 def make_generators(spec, rng, scale=0.5):
     return {
-        name: random_generators(
-            rng, (n_generators(name, spec.hidden_size, spec.n_head, spec.shared_blocks),), scale
-        )
+        name: random_generators(rng, (n_generators(name, spec.hidden_size, spec.n_head, spec.shared_blocks),), scale)
         for site in spec.sites
         for name in GENERATORS[site]
     }
@@ -75,9 +73,7 @@ def before(suffix, x, generators, spec):
         return mixed.reshape(-1)
     if suffix.startswith("mlp"):
         return rotate_blocks(x, rotation(generators["ffn"]))
-    return rotate_blocks(
-        rotate_blocks(x, rotation(generators["gate_safe"])), rotation(generators["gate_cmd"])
-    )
+    return rotate_blocks(rotate_blocks(x, rotation(generators["gate_safe"])), rotation(generators["gate_cmd"]))
 
 
 def after(suffix, y, generators, spec):
@@ -88,10 +84,7 @@ def after(suffix, y, generators, spec):
     generator = generators["v" if part == "v_proj" else "qk"][0]
     representations = spec.head_representation if part == "q_proj" else spec.head_kv_representation
     heads = y.reshape(len(representations), spec.head_dim)
-    turned = [
-        rotate_blocks(head, rotation(generator, t)[None])
-        for head, t in zip(heads, representations, strict=True)
-    ]
+    turned = [rotate_blocks(head, rotation(generator, t)[None]) for head, t in zip(heads, representations, strict=True)]
     return np.concatenate(turned)
 
 
@@ -114,9 +107,7 @@ def test_a_folded_weight_does_what_the_rotations_do(shape, suffix, rng):
     weight = rng.normal(size=shape_of(suffix, spec)).astype(np.float32)
     x = rng.normal(size=weight.shape[1])
     folded = folding.fold(suffix, weight, rotations, spec.sites)
-    explicit = after(
-        suffix, weight.astype(np.float64) @ before(suffix, x, generators, spec), generators, spec
-    )
+    explicit = after(suffix, weight.astype(np.float64) @ before(suffix, x, generators, spec), generators, spec)
     assert folded.dtype == np.float32
     np.testing.assert_allclose(folded @ x, explicit, rtol=0, atol=weight.shape[1] * ROUNDING)
 
@@ -129,9 +120,7 @@ def test_a_bias_turns_with_the_output(part, rng):
     suffix = f"self_attn.{part}.bias"
     bias = rng.normal(size=shape_of(suffix, spec)).astype(np.float32)
     folded = folding.fold(suffix, bias, rotations, spec.sites)
-    np.testing.assert_allclose(
-        folded, after(suffix, bias.astype(np.float64), generators, spec), atol=ROUNDING
-    )
+    np.testing.assert_allclose(folded, after(suffix, bias.astype(np.float64), generators, spec), atol=ROUNDING)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
@@ -176,11 +165,7 @@ def test_only_the_named_sites_are_folded(rng):
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_zero_generators_keep_every_bit(suffix):
     spec = make_spec("llama", SHAPES[0])
-    zeros = {
-        name: np.zeros((n_generators(name, 64, 8, False), 28))
-        for site in spec.sites
-        for name in GENERATORS[site]
-    }
+    zeros = {name: np.zeros((n_generators(name, 64, 8, False), 28)) for site in spec.sites for name in GENERATORS[site]}
     rotations = folding.layer_rotations(spec, zeros.__getitem__)
     weight = np.zeros(shape_of(suffix, spec), np.float32)
     weight[0, :3] = -0.0, np.inf, 1e-45

@@ -84,9 +84,7 @@ def test_requests_that_contradict_themselves(models, tmp_path, fields, words):
 def test_rows_of_the_llama_architecture_are_interleaved_after_folding(models, tmp_path):
     """q of a stock llama file is the folded q of the so8t file in upstream's row order."""
     model = models["tiny-llama", "random"]
-    so8t = read_gguf(
-        convert(ConvertOptions(model=model, outfile=tmp_path / "a.gguf", outtype="f32", progress=False))
-    )
+    so8t = read_gguf(convert(ConvertOptions(model=model, outfile=tmp_path / "a.gguf", outtype="f32", progress=False)))
     plain = read_gguf(stock(model, tmp_path / "b.gguf"))
     q, n_head = so8t.tensors["blk.1.attn_q.weight"].read(), 8
     half = q.shape[0] // n_head // 2

@@ -32,9 +32,7 @@ print(upstream.gguf.__file__)
 print(sys.path == path, "torch" in sys.modules, "transformers" in sys.modules, "conversion" in sys.modules)
 """
     done = python(code, pinned_tree)
-    assert done.stdout.split() == [str(pinned_tree / "gguf-py/gguf/__init__.py"), "True", *["False"] * 3], (
-        done.stderr
-    )
+    assert done.stdout.split() == [str(pinned_tree / "gguf-py/gguf/__init__.py"), "True", *["False"] * 3], done.stderr
 
 
 def test_another_gguf_is_not_mixed_in(pinned_tree, tmp_path):

@@ -72,10 +72,7 @@ def test_a_model_saved_by_transformers_converts_to_the_same_file(load, models, t
     for file in source.iterdir():
         if not (saved / file.name).exists() or file.name == "generation_config.json":
             shutil.copyfile(file, saved / file.name)
-    assert (
-        convert_to(saved, name="saved.gguf").read_bytes()
-        == convert_to(source, name="source.gguf").read_bytes()
-    )
+    assert convert_to(saved, name="saved.gguf").read_bytes() == convert_to(source, name="source.gguf").read_bytes()
 
 
 @torch.no_grad()

@@ -16,8 +16,7 @@ for arguments in json.loads(sys.argv.pop()):
 def run_upstream(tree: Path, jobs: dict) -> dict:
     """Runs upstream's converter once per job (key -> directory, outfile); the key's last part is the outtype."""
     arguments = [
-        [str(directory), "--outfile", str(outfile), "--outtype", key[-1]]
-        for key, (directory, outfile) in jobs.items()
+        [str(directory), "--outfile", str(outfile), "--outtype", key[-1]] for key, (directory, outfile) in jobs.items()
     ]
     done = subprocess.run(
         [sys.executable, "-c", UPSTREAM, json.dumps(arguments)], cwd=tree, capture_output=True, text=True

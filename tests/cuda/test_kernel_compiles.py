@@ -55,9 +55,10 @@ def test_the_kernel_keeps_its_matrices_in_registers(compile_cuda, architecture):
     kernels = re.findall(r"Compiling entry function '(\w*so8t_rotate\w*)' for 'sm_(\d+)\w?'", text)
     assert len(kernels) == 2  # vectors of four floats, and single floats
     assert {found for _, found in kernels} == {architecture}
-    assert re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", text) == [
-        ("0", "0", "0")
-    ] * 2
+    assert (
+        re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", text)
+        == [("0", "0", "0")] * 2
+    )
     registers = [int(n) for n in re.findall(r"Used (\d+) registers", text)]
     assert len(registers) == 2
     assert max(registers) <= MAX_REGISTERS

@@ -47,9 +47,7 @@ def model(request, tmp_path: Path, pinned_tree: Path) -> Path:
     out = tmp_path / "model"
     is_adapter = request.param == "adapter"
     initialize(
-        InitializeOptions(
-            str(base), out, rotations="random", seed=8, scale=0.3, compensate=True, adapter=is_adapter
-        )
+        InitializeOptions(str(base), out, rotations="random", seed=8, scale=0.3, compensate=True, adapter=is_adapter)
     )
     return out
 
@@ -65,8 +63,7 @@ def task(head: str, position: str, n: int = 60) -> Task:
 
     def rows(side: str, count: int) -> tuple[Labelled, ...]:
         examples = [
-            example(f"{head}/{side}{index % 4}", index, index % 2, position == "answer")
-            for index in range(count)
+            example(f"{head}/{side}{index % 4}", index, index % 2, position == "answer") for index in range(count)
         ]
         return tuple(Labelled(e, round(e.score), e.id) for e in examples)
 
@@ -92,6 +89,4 @@ class SyntheticFeatures:
 
     def _states(self, e: Example, n: int) -> np.ndarray:
         rng = np.random.default_rng([*e.id.encode()])
-        return (rng.normal(size=(n, WIDTH)) + self.separation * (e.score - 0.5) * self.direction).astype(
-            np.float32
-        )
+        return (rng.normal(size=(n, WIDTH)) + self.separation * (e.score - 0.5) * self.direction).astype(np.float32)

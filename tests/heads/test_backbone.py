@@ -121,9 +121,7 @@ def test_features_are_computed_once_and_the_cache_has_no_text(tmp_path):
     assert features.answer(rows[2]).shape == (5, 8)
     assert all(b"question" not in file.read_bytes() for file in tmp_path.iterdir())
     changed = CountingBackbone()
-    Features(changed, tmp_path, lambda line: None).compute(
-        [Example("set", 0, "another question", "reply"), *rows[1:]]
-    )
+    Features(changed, tmp_path, lambda line: None).compute([Example("set", 0, "another question", "reply"), *rows[1:]])
     assert changed.calls == 1
 
 

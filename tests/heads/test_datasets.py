@@ -51,9 +51,7 @@ def test_the_small_yaml_reader_agrees_with_a_real_one(packages):
     yaml = pytest.importorskip("yaml")
     text = datasets._read("pyrit", "datasets/seed_datasets/local/adv_bench.prompt")
     expected = [seed["value"] for seed in yaml.safe_load(text)["seeds"]]
-    same = [
-        row.prompt for row in datasets.advbench()
-    ] == expected  # compared outside assert, which shows texts
+    same = [row.prompt for row in datasets.advbench()] == expected  # compared outside assert, which shows texts
     assert same
 
 

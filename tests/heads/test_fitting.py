@@ -30,9 +30,7 @@ pytest.importorskip("sklearn")
 def _rows(rng, n=400, d=16, scale=1.0, shift=0.0) -> tuple[Rows, np.ndarray]:
     direction = rng.normal(size=d)
     labels = rng.integers(0, 2, size=n)
-    states = (
-        rng.normal(size=(n, d)) + np.outer(labels - 0.5, 4 * direction / np.linalg.norm(direction))
-    ) * scale
+    states = (rng.normal(size=(n, d)) + np.outer(labels - 0.5, 4 * direction / np.linalg.norm(direction))) * scale
     return Rows(states + shift, labels, np.arange(n), np.ones(n)), direction
 
 
@@ -155,8 +153,7 @@ def test_rates_are_by_set_and_label():
         np.array([True, False, True, False]),
     )
     found = [
-        (rate["set"], rate["label"], rate["n"], rate["rate"])
-        for rate in acting_rates("prompt", sets, labels, acts)
+        (rate["set"], rate["label"], rate["n"], rate["rate"]) for rate in acting_rates("prompt", sets, labels, acts)
     ]
     assert found == [("a", 1, 2, 0.5), ("a", 0, 1, 1.0), ("b", 0, 1, 0.0)]
 

@@ -76,9 +76,7 @@ def test_similar_held_out_requests_of_the_same_source_are_no_training_requests(a
                 for rows in (task.fit, task.held_out)
             )
             close = sum(
-                len(words & other) >= splits.SIMILAR * len(words | other)
-                for words in held_out
-                for other in fit
+                len(words & other) >= splits.SIMILAR * len(words | other) for words in held_out for other in fit
             )
             assert close == 0
 

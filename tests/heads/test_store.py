@@ -86,9 +86,7 @@ def test_other_forms_of_heads_are_refused():
     with pytest.raises(ConfigError, match="3 labels"):
         store.check_form(HeadSpec("risk", ("a", "b", "c"), ("allow",) * 3, (0.5,) * 3))
     with pytest.raises(ConfigError, match="a stem and 2 labels"):
-        store.check_form(
-            HeadSpec("risk", ("a", "b"), ("allow",) * 2, (0.5,) * 2, activation="gelu", stem="s")
-        )
+        store.check_form(HeadSpec("risk", ("a", "b"), ("allow",) * 2, (0.5,) * 2, activation="gelu", stem="s"))
 
 
 def test_the_configuration_stays_valid_json_with_known_fields(model, directions):

@@ -25,9 +25,7 @@ def shape() -> SimpleNamespace:
 def write_gguf(gguf, tmp_path: Path, rng: np.random.Generator) -> Callable[..., Path]:
     """Writes an so8t file; ``edit(metadata, tensors)`` may spoil it before it is written."""
 
-    def write(
-        explicit: tuple[str, ...] = ("gate", "qk"), edit: Callable | None = None, arch: str = "so8t"
-    ) -> Path:
+    def write(explicit: tuple[str, ...] = ("gate", "qk"), edit: Callable | None = None, arch: str = "so8t") -> Path:
         head, head_kv = default_representations(N_HEAD), default_representations(N_HEAD_KV)
         metadata = {
             f"{arch}.block_count": N_LAYER,
@@ -146,9 +144,7 @@ def adapter_directory(gguf, tmp_path: Path, rng: np.random.Generator) -> Path:
     added |= {"so8t.out": random_generators(rng, (1,), 0.3)}
     for name in default_heads():
         added |= {f"{name}_head.weight": np.zeros((2, d)), f"{name}_head.bias": np.zeros(2)}
-    save_file(
-        {name: values.astype(np.float32) for name, values in added.items()}, directory / adapter.WEIGHTS_NAME
-    )
+    save_file({name: values.astype(np.float32) for name, values in added.items()}, directory / adapter.WEIGHTS_NAME)
     return directory
 
 

@@ -50,9 +50,7 @@ def test_commutator_norm_is_that_of_the_gates(write_gguf):
             safe = tensors[f"blk.1.so8t_gate_safe{name}.weight"]
             tensors[f"blk.1.so8t_gate_cmd{name}.weight"] = safe
 
-    norms = {
-        s.layer: s.commutator_norm for s in inspect(write_gguf(edit=same_gates)).sites if s.site == "gate"
-    }
+    norms = {s.layer: s.commutator_norm for s in inspect(write_gguf(edit=same_gates)).sites if s.site == "gate"}
     assert norms[1] < 1e-6 < 0.1 < norms[0]
 
 

@@ -121,7 +121,9 @@ def test_the_bytes_are_utf8_without_a_mark_and_with_unix_line_ends(write_gguf):
 
 
 def test_the_licence_is_that_of_the_keys_and_of_the_model_directory(write_gguf, tmp_path):
-    path = write_gguf(**{"general.license": "other", "general.license.name": "qwen", "general.license.link": "https://x/y"})
+    path = write_gguf(
+        **{"general.license": "other", "general.license.name": "qwen", "general.license.link": "https://x/y"}
+    )
     (tmp_path / "LICENSE").write_bytes(b'\xef\xbb\xbfPermission is "hereby"\x0c\ngranted\n')
     keys = "other\nqwen\nhttps://x/y"
     assert values(read_back(write_modelfile(path)), "license") == [keys]  # not a model directory

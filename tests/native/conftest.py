@@ -72,9 +72,7 @@ def make_model(tmp_path_factory, pinned_tree) -> Callable[..., Path]:
         scale_weights(base)
         model = root / "model"
         initialize(
-            InitializeOptions(
-                str(base), model, rotations="random", seed=seed, scale=0.5, shared_blocks=shared_blocks
-            )
+            InitializeOptions(str(base), model, rotations="random", seed=seed, scale=0.5, shared_blocks=shared_blocks)
         )
         randomize_heads(model, seed)
         return model
@@ -91,9 +89,7 @@ def to_gguf() -> Callable[..., Path]:
         key = (model, rotations, outtype)
         if key not in made:
             outfile = model.parent / f"{rotations}-{outtype}.gguf"
-            convert(
-                ConvertOptions(model=model, outfile=outfile, outtype=outtype, rotations=rotations, progress=False)
-            )
+            convert(ConvertOptions(model=model, outfile=outfile, outtype=outtype, rotations=rotations, progress=False))
             made[key] = outfile
         return made[key]
 

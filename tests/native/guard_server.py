@@ -95,9 +95,7 @@ class Server:
         finally:
             connection.close()
 
-    def request(
-        self, method: str, path: str, body: object = None, headers: dict[str, str] | None = None
-    ) -> Reply:
+    def request(self, method: str, path: str, body: object = None, headers: dict[str, str] | None = None) -> Reply:
         with self.open(method, path, body, headers) as response:
             return Reply(response.status, {k.lower(): v for k, v in response.getheaders()}, response.read())
 
@@ -250,15 +248,24 @@ def _stream_messages(events):
 COMPLETION = Endpoint("/completion", lambda prompt: {"prompt": prompt}, _read_completion, _stream_completion)
 TEXT = Endpoint("/v1/completions", lambda prompt: {"prompt": prompt}, _read_text, _stream_text)
 CHAT = Endpoint(
-    "/v1/chat/completions", lambda prompt: {"messages": _message(prompt)}, _read_chat, _stream_chat,
+    "/v1/chat/completions",
+    lambda prompt: {"messages": _message(prompt)},
+    _read_chat,
+    _stream_chat,
     lambda event: event["choices"][0]["delta"].get("role") == "assistant",
 )
 RESPONSES = Endpoint(
-    "/v1/responses", lambda prompt: {"input": prompt}, _read_response, _stream_response,
+    "/v1/responses",
+    lambda prompt: {"input": prompt},
+    _read_response,
+    _stream_response,
     lambda event: event["type"] == "response.created",
 )
 MESSAGES = Endpoint(
-    "/v1/messages", lambda prompt: {"messages": _message(prompt), "max_tokens": 256}, _read_messages, _stream_messages,
+    "/v1/messages",
+    lambda prompt: {"messages": _message(prompt), "max_tokens": 256},
+    _read_messages,
+    _stream_messages,
     lambda event: event["type"] == "message_start",
 )
 INFILL = Endpoint(
@@ -283,7 +290,7 @@ SCRIPTS = {
     "\n": ["hm ", "vile ", "</think>", "so ", "it ", "goes"],
     "tick": ["tock ", "tick ", "tock "],
     "cafe": ["caf", "<0xC3>", "<0xA9>", "+evil ", "fall"],
-    "json": ['{"a":', '"b', 'ad4', '"', "}"],
+    "json": ['{"a":', '"b', "ad4", '"', "}"],
     "bomb": ["sure ", "thing"],
     "court": ["law ", "text"],
     "<|fim_middle|>": ["fill ", "evil ", "fall"],

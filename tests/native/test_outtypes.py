@@ -80,9 +80,7 @@ def test_bytes_are_those_of_llama_quantize(runtime, model, exact, tmp_path, outt
 def test_an_importance_matrix_is_used_as_llama_quantize_does(runtime, model, exact, imatrix, tmp_path, outtype):
     check(runtime, model, exact, tmp_path, outtype, ["--imatrix", imatrix], imatrix=imatrix)
     if outtype == "q4_k_m":
-        plain = convert(
-            ConvertOptions(model=model, outfile=tmp_path / "plain.gguf", outtype=outtype, progress=False)
-        )
+        plain = convert(ConvertOptions(model=model, outfile=tmp_path / "plain.gguf", outtype=outtype, progress=False))
         assert tensors(plain) != tensors(tmp_path / "ours.gguf")
 
 
@@ -125,8 +123,6 @@ def test_a_matrix_for_another_model_is_refused(model, imatrix, tmp_path, make_mo
     other = make_model("qwen3", hidden_size=64)
     with pytest.raises(ConversionError, match=r"found \d+ importances, expected \d+; it belongs to another model"):
         convert(
-            ConvertOptions(
-                model=other, outfile=tmp_path / "o.gguf", outtype="q4_0", imatrix=imatrix, progress=False
-            )
+            ConvertOptions(model=other, outfile=tmp_path / "o.gguf", outtype="q4_0", imatrix=imatrix, progress=False)
         )
     assert np.isfinite(upstream.gguf.GGUFReader(imatrix).tensors[0].data).all()

@@ -33,9 +33,7 @@ def base_file(runtime, tmp_path_factory):
 @pytest.fixture(scope="module")
 def adapter(base_file, tmp_path_factory):
     out = tmp_path_factory.mktemp("adapter") / "smollm2-so8t"
-    initialize(
-        InitializeOptions(BASE, out, rotations="random", seed=8, scale=0.3, compensate=True, adapter=True)
-    )
+    initialize(InitializeOptions(BASE, out, rotations="random", seed=8, scale=0.3, compensate=True, adapter=True))
     return out
 
 

@@ -40,9 +40,7 @@ def models(tmp_path_factory, pinned_tree):
     for name, (family, fields) in BASES.items():
         base = make_base(root / f"base-{name}", family, **fields)
         shared = name.endswith("-shared")
-        initialize(
-            InitializeOptions(str(base), root / name, rotations="random", scale=0.5, shared_blocks=shared)
-        )
+        initialize(InitializeOptions(str(base), root / name, rotations="random", scale=0.5, shared_blocks=shared))
         weights = load_file(root / name / "model.safetensors")
         rng = np.random.default_rng(3)
         for tensor in weights:

@@ -209,9 +209,7 @@ def test_a_quantized_head_is_found(converted):
     assert problems[0] == f"tensor {name}: found type F16, expected F32"
 
 
-@pytest.mark.parametrize(
-    "name", ["blk.1.so8t_qk_gen.weight", "blk.0.so8t_gate_cmd_gen.weight", "so8t_out_gen.weight"]
-)
+@pytest.mark.parametrize("name", ["blk.1.so8t_qk_gen.weight", "blk.0.so8t_gate_cmd_gen.weight", "so8t_out_gen.weight"])
 def test_a_changed_generator_is_found(converted, name):
     plan = converted()
     change(plan.paths[0], name, lambda values: values.__setitem__(2, np.nextafter(values[2], np.float32(9))))
