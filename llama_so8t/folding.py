@@ -13,7 +13,7 @@ import numpy as np
 from llama_so8t import kernels
 from llama_so8t.algebra import DIM, rotation
 from llama_so8t.errors import AlgebraError, ConversionError
-from llama_so8t.layout import GENERATORS
+from llama_so8t.format import GENERATORS
 from llama_so8t.model_spec import ModelSpec
 
 RowStep = Callable[[np.ndarray, int], np.ndarray]
@@ -67,7 +67,7 @@ def layer_rotations(spec: ModelSpec, read: Callable[[str], np.ndarray]) -> Layer
 
     Args:
         spec: the model.
-        read: returns the generator ``(n, 28)`` of a name of `layout.GENERATORS`, e.g. ``"gate_safe"``.
+        read: returns the generator ``(n, 28)`` of a name of `format.GENERATORS`, e.g. ``"gate_safe"``.
     """
     found = {
         generator: np.asarray(read(generator), dtype=np.float64)

@@ -7,7 +7,7 @@ from typing import Any
 from llama_so8t.algebra.basis import DIM
 from llama_so8t.algebra.triality import VECTOR
 from llama_so8t.errors import ConfigError
-from llama_so8t.layout import (
+from llama_so8t.format import (
     BASE_ARCHITECTURES,
     GENERATORS,
     OUT_GENERATOR,

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from llama_so8t.checkpoint.atomic import new_file
-from llama_so8t.checkpoint.gguf_file import GgufFile, read_gguf
 from llama_so8t.errors import CheckpointError, ConversionError
-from llama_so8t.layout import ARCH, Keys
+from llama_so8t.files.atomic import new_file
+from llama_so8t.files.gguf_file import GgufFile, read_gguf
+from llama_so8t.format import ARCH, Keys
 
 REQUIRES = "0.32.6"
 """First Ollama that starts llama-server with the options of the pinned tree (``--load-mode``)."""

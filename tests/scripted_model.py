@@ -30,11 +30,12 @@ import numpy as np
 import sentencepiece
 from tiny_models import VOCABULARY_SIZE, base_config, stored, tokenizer_model
 
-from llama_so8t.checkpoint import adapter, safetensors_writer
+from llama_so8t.checkpoint import adapter
 from llama_so8t.checkpoint.names import EMBEDDING, OUTPUT, base_tensors, so8t_tensors
 from llama_so8t.conversion.convert import convert
 from llama_so8t.conversion.options import ConvertOptions
-from llama_so8t.layout import HeadSpec, head_tensor_prefix
+from llama_so8t.files import safetensors_writer
+from llama_so8t.format import HeadSpec, head_tensor_prefix
 from llama_so8t.model_spec import ModelSpec
 
 INF, NAN = math.inf, math.nan

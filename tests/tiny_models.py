@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from llama_so8t.checkpoint import safetensors_writer
 from llama_so8t.checkpoint.names import ARCHITECTURES, OUTPUT, base_tensors
-from llama_so8t.checkpoint.tensors import StoredTensor
+from llama_so8t.files import safetensors_writer
 from llama_so8t.model_spec import ModelSpec
+from llama_so8t.tensors import StoredTensor
 
 FAMILIES = tuple(ARCHITECTURES)
 VOCABULARY_SIZE = 320

@@ -9,7 +9,7 @@ from llama_so8t.audit.checkpoint import Checkpoint, key_id, read_checkpoint, rea
 from llama_so8t.audit.log import AuditError
 from llama_so8t.audit.tampering import Finding
 from llama_so8t.audit.verification import verify_until
-from llama_so8t.checkpoint.atomic import new_file
+from llama_so8t.files.atomic import new_file
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey

@@ -9,7 +9,7 @@ from typing import Any
 
 from llama_so8t.audit.log import AuditError, Place
 from llama_so8t.audit.records import Escalation, Open, Request, Text, read_record
-from llama_so8t.checkpoint.atomic import new_file
+from llama_so8t.files.atomic import new_file
 
 SCHEMA = """
 CREATE TABLE runs (

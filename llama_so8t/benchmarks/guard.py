@@ -16,8 +16,8 @@ from typing import Any
 
 from llama_so8t import upstream
 from llama_so8t.benchmarks.paired import paired_ratio
-from llama_so8t.checkpoint.gguf_file import read_gguf
 from llama_so8t.errors import So8tError
+from llama_so8t.files.gguf_file import read_gguf
 from llama_so8t.tools import program
 
 BARE = "no heads"

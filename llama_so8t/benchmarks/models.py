@@ -14,7 +14,6 @@ from llama_so8t.benchmarks.synthetic import QWEN3_4B
 from llama_so8t.checkpoint import Checkpoint
 from llama_so8t.checkpoint.adapter import so8t_config
 from llama_so8t.checkpoint.names import base_tensors, so8t_tensors
-from llama_so8t.checkpoint.tensors import StoredTensor
 from llama_so8t.checkpoint.vocabulary import Vocabulary
 from llama_so8t.conversion.options import ROTATION_MODES, ConvertOptions
 from llama_so8t.conversion.so8t_keys import so8t_keys
@@ -22,8 +21,9 @@ from llama_so8t.conversion.tensor_types import choose_types, file_type
 from llama_so8t.conversion.tensors import PlannedTensor, plan_heads, plan_stock_tensors, plan_tensors
 from llama_so8t.conversion.writer import Shard, TypedTensor, write_header
 from llama_so8t.folding import foldable_sites
-from llama_so8t.layout import ARCH, Tensors
+from llama_so8t.format import ARCH, Tensors
 from llama_so8t.model_spec import ModelSpec
+from llama_so8t.tensors import StoredTensor
 
 
 def _shape(width: int, inner: int, layers: int, heads: tuple[int, int, int], vocabulary: int) -> dict[str, Any]:

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from llama_so8t.checkpoint.adapter import so8t_config
-from llama_so8t.checkpoint.json_file import read_json
 from llama_so8t.checkpoint.names import base_tensors, so8t_tensors
-from llama_so8t.checkpoint.safetensors_file import INDEX_NAME
+from llama_so8t.files.json_file import read_json
+from llama_so8t.files.safetensors_file import INDEX_NAME
 from llama_so8t.model_spec import ModelSpec
 
 QWEN3_4B: dict[str, Any] = {

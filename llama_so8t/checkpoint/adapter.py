@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from llama_so8t.checkpoint import safetensors_file
-from llama_so8t.checkpoint.json_file import read_json
 from llama_so8t.errors import CheckpointError
+from llama_so8t.files import safetensors_file
+from llama_so8t.files.json_file import read_json
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"

@@ -10,12 +10,12 @@ import numpy as np
 
 from llama_so8t import kernels
 from llama_so8t.checkpoint.names import EMBEDDING
-from llama_so8t.checkpoint.tensors import StoredTensor
 from llama_so8t.checkpoint.vocabulary import Vocabulary
 from llama_so8t.errors import CheckpointError
 from llama_so8t.folding import LayerRotations, layer_rotations
-from llama_so8t.layout import generator_name
+from llama_so8t.format import generator_name
 from llama_so8t.model_spec import ModelSpec
+from llama_so8t.tensors import StoredTensor
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from llama_so8t.checkpoint.names import IGNORED_SUFFIXES, OUTPUT, OUTPUT_ALIAS, Expected
-from llama_so8t.checkpoint.tensors import StoredTensor
 from llama_so8t.errors import CheckpointError
-from llama_so8t.layout import head_tensor_prefix, stem_tensor_prefix
+from llama_so8t.format import head_tensor_prefix, stem_tensor_prefix
 from llama_so8t.model_spec import ModelSpec
+from llama_so8t.tensors import StoredTensor
 
 _SHOWN = 3
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from llama_so8t.checkpoint.checkpoint import finite
-from llama_so8t.checkpoint.tensors import StoredTensor
 from llama_so8t.errors import CheckpointError
+from llama_so8t.tensors import StoredTensor
 
 DTYPES = ("F8_E4M3", "F8_E5M2")
 

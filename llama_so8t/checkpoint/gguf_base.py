@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from llama_so8t.checkpoint.gguf_file import GgufFile
 from llama_so8t.checkpoint.names import ARCHITECTURES, GLOBAL_NAMES, LAYER_NAMES
-from llama_so8t.checkpoint.tensors import StoredTensor
 from llama_so8t.errors import CheckpointError
+from llama_so8t.files.gguf_file import GgufFile
+from llama_so8t.tensors import StoredTensor
 
 LLAMA3_POSITIONS = 8192
 """``original_max_position_embeddings`` of every published Llama 3 (config.json of 3.1, 3.2 and 3.3)."""

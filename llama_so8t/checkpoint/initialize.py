@@ -9,15 +9,16 @@ from typing import Any
 import numpy as np
 
 from llama_so8t.algebra import random_generators
-from llama_so8t.checkpoint import adapter, gguf_file, safetensors_writer, vocabulary
-from llama_so8t.checkpoint.atomic import new_directory
+from llama_so8t.checkpoint import adapter, vocabulary
 from llama_so8t.checkpoint.checkpoint import Checkpoint
 from llama_so8t.checkpoint.names import base_tensors, so8t_tensors
 from llama_so8t.checkpoint.open import compensated, open_checkpoint
-from llama_so8t.checkpoint.tensors import StoredTensor
 from llama_so8t.errors import CheckpointError, ConfigError
-from llama_so8t.layout import default_heads
+from llama_so8t.files import gguf_file, safetensors_writer
+from llama_so8t.files.atomic import new_directory
+from llama_so8t.format import default_heads
 from llama_so8t.model_spec import ModelSpec
+from llama_so8t.tensors import StoredTensor
 
 ROTATIONS = ("zero", "random")
 

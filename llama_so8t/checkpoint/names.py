@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llama_so8t.errors import CheckpointError
-from llama_so8t.layout import Tensors, head_tensor_prefix, stem_tensor_prefix
+from llama_so8t.format import Tensors, head_tensor_prefix, stem_tensor_prefix
 from llama_so8t.model_spec import ModelSpec
 
 ARCHITECTURES = {"qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}

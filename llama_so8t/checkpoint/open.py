@@ -6,25 +6,17 @@ from typing import Any
 
 import numpy as np
 
-from llama_so8t.checkpoint import (
-    adapter,
-    float8,
-    gguf_base,
-    gguf_file,
-    pytorch_file,
-    qwen3guard,
-    safetensors_file,
-    vocabulary,
-)
+from llama_so8t.checkpoint import adapter, float8, gguf_base, qwen3guard, vocabulary
 from llama_so8t.checkpoint.checkpoint import Checkpoint, RotationCache
 from llama_so8t.checkpoint.checks import check_stems, check_tensors, normalized
-from llama_so8t.checkpoint.json_file import read_json
 from llama_so8t.checkpoint.names import ARCHITECTURES, base_tensors, layer_tensor, so8t_tensors
-from llama_so8t.checkpoint.tensors import StoredTensor
 from llama_so8t.errors import CheckpointError
+from llama_so8t.files import gguf_file, pytorch_bin, safetensors_file
+from llama_so8t.files.json_file import read_json
 from llama_so8t.folding import compensate_step, is_rotated
-from llama_so8t.layouts import as_base
 from llama_so8t.model_spec import ModelSpec
+from llama_so8t.published import as_base
+from llama_so8t.tensors import StoredTensor
 
 
 def open_checkpoint(path: str | Path, base: str | Path | None = None) -> Checkpoint:
@@ -54,8 +46,8 @@ def open_checkpoint(path: str | Path, base: str | Path | None = None) -> Checkpo
 def _open_directory(path: Path) -> Checkpoint:
     config = _of_family(path, read_json(path / "config.json"))
     # a directory may hold both: safetensors are the ones to trust
-    pickled = not safetensors_file.is_there(path) and pytorch_file.is_there(path)
-    stored = float8.scaled(path, config, (pytorch_file if pickled else safetensors_file).read_sharded(path))
+    pickled = not safetensors_file.is_there(path) and pytorch_bin.is_there(path)
+    stored = float8.scaled(path, config, (pytorch_bin if pickled else safetensors_file).read_sharded(path))
     config, stored = as_base(path, config, stored)
     tensors = normalized(path, stored)
     if qwen3guard.is_guard(config):

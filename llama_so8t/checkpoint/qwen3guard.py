@@ -19,12 +19,12 @@ import numpy as np
 
 from llama_so8t.checkpoint.adapter import so8t_config
 from llama_so8t.checkpoint.checks import check_tensors
-from llama_so8t.checkpoint.json_file import read_json
 from llama_so8t.checkpoint.names import OUTPUT, Expected
-from llama_so8t.checkpoint.tensors import StoredTensor
 from llama_so8t.errors import CheckpointError
-from llama_so8t.layout import HeadSpec, head_tensor_prefix, stem_tensor_prefix
+from llama_so8t.files.json_file import read_json
+from llama_so8t.format import HeadSpec, head_tensor_prefix, stem_tensor_prefix
 from llama_so8t.model_spec import ModelSpec
+from llama_so8t.tensors import StoredTensor
 
 ARCHITECTURE = "Qwen3ForGuardModel"
 

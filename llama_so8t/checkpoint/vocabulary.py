@@ -5,7 +5,7 @@ from pathlib import Path
 
 from llama_so8t import upstream
 from llama_so8t.checkpoint.gguf_base import ROPE_FREQS
-from llama_so8t.checkpoint.gguf_file import GgufFile
+from llama_so8t.files.gguf_file import GgufFile
 
 NAME = "vocab.gguf"
 """Keys of a GGUF base without its weights. In a directory it is the tokenizer, whatever else is there."""

@@ -10,10 +10,8 @@ import numpy as np
 
 from llama_so8t import upstream
 from llama_so8t.checkpoint import Checkpoint, open_checkpoint
-from llama_so8t.checkpoint.atomic import new_files
 from llama_so8t.checkpoint.checkpoint import finite
 from llama_so8t.checkpoint.names import EMBEDDING, OUTPUT, so8t_tensors
-from llama_so8t.checkpoint.tensors import StoredTensor
 from llama_so8t.conversion.metadata import base_metadata
 from llama_so8t.conversion.options import ARCHITECTURES, OUTTYPES, ROTATION_MODES, ConvertOptions
 from llama_so8t.conversion.so8t_keys import so8t_keys
@@ -21,8 +19,10 @@ from llama_so8t.conversion.tensor_types import choose_types, file_type, importan
 from llama_so8t.conversion.tensors import PlannedTensor, plan_heads, plan_stock_tensors, plan_tensors
 from llama_so8t.conversion.writer import Shard, TypedTensor, split, write
 from llama_so8t.errors import ConversionError
+from llama_so8t.files.atomic import new_files
 from llama_so8t.folding import foldable_sites
-from llama_so8t.layout import ARCH, GENERATORS, generator_name
+from llama_so8t.format import ARCH, GENERATORS, generator_name
+from llama_so8t.tensors import StoredTensor
 
 _ROWS = 1024
 

@@ -14,10 +14,10 @@ import numpy as np
 from llama_so8t import upstream
 from llama_so8t.checkpoint import Checkpoint
 from llama_so8t.checkpoint.gguf_base import ROPE_FREQS, hyperparameters
-from llama_so8t.checkpoint.gguf_file import GgufFile, read_gguf
 from llama_so8t.checkpoint.names import ARCHITECTURES
 from llama_so8t.errors import ConversionError
-from llama_so8t.layout import ARCH
+from llama_so8t.files.gguf_file import GgufFile, read_gguf
+from llama_so8t.format import ARCH
 
 # keys that describe the weights of the base file, or how it was cut, and would be false in the new one
 _DROPPED_PREFIXES = ("split.", "quantize.", "general.tensor_extra")

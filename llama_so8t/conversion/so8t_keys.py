@@ -6,7 +6,7 @@ from typing import Any
 from llama_so8t import upstream
 from llama_so8t.algebra import DIM
 from llama_so8t.errors import ConversionError
-from llama_so8t.layout import FORMAT_VERSION, HeadSpec, Keys
+from llama_so8t.format import FORMAT_VERSION, HeadSpec, Keys
 from llama_so8t.model_spec import ModelSpec
 
 _FLOAT32_LIMIT = 2.0**128

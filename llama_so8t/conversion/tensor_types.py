@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from llama_so8t import tools, upstream
-from llama_so8t.checkpoint.gguf_file import read_gguf
 from llama_so8t.checkpoint.names import EMBEDDING, OUTPUT, gguf_name, layer_tensor
 from llama_so8t.conversion.options import PLAIN_OUTTYPES, ConvertOptions
 from llama_so8t.conversion.tensors import PlannedTensor
 from llama_so8t.conversion.writer import Shard, TypedTensor, write_header
 from llama_so8t.errors import ConversionError
+from llama_so8t.files.gguf_file import read_gguf
 from llama_so8t.model_spec import ModelSpec
 
 _FALLBACK = "F16"

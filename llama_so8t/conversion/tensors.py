@@ -11,8 +11,7 @@ from llama_so8t.checkpoint import Checkpoint
 from llama_so8t.checkpoint.checkpoint import RotationCache, check_finite, finite
 from llama_so8t.checkpoint.gguf_base import interleave_halves
 from llama_so8t.checkpoint.names import OUTPUT, base_tensors, gguf_name, layer_tensor
-from llama_so8t.checkpoint.tensors import StoredTensor
-from llama_so8t.layout import (
+from llama_so8t.format import (
     GENERATORS,
     OUT_GENERATOR,
     ROTATIONS,
@@ -21,6 +20,7 @@ from llama_so8t.layout import (
     head_tensor_prefix,
     stem_tensor_prefix,
 )
+from llama_so8t.tensors import StoredTensor
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ import numpy as np
 from llama_so8t.algebra import coefficients, determinant, orthogonality_error
 from llama_so8t.diagnosis.report import Gate
 from llama_so8t.errors import AlgebraError, CheckpointError
-from llama_so8t.layouts import Layout, Signature
-from llama_so8t.layouts.restore import builder_of
-from llama_so8t.layouts.rotations import column_form
+from llama_so8t.published import Layout, Signature
+from llama_so8t.published.restore import builder_of
+from llama_so8t.published.rotations import column_form
 
 _SHOWN = 3
 

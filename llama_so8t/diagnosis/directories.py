@@ -5,19 +5,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llama_so8t.checkpoint import adapter, float8, open_checkpoint, safetensors_file
+from llama_so8t.checkpoint import adapter, float8, open_checkpoint
 from llama_so8t.checkpoint.checks import check_tensors, normalized
-from llama_so8t.checkpoint.json_file import read_json
 from llama_so8t.checkpoint.names import ARCHITECTURES, base_tensors
-from llama_so8t.checkpoint.tensors import StoredTensor
 from llama_so8t.diagnosis.checks import gate_measures, gate_notes, weight_problems
 from llama_so8t.diagnosis.files import diagnose_file
 from llama_so8t.diagnosis.npz_artefacts import SEED_TENSORS, diagnose_npz
 from llama_so8t.diagnosis.report import Diagnosis
 from llama_so8t.errors import CheckpointError, So8tError
-from llama_so8t.layouts import Signature, identify, restore
-from llama_so8t.layouts.restore import LAYOUT_KEY
+from llama_so8t.files import safetensors_file
+from llama_so8t.files.json_file import read_json
 from llama_so8t.model_spec import ModelSpec
+from llama_so8t.published import Signature, identify, restore
+from llama_so8t.published.restore import LAYOUT_KEY
+from llama_so8t.tensors import StoredTensor
 
 INTEGRATION_INFO = "so8t_integration_info.json"
 BAKED = ("burnin_metadata.json", "burn_in_report.json")

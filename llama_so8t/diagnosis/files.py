@@ -5,16 +5,15 @@ from pathlib import Path
 
 import numpy as np
 
-from llama_so8t import torch_file
-from llama_so8t.checkpoint import safetensors_file
-from llama_so8t.checkpoint.tensors import StoredTensor
 from llama_so8t.diagnosis.checks import gate_measures, gate_notes, listed
 from llama_so8t.diagnosis.gguf_artefacts import diagnose_gguf
 from llama_so8t.diagnosis.npz_artefacts import diagnose_npz
 from llama_so8t.diagnosis.report import Diagnosis
 from llama_so8t.errors import CheckpointError
-from llama_so8t.layouts import BY_ID, identify
-from llama_so8t.layouts.soul import read_soul
+from llama_so8t.files import safetensors_file, torch_file
+from llama_so8t.published import BY_ID, identify
+from llama_so8t.published.soul import read_soul
+from llama_so8t.tensors import StoredTensor
 
 _HEAD = 64
 _ALONE = "weights without a model; diagnose or convert the directory that they belong to"

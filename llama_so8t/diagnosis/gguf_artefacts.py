@@ -3,12 +3,12 @@
 import struct
 from pathlib import Path
 
-from llama_so8t import torch_file
-from llama_so8t.checkpoint.gguf_file import GgufFile, read_gguf
 from llama_so8t.diagnosis.report import Diagnosis
 from llama_so8t.errors import So8tError
+from llama_so8t.files import torch_file
+from llama_so8t.files.gguf_file import GgufFile, read_gguf
+from llama_so8t.format import ARCH, Keys
 from llama_so8t.inspection import inspect
-from llama_so8t.layout import ARCH, Keys
 
 _PLACEHOLDER = b"# Placeholder GGUF file"
 _PATH_HOLDER_BYTES = 4096

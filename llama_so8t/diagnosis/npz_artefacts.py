@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from llama_so8t.checkpoint.json_file import read_json
 from llama_so8t.diagnosis.checks import is_flat, listed
 from llama_so8t.diagnosis.report import Diagnosis
 from llama_so8t.errors import CheckpointError
-from llama_so8t.layouts import identify
+from llama_so8t.files.json_file import read_json
+from llama_so8t.published import identify
 
 SEED_TENSORS, SEED_INFO = "model_tensors_8bit.npz", "quantization_info.json"
 

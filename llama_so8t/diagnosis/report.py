@@ -4,7 +4,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from llama_so8t.layouts import Layout
+from llama_so8t.published import Layout
 
 
 @dataclass(frozen=True)

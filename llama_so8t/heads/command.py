@@ -8,6 +8,7 @@ from typing import Any
 
 from llama_so8t.checkpoint import Checkpoint, adapter
 from llama_so8t.errors import ConfigError
+from llama_so8t.format import HeadSpec
 from llama_so8t.heads import datasets, store
 from llama_so8t.heads.backbone import Backbone
 from llama_so8t.heads.evaluation import evaluate_task
@@ -16,7 +17,6 @@ from llama_so8t.heads.fitting import Fitted, fit_head
 from llama_so8t.heads.regression import Direction
 from llama_so8t.heads.report import REPORT_NAME, model_card
 from llama_so8t.heads.splits import Task, tasks
-from llama_so8t.layout import HeadSpec
 
 HEADS = ("safety", "authority")
 """The heads with training data, in verdict order."""

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from llama_so8t.format import HeadSpec
 from llama_so8t.heads.baselines import BASELINES, scores
 from llama_so8t.heads.features import Features
 from llama_so8t.heads.fitting import acting_rates, auroc, balanced_weights, debounced
 from llama_so8t.heads.regression import Direction
 from llama_so8t.heads.splits import Labelled, Task
-from llama_so8t.layout import HeadSpec
 
 ALL = "all"
 

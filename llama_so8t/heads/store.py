@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from llama_so8t.algebra import rotate_blocks, rotation
-from llama_so8t.checkpoint import Checkpoint, adapter, safetensors_file, safetensors_writer
-from llama_so8t.checkpoint.atomic import new_directory
-from llama_so8t.checkpoint.tensors import StoredTensor
+from llama_so8t.checkpoint import Checkpoint, adapter
 from llama_so8t.errors import CheckpointError, ConfigError
+from llama_so8t.files import safetensors_file, safetensors_writer
+from llama_so8t.files.atomic import new_directory
+from llama_so8t.format import OUT_GENERATOR, HeadSpec, head_tensor_prefix
 from llama_so8t.heads.regression import Direction
-from llama_so8t.layout import OUT_GENERATOR, HeadSpec, head_tensor_prefix
+from llama_so8t.tensors import StoredTensor
 
 
 def head_weights(direction: Direction, out: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

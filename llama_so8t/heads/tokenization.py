@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING, Any
 
 from llama_so8t.checkpoint import Vocabulary
-from llama_so8t.checkpoint.gguf_file import GgufFile, read_gguf
 from llama_so8t.errors import CheckpointError
+from llama_so8t.files.gguf_file import GgufFile, read_gguf
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -10,7 +10,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from llama_so8t.algebra import DIM
 from llama_so8t.errors import ConfigError
-from llama_so8t.layout import ARCH, BASE_ARCHITECTURES, HeadSpec, default_heads
+from llama_so8t.format import ARCH, BASE_ARCHITECTURES, HeadSpec, default_heads
 from llama_so8t.model_spec import ModelSpec
 
 ARCHITECTURE = "SO8TTransformerForCausalLM"

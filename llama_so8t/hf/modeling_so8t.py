@@ -31,9 +31,9 @@ from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from llama_so8t.format import OUT_GENERATOR, generator_name, head_tensor_prefix
 from llama_so8t.hf.configuration_so8t import SO8TTransformerConfig
 from llama_so8t.hf.torch_rotation import mix_heads, rotate_blocks, rotate_heads, rotation
-from llama_so8t.layout import OUT_GENERATOR, generator_name, head_tensor_prefix
 from llama_so8t.model_spec import ModelSpec
 
 # the families differ in the biases and the q/k norm; norm, rotary embedding and attention are one code

@@ -6,6 +6,7 @@ import numpy as np
 
 from llama_so8t.checkpoint import Checkpoint, adapter, open_checkpoint
 from llama_so8t.errors import CheckpointError
+from llama_so8t.format import ARCH, GENERATORS, OUT_GENERATOR, HeadSpec, generator_name, head_tensor_prefix
 from llama_so8t.inspection.subject import (
     Generator,
     HeadTensors,
@@ -14,7 +15,6 @@ from llama_so8t.inspection.subject import (
     head_problem,
     used_representations,
 )
-from llama_so8t.layout import ARCH, GENERATORS, OUT_GENERATOR, HeadSpec, generator_name, head_tensor_prefix
 
 
 def open_directory(path: Path, base: str | None = None) -> Subject:

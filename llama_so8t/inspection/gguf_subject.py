@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from llama_so8t.algebra import DIM, N_GENERATORS
-from llama_so8t.checkpoint.gguf_file import GgufFile, read_gguf
 from llama_so8t.errors import CheckpointError
+from llama_so8t.files.gguf_file import GgufFile, read_gguf
+from llama_so8t.format import ARCH, FORMAT_VERSION, GENERATORS, ROTATIONS, SITES, HeadSpec, Keys, Tensors
 from llama_so8t.inspection.subject import (
     Generator,
     HeadTensors,
@@ -18,7 +19,6 @@ from llama_so8t.inspection.subject import (
     head_problem,
     used_representations,
 )
-from llama_so8t.layout import ARCH, FORMAT_VERSION, GENERATORS, ROTATIONS, SITES, HeadSpec, Keys, Tensors
 
 MAX_LAYERS = 4096
 MAX_WIDTH = 1 << 17

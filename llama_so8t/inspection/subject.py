@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from llama_so8t.algebra import DIM, REPRESENTATIONS, rotation
-from llama_so8t.layout import HeadSpec
+from llama_so8t.format import HeadSpec
 
 TRIALITY_SITES = ("qk", "v", "out")
 """Sites that use one generator in several representations."""

@@ -9,9 +9,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from llama_so8t import upstream
-from llama_so8t.checkpoint.gguf_file import read_gguf
-from llama_so8t.checkpoint.tensors import DataFile
 from llama_so8t.errors import CheckpointError
+from llama_so8t.files.gguf_file import read_gguf
+from llama_so8t.tensors import DataFile
 
 _CHUNK = 8 << 20
 """Bytes of a tensor that a thread has in memory."""

@@ -8,11 +8,11 @@ import torch
 
 from llama_so8t.checkpoint.checks import check_tensors
 from llama_so8t.checkpoint.fields import FIELDS
-from llama_so8t.checkpoint.json_file import read_json
 from llama_so8t.checkpoint.names import MAX_LAYERS, base_tensors, so8t_tensors
 from llama_so8t.errors import CheckpointError, So8tError
+from llama_so8t.files.json_file import read_json
+from llama_so8t.format import ARCH
 from llama_so8t.hf import SO8TTransformerConfig, SO8TTransformerForCausalLM
-from llama_so8t.layout import ARCH
 from llama_so8t.model_spec import ModelSpec
 from llama_so8t.sidecars.metadata import FURTHER, WRITTEN
 from llama_so8t.sidecars.npz import read_npz

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from llama_so8t.checkpoint.tensors import StoredTensor
 from llama_so8t.errors import CheckpointError
 from llama_so8t.sidecars.quantization import dequantize
+from llama_so8t.tensors import StoredTensor
 
 SUFFIX = ".npy"
 DTYPE = np.dtype(np.int8)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from llama_so8t.checkpoint.tensors import StoredTensor
+from llama_so8t.tensors import StoredTensor
 
 TYPE = "int8_per_tensor"
 """Not Q8_0, which has a scale for every 32 weights."""

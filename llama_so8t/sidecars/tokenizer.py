@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from llama_so8t.checkpoint import Vocabulary
-from llama_so8t.checkpoint.gguf_file import GgufFile, read_gguf
-from llama_so8t.checkpoint.json_file import read_json
 from llama_so8t.errors import CheckpointError
+from llama_so8t.files.gguf_file import GgufFile, read_gguf
+from llama_so8t.files.json_file import read_json
 
 SPECIAL_TOKENS = {"bos_token": "bos", "eos_token": "eos", "pad_token": "padding", "unk_token": "unknown"}
 """Name in the file and in tokenizer_config.json -> name in the keys of GGUF."""

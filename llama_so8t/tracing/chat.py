@@ -3,8 +3,8 @@
 import json
 from typing import Any
 
-from llama_so8t.checkpoint.gguf_file import GgufFile
 from llama_so8t.errors import CheckpointError, ConfigError
+from llama_so8t.files.gguf_file import GgufFile
 
 
 def read_messages(text: str) -> list[dict[str, str]]:

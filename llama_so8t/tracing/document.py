@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from llama_so8t.layout import HeadSpec
+from llama_so8t.format import HeadSpec
 from llama_so8t.tracing.rule import Trigger
 from llama_so8t.tracing.trace import Trace
 

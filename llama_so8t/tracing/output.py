@@ -4,8 +4,8 @@ import json
 import os
 from pathlib import Path
 
-from llama_so8t.checkpoint.atomic import new_file
 from llama_so8t.errors import ConfigError
+from llama_so8t.files.atomic import new_file
 from llama_so8t.tracing.trace import Trace
 
 SUFFIXES = (".html", ".png", ".json")

@@ -6,7 +6,7 @@ from importlib.resources import files
 
 import numpy as np
 
-from llama_so8t.layout import HeadSpec
+from llama_so8t.format import HeadSpec
 from llama_so8t.tracing.curves import MAX_POINTS, peaks, runs, ticks
 from llama_so8t.tracing.palette import drawn_labels, label_colors, rule_text, trigger_text, visible
 from llama_so8t.tracing.rule import Span, Trigger, acting, judged, reached, risk

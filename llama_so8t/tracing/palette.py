@@ -2,7 +2,7 @@
 
 import unicodedata
 
-from llama_so8t.layout import HeadSpec
+from llama_so8t.format import HeadSpec
 from llama_so8t.tracing.rule import PROMPT, Trigger, acting
 
 ACTION_COLORS = {"refuse": "#d5402b", "escalate": "#d99000"}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from llama_so8t.errors import ConfigError
-from llama_so8t.layout import HeadSpec
+from llama_so8t.format import HeadSpec
 from llama_so8t.tracing.curves import MAX_POINTS, peaks, runs, ticks
 from llama_so8t.tracing.palette import (
     ACTION_COLORS,

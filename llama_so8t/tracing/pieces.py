@@ -3,7 +3,7 @@
 import codecs
 from collections.abc import Iterable, Iterator
 
-from llama_so8t.checkpoint.gguf_file import GgufFile
+from llama_so8t.files.gguf_file import GgufFile
 
 _NORMAL, _BYTE = 1, 6  # tokenizer.ggml.token_type; the others stand for their own text
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llama_so8t.layout import ACTIONS, HeadSpec
+from llama_so8t.format import ACTIONS, HeadSpec
 
 PROMPT, THINK, ANSWER = "prompt", "think", "answer"
 

@@ -9,10 +9,10 @@ import numpy as np
 from tqdm import tqdm
 
 from llama_so8t.bindings import Session
-from llama_so8t.checkpoint.gguf_file import GgufFile, read_gguf
 from llama_so8t.errors import CheckpointError, ConfigError
+from llama_so8t.files.gguf_file import GgufFile, read_gguf
+from llama_so8t.format import HeadSpec
 from llama_so8t.inspection.gguf_subject import open_gguf
-from llama_so8t.layout import HeadSpec
 from llama_so8t.tracing import chat
 from llama_so8t.tracing.pieces import Pieces
 from llama_so8t.tracing.rule import ANSWER, PROMPT, THINK, Span, Trigger, probabilities, triggers

@@ -6,13 +6,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from llama_so8t.checkpoint.gguf_file import GgufFile, read_gguf
-from llama_so8t.checkpoint.tensors import StoredTensor
 from llama_so8t.conversion.convert import Plan
 from llama_so8t.conversion.writer import Shard, TypedTensor
 from llama_so8t.errors import So8tError
+from llama_so8t.files.gguf_file import GgufFile, read_gguf
+from llama_so8t.format import ARCH
 from llama_so8t.inspection import inspect
-from llama_so8t.layout import ARCH
+from llama_so8t.tensors import StoredTensor
 from llama_so8t.verification.keys import key_problems
 from llama_so8t.verification.logits import compare_logits
 from llama_so8t.verification.report import FAILED, NOT_RUN, OK, Check, VerifyReport

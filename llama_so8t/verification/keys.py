@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from llama_so8t import upstream
-from llama_so8t.checkpoint.gguf_file import GgufFile
+from llama_so8t.files.gguf_file import GgufFile
 
 
 def key_problems(file: GgufFile, expected: Mapping[str, Any]) -> Iterator[str]:

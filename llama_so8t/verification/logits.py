@@ -12,10 +12,10 @@ from llama_so8t.bindings.session import F32
 from llama_so8t.checkpoint import Checkpoint
 from llama_so8t.checkpoint.gguf_base import split_halves
 from llama_so8t.checkpoint.names import gguf_name, layer_tensor
-from llama_so8t.checkpoint.tensors import StoredTensor
 from llama_so8t.conversion.convert import Plan
 from llama_so8t.errors import RuntimeLibraryError
-from llama_so8t.layout import ARCH, GENERATORS, SITES, Tensors, stem_tensor_prefix
+from llama_so8t.format import ARCH, GENERATORS, SITES, Tensors, stem_tensor_prefix
+from llama_so8t.tensors import StoredTensor
 from llama_so8t.verification.bounds import LOGITS, LOGITS_QUANTIZED
 from llama_so8t.verification.report import FAILED, NOT_RUN, OK, Check
 

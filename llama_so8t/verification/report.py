@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from llama_so8t.checkpoint.atomic import new_file
 from llama_so8t.errors import ConversionError
+from llama_so8t.files.atomic import new_file
 from llama_so8t.inspection.table import aligned
 from llama_so8t.verification.tensors import TensorMeasure
 

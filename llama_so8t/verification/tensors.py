@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from llama_so8t import kernels, upstream
-from llama_so8t.checkpoint.tensors import StoredTensor
 from llama_so8t.conversion.tensors import PlannedTensor
 from llama_so8t.conversion.writer import TypedTensor
+from llama_so8t.tensors import StoredTensor
 from llama_so8t.verification.bounds import BOUNDS, HALF_STEP_F16, Bound
 
 _CHUNK = 1 << 19

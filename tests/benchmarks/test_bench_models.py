@@ -5,7 +5,7 @@ import os
 import pytest
 
 from llama_so8t.benchmarks.models import ARMS, BASE, SHAPES, WEIGHTS, Arm, write_models
-from llama_so8t.checkpoint.gguf_file import read_gguf
+from llama_so8t.files.gguf_file import read_gguf
 
 N_LAYER = SHAPES["tiny"]["num_hidden_layers"]
 

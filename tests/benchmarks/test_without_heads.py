@@ -4,8 +4,8 @@ import pytest
 from scripted_model import Head, scripted_gguf
 
 from llama_so8t.benchmarks.guard import measure_guard, without_heads
-from llama_so8t.checkpoint.gguf_file import read_gguf
 from llama_so8t.errors import So8tError
+from llama_so8t.files.gguf_file import read_gguf
 
 HEADS = {"safety": Head(["safe", "unsafe"], ["allow", "refuse"], [0.5, 0.9])}
 

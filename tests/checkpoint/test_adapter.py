@@ -90,7 +90,7 @@ def test_a_base_with_other_weights_is_refused(home):
 
 def test_every_shard_counts_in_the_sha256(home):
     base = home / "models" / "base"
-    from llama_so8t.checkpoint import safetensors_file, safetensors_writer
+    from llama_so8t.files import safetensors_file, safetensors_writer
 
     tensors = list(safetensors_file.read_sharded(base).values())
     sharded = home / "sharded"

@@ -8,11 +8,12 @@ import pytest
 from tiny_models import FAMILIES, write_base
 
 from llama_so8t.checkpoint import initialize as module
-from llama_so8t.checkpoint import open_checkpoint, safetensors_writer
-from llama_so8t.checkpoint.gguf_file import read_gguf
+from llama_so8t.checkpoint import open_checkpoint
 from llama_so8t.checkpoint.initialize import InitializeOptions, initialize
 from llama_so8t.checkpoint.names import so8t_tensors
 from llama_so8t.errors import CheckpointError, ConfigError, ConversionError
+from llama_so8t.files import safetensors_writer
+from llama_so8t.files.gguf_file import read_gguf
 
 
 def make(base, out, **options):

@@ -7,9 +7,10 @@ import pytest
 from guard_models import CATEGORIES, RISKS, guard_config, guard_tensors
 from tiny_models import base_config, stored, write_base
 
-from llama_so8t.checkpoint import open_checkpoint, safetensors_file, safetensors_writer
+from llama_so8t.checkpoint import open_checkpoint
 from llama_so8t.checkpoint.qwen3guard import is_guard
 from llama_so8t.errors import So8tError
+from llama_so8t.files import safetensors_file, safetensors_writer
 
 WIDTH, INNER = 64, 24
 

@@ -7,8 +7,8 @@ from required import absent
 
 from llama_so8t.checkpoint import open_checkpoint
 from llama_so8t.checkpoint.gguf_base import split_halves
-from llama_so8t.checkpoint.gguf_file import read_gguf
 from llama_so8t.checkpoint.initialize import InitializeOptions, initialize
+from llama_so8t.files.gguf_file import read_gguf
 
 ADDED_KEYS = {
     "so8t.vocab_size",

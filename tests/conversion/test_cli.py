@@ -11,7 +11,7 @@ from tiny_models import write_base
 
 from llama_so8t import cli
 from llama_so8t.checkpoint import adapter, open_checkpoint
-from llama_so8t.checkpoint.gguf_file import read_gguf
+from llama_so8t.files.gguf_file import read_gguf
 
 REPOSITORY = Path(__file__).parents[2]
 

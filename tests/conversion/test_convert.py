@@ -11,14 +11,15 @@ from tiny_models import stored
 
 from llama_so8t import folding
 from llama_so8t.algebra import orthogonality_error, rotation
-from llama_so8t.checkpoint import open_checkpoint, safetensors_file, safetensors_writer
-from llama_so8t.checkpoint.gguf_file import read_gguf
+from llama_so8t.checkpoint import open_checkpoint
 from llama_so8t.checkpoint.initialize import InitializeOptions, initialize
 from llama_so8t.checkpoint.names import gguf_name, layer_tensor
 from llama_so8t.conversion.convert import convert
 from llama_so8t.conversion.options import ConvertOptions
 from llama_so8t.errors import CheckpointError, ConfigError, ConversionError
-from llama_so8t.layout import GENERATORS, default_heads, generator_name
+from llama_so8t.files import safetensors_file, safetensors_writer
+from llama_so8t.files.gguf_file import read_gguf
+from llama_so8t.format import GENERATORS, default_heads, generator_name
 
 NAMES = ["Tiny-Qwen3-0.1M-Instruct", "tiny-llama", "odd-qwen2-yarn"]
 FOLD_ONLY = {"gate", "v", "heads", "ffn"}

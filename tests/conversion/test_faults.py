@@ -13,13 +13,14 @@ import pytest
 from tiny_models import stored, write_base
 
 from llama_so8t import cli, upstream
-from llama_so8t.checkpoint import open_checkpoint, safetensors_file, safetensors_writer
-from llama_so8t.checkpoint.gguf_file import read_gguf
+from llama_so8t.checkpoint import open_checkpoint
 from llama_so8t.conversion import writer
 from llama_so8t.conversion.convert import convert
 from llama_so8t.conversion.options import ConvertOptions
 from llama_so8t.conversion.tensors import plan_tensors
 from llama_so8t.errors import CheckpointError, ConversionError
+from llama_so8t.files import safetensors_file, safetensors_writer
+from llama_so8t.files.gguf_file import read_gguf
 
 HOLD = """
 import sys, time

@@ -7,7 +7,7 @@ from tiny_models import base_config
 from llama_so8t import folding
 from llama_so8t.algebra import DIM, random_generators, rotate_blocks, rotation
 from llama_so8t.errors import AlgebraError, ConversionError
-from llama_so8t.layout import GENERATORS, n_generators
+from llama_so8t.format import GENERATORS, n_generators
 from llama_so8t.model_spec import ModelSpec
 
 # hidden size, heads, key-value heads, head size, shared blocks: one group of heads, none, two, one and a rest

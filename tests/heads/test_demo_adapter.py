@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llama_so8t.checkpoint import adapter, safetensors_file
+from llama_so8t.checkpoint import adapter
 from llama_so8t.checkpoint.initialize import InitializeOptions, initialize
+from llama_so8t.files import safetensors_file
 from llama_so8t.heads import datasets
 from llama_so8t.heads.report import REPORT_NAME, model_card
 

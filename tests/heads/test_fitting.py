@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from required import absent
 
+from llama_so8t.format import default_heads
 from llama_so8t.heads import baselines
 from llama_so8t.heads.evaluation import comparisons, evaluate_task, logit
 from llama_so8t.heads.fitting import (
@@ -21,7 +22,6 @@ from llama_so8t.heads.fitting import (
 )
 from llama_so8t.heads.regression import N_FOLDS, Rows, fit, folds, out_of_fold
 from llama_so8t.heads.store import tuned
-from llama_so8t.layout import default_heads
 from tests.heads.conftest import SyntheticFeatures, task
 
 pytest.importorskip("sklearn")

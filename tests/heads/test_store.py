@@ -8,9 +8,9 @@ import pytest
 from llama_so8t.algebra import SPINOR_MINUS, SPINOR_PLUS, random_generators, rotate_blocks, rotation
 from llama_so8t.checkpoint import open_checkpoint
 from llama_so8t.errors import CheckpointError, ConfigError
+from llama_so8t.format import HeadSpec, default_heads
 from llama_so8t.heads import store
 from llama_so8t.heads.regression import Direction
-from llama_so8t.layout import HeadSpec, default_heads
 from tests.heads.conftest import WIDTH
 
 

@@ -74,7 +74,7 @@ def model(config):
 @pytest.fixture
 def head_forms():
     """Fields with the two heads of SO8T, linear and MLP heads, and two heads that share a Qwen3Guard stem."""
-    from llama_so8t.layout import default_heads
+    from llama_so8t.format import default_heads
 
     return {
         "so8t_heads": {

@@ -7,8 +7,8 @@ import pytest
 transformers = pytest.importorskip("transformers")
 
 from llama_so8t.errors import ConfigError  # noqa: E402
+from llama_so8t.format import HeadSpec  # noqa: E402
 from llama_so8t.hf import SO8TTransformerConfig  # noqa: E402
-from llama_so8t.layout import HeadSpec  # noqa: E402
 from llama_so8t.model_spec import ModelSpec  # noqa: E402
 
 ROPE = {"rope_type": "yarn", "rope_theta": 5e5, "factor": 2.0, "original_max_position_embeddings": 32}

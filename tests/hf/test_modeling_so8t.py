@@ -379,7 +379,7 @@ def test_model_cast_as_a_whole_still_runs(model, tokens, head_forms):
 
 def test_the_package_without_hf_imports_no_torch():
     code = (
-        "import sys, llama_so8t, llama_so8t.algebra, llama_so8t.layout, llama_so8t.model_spec; "
+        "import sys, llama_so8t, llama_so8t.algebra, llama_so8t.format, llama_so8t.model_spec; "
         "sys.exit(any(name in sys.modules for name in ('torch', 'transformers')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -10,7 +10,7 @@ import pytest
 
 from llama_so8t.algebra import random_generators, rotation
 from llama_so8t.checkpoint import adapter
-from llama_so8t.layout import GENERATORS, SITES, Keys, Tensors, default_heads, default_representations
+from llama_so8t.format import GENERATORS, SITES, Keys, Tensors, default_heads, default_representations
 
 N_LAYER, N_HEAD, N_HEAD_KV, WIDTH = 3, 9, 3, 72
 

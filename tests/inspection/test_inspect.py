@@ -9,8 +9,8 @@ import pytest
 
 from llama_so8t.cli import inspect as command
 from llama_so8t.errors import CheckpointError, So8tError
+from llama_so8t.format import GENERATORS, SITES, Keys
 from llama_so8t.inspection import inspect, render
-from llama_so8t.layout import GENERATORS, SITES, Keys
 
 
 def _run(path: Path, *options: str) -> None:

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from llama_so8t import cli
-from llama_so8t.checkpoint.gguf_file import read_gguf
+from llama_so8t.files.gguf_file import read_gguf
 from llama_so8t.sidecars.writing import NAMES
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from llama_so8t.layout import HeadSpec
+from llama_so8t.format import HeadSpec
 
 SAFETY = HeadSpec("safety", ("safe", "unsafe"), ("allow", "refuse"), (0.5, 0.9), debounce=2)
 

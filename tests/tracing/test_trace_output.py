@@ -8,7 +8,7 @@ import pytest
 from hand_made import SAFETY, two
 
 from llama_so8t.errors import ConfigError
-from llama_so8t.layout import HeadSpec
+from llama_so8t.format import HeadSpec
 from llama_so8t.tracing import page
 from llama_so8t.tracing.output import check_out, write
 

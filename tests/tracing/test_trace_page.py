@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hand_made import SAFETY, two
 
-from llama_so8t.layout import ACTIONS, HeadSpec
+from llama_so8t.format import ACTIONS, HeadSpec
 from llama_so8t.tracing.page import render
 
 HOSTILE = ["<script>alert(1)</script>", "\"' onmouseover='x", "</style></div>", "&lt;", "]]>", "\u202edlrow", "a\nb"]

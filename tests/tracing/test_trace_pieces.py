@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from tiny_models import tokenizer_model
 
-from llama_so8t.checkpoint.gguf_file import GgufFile, KeyValue
+from llama_so8t.files.gguf_file import GgufFile, KeyValue
 from llama_so8t.tracing.pieces import Pieces
 
 TEXT = "Zwei Drehungen, naïve: 日本語 🙂\n\ttab ▁ end"

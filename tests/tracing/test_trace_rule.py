@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hand_made import SAFETY, two
 
-from llama_so8t.layout import HeadSpec
+from llama_so8t.format import HeadSpec
 from llama_so8t.tracing.rule import Span, judged, probabilities, reached, risk, triggers
 
 SPANS = (Span("prompt", 0, 3), Span("think", 3, 5), Span("answer", 5, 10))

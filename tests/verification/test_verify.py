@@ -7,7 +7,7 @@ import pytest
 
 from llama_so8t import upstream
 from llama_so8t.errors import CheckpointError, ConversionError, RuntimeLibraryError
-from llama_so8t.layout import Keys
+from llama_so8t.format import Keys
 from llama_so8t.verification import logits as logits_module
 from llama_so8t.verification import render, verify
 from llama_so8t.verification.report import FAILED, NOT_RUN, OK

@@ -1,6 +1,6 @@
 #pragma once
 
-// names of the GGUF format, the C++ twin of llama_so8t/layout.py (docs/format.md)
+// names of the GGUF format, the C++ twin of llama_so8t/format.py (docs/format.md)
 
 #define SO8T_FORMAT_VERSION 1
 

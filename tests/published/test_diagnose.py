@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from tiny_models import stored, write_base
 
-from llama_so8t.checkpoint import adapter, safetensors_file, safetensors_writer
+from llama_so8t.checkpoint import adapter
 from llama_so8t.checkpoint.initialize import InitializeOptions, initialize
 from llama_so8t.cli import diagnose as command
 from llama_so8t.diagnosis import diagnose, render
 from llama_so8t.errors import CheckpointError
+from llama_so8t.files import safetensors_file, safetensors_writer
 
 GATE = "model.layers.{}.self_attn.rotation_gate.theta"
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from llama_so8t import torch_file
-from llama_so8t.checkpoint.json_file import read_json
-from llama_so8t.checkpoint.tensors import StoredTensor
 from llama_so8t.errors import CheckpointError
+from llama_so8t.files import torch_file
+from llama_so8t.files.json_file import read_json
+from llama_so8t.tensors import StoredTensor
 
 SINGLE_NAME = "pytorch_model.bin"
 INDEX_NAME = "pytorch_model.bin.index.json"

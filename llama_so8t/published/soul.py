@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from llama_so8t import torch_file
 from llama_so8t.algebra import TOLERANCE
 from llama_so8t.errors import AlgebraError, CheckpointError
-from llama_so8t.layouts.rotations import trivialized
+from llama_so8t.files import torch_file
+from llama_so8t.published.rotations import trivialized
 
 _ORIGINAL, _BASE = ".parametrizations.weight.original", ".parametrizations.weight.0.base"
 _MODULES = ("so8_rotation", "rotation")

@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any
 
 from llama_so8t.errors import CheckpointError
-from llama_so8t.layouts.table import BY_ID, CLAIMS, FOLDABLE, LAYOUTS, Layout
+from llama_so8t.published.table import BY_ID, CLAIMS, FOLDABLE, LAYOUTS, Layout
 
 _CONTAINERS = re.compile(
     r"^(?:(?:model_state_dict|state_dict|module|_orig_mod)\.)*(?:base_model\.model\.(?=model\.|lm_head\.))?"

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from tiny_models import stored
 
-from llama_so8t.checkpoint import safetensors_file, safetensors_writer
 from llama_so8t.errors import CheckpointError
+from llama_so8t.files import safetensors_file, safetensors_writer
 
 
 def raw_file(path, header, data=b"", header_bytes=None):

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from llama_so8t import kernels
-from llama_so8t.checkpoint.json_file import parse_json, read_json
-from llama_so8t.checkpoint.tensors import DataFile, StoredTensor
 from llama_so8t.errors import CheckpointError
+from llama_so8t.files.json_file import parse_json, read_json
+from llama_so8t.tensors import DataFile, StoredTensor
 
 MAX_HEADER_BYTES = 100_000_000
 """Limit of the safetensors library itself."""

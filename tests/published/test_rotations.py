@@ -5,7 +5,7 @@ import pytest
 
 from llama_so8t.algebra import PAIRS, is_member
 from llama_so8t.errors import AlgebraError
-from llama_so8t.layouts import rotations
+from llama_so8t.published import rotations
 
 torch = pytest.importorskip("torch")
 import upstream_gates as upstream  # noqa: E402

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from llama_so8t.checkpoint.atomic import new_directory, new_file
+from llama_so8t.files.atomic import new_directory, new_file
 
 
 def test_a_file_appears_at_the_end(tmp_path):

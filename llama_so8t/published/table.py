@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from llama_so8t.layouts import rotations
-from llama_so8t.layouts.rotations import COLUMN, ROW
+from llama_so8t.published import rotations
+from llama_so8t.published.rotations import COLUMN, ROW
 
 ACCEPT, REFUSE, NEEDS_ORIGIN = "accept", "refuse", "needs-origin"
 """Verdicts: read as a base model; never; only after the user said which of two stories is true."""

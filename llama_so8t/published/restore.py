@@ -12,10 +12,10 @@ import numpy as np
 from llama_so8t.algebra import DIM, TOLERANCE, determinant, is_member, orthogonality_error
 from llama_so8t.errors import AlgebraError, CheckpointError
 from llama_so8t.folding import rotate_columns, rotate_rows
-from llama_so8t.layouts.identify import Signature, identify, plain_name
-from llama_so8t.layouts.rotations import column_form
-from llama_so8t.layouts.soul import read_soul
-from llama_so8t.layouts.table import (
+from llama_so8t.published.identify import Signature, identify, plain_name
+from llama_so8t.published.rotations import column_form
+from llama_so8t.published.soul import read_soul
+from llama_so8t.published.table import (
     AFTER_O_PROJ,
     BEFORE_LM_HEAD,
     BEFORE_O_PROJ,

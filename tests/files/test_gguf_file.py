@@ -5,8 +5,8 @@ import struct
 import numpy as np
 import pytest
 
-from llama_so8t.checkpoint.gguf_file import read_gguf
 from llama_so8t.errors import CheckpointError
+from llama_so8t.files.gguf_file import read_gguf
 
 
 @pytest.fixture

@@ -7,13 +7,13 @@ import pytest
 from published import TENSORS
 from tiny_models import base_config, stored
 
-from llama_so8t.checkpoint import safetensors_file, safetensors_writer
 from llama_so8t.checkpoint.names import base_tensors
 from llama_so8t.diagnosis import diagnose
 from llama_so8t.errors import CheckpointError
-from llama_so8t.layouts import BY_ID, restore
-from llama_so8t.layouts.table import REFUSE
+from llama_so8t.files import safetensors_file, safetensors_writer
 from llama_so8t.model_spec import ModelSpec
+from llama_so8t.published import BY_ID, restore
+from llama_so8t.published.table import REFUSE
 
 REFUSED = [id for id, row in BY_ID.items() if row.verdict == REFUSE and id in TENSORS]
 

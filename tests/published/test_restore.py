@@ -9,12 +9,13 @@ torch = pytest.importorskip("torch")
 
 from upstream_gates import TOKENS, Gate, Wrapper, cayley, exact, exp_l4, logits  # noqa: E402
 
-from llama_so8t.checkpoint import open_checkpoint, safetensors_file  # noqa: E402
+from llama_so8t.checkpoint import open_checkpoint  # noqa: E402
 from llama_so8t.checkpoint.checks import check_tensors, normalized  # noqa: E402
 from llama_so8t.checkpoint.names import base_tensors  # noqa: E402
 from llama_so8t.errors import CheckpointError  # noqa: E402
-from llama_so8t.layouts import as_base, restore  # noqa: E402
+from llama_so8t.files import safetensors_file  # noqa: E402
 from llama_so8t.model_spec import ModelSpec  # noqa: E402
+from llama_so8t.published import as_base, restore  # noqa: E402
 
 
 def opened(directory, **stated):

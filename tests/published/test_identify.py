@@ -10,9 +10,9 @@ from tiny_models import base_config
 
 from llama_so8t.checkpoint.names import base_tensors, so8t_tensors
 from llama_so8t.errors import CheckpointError
-from llama_so8t.layouts import BY_ID, LAYOUTS, identify
-from llama_so8t.layouts.table import ACCEPT, FOLDABLE, NEEDS_ORIGIN, REFUSE
 from llama_so8t.model_spec import ModelSpec
+from llama_so8t.published import BY_ID, LAYOUTS, identify
+from llama_so8t.published.table import ACCEPT, FOLDABLE, NEEDS_ORIGIN, REFUSE
 
 BASE = {name: entry.shape for name, entry in base_tensors(base_config(), ModelSpec.from_config(base_config())).items()}
 

@@ -1,6 +1,6 @@
 """The contract between checkpoints, GGUF files and the runtime: names, shapes, defaults.
 
-Every name of `docs/format.md` exists here once for Python; `llama_so8t/csrc/so8t-format.h` is its
+Every name of `docs/format.md` exists here once for Python; `llama_so8t/csrc/model/so8t-format.h` is its
 C++ twin, compared by `tests/test_format_twins.py`.
 """
 

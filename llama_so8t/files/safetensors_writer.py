@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from llama_so8t.checkpoint.safetensors_file import INDEX_NAME, SINGLE_NAME
-from llama_so8t.checkpoint.tensors import StoredTensor
+from llama_so8t.files.safetensors_file import INDEX_NAME, SINGLE_NAME
+from llama_so8t.tensors import StoredTensor
 
 MAX_SHARD_BYTES = 2_000_000_000
 

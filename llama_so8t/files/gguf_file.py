@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from llama_so8t import upstream
-from llama_so8t.checkpoint.tensors import DataFile, StoredTensor
 from llama_so8t.errors import CheckpointError
+from llama_so8t.tensors import DataFile, StoredTensor
 
 MAX_TENSORS = 1_000_000
 MAX_KEYS = 1_000_000
