@@ -14,7 +14,7 @@ export CCACHE_BASEDIR := $(CURDIR)
 export SO8T_LIBRARY_PATH := $(CURDIR)/$(BUILD)/bin
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help setup source build demo adapter test test-quick test-native test-asan test-cuda test-vulkan bench bench-instructions bench-cuda need-gpu lint patches clean
+.PHONY: help setup source build demo adapter test test-quick test-native test-asan test-cuda test-vulkan bench bench-instructions bench-cuda need-gpu lint format patches clean
 
 help: ## this text
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
@@ -112,8 +112,18 @@ test-asan: source ## the tests of the guard under ASan and UBSan, with a build o
 	ulimit -s 262144; env $(ASAN_ENV) $(BIN)/python -m pytest tests/native -k "(guard or scripted) and not ui"
 	@! grep -r . $(ASAN_REPORTS)
 
-lint: setup ## ruff over the Python
+CXX_SOURCES = $(filter %.cpp %.h %.cu %.cuh, $(shell git ls-files llama_so8t/csrc tests/cpp))
+
+lint: setup ## ruff, mypy and clang-format; nothing is changed
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES)
+
+format: setup ## ruff and clang-format, applied
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_SOURCES)
 
 patches: ## write ggml-patches/*.patch from the edited tree in build/llama.cpp
 	$(PYTHON) ggml-patches/regenerate.py
