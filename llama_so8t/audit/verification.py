@@ -1,4 +1,4 @@
-"""A whole audit log against its hash chain, a checkpoint and a model."""
+"""A whole audit log against its hash chain, an anchor and a model."""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -7,8 +7,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from llama_so8t.audit.anchor import Anchor, check_signature, read_anchor
 from llama_so8t.audit.chain import MAX_PARTS, Chain, Run
-from llama_so8t.audit.checkpoint import Checkpoint, check_signature, read_checkpoint
 from llama_so8t.audit.log import MAX_NAMED, Line, Log, Place, is_hash
 from llama_so8t.audit.tampering import Finding, tampering
 from llama_so8t.audit.text import printable
@@ -76,7 +76,7 @@ class AuditReport:
 
 def verify(
     path: Path,
-    checkpoint: Path | None = None,
+    anchor: Path | None = None,
     public_key: Path | None = None,
     model_sha256: str | None = None,
     progress: str | None = None,
@@ -85,15 +85,15 @@ def verify(
 
     Args:
         path: the file that the server writes; FILE.1, FILE.2, ... are read before it.
-        checkpoint: signed note of the last line that the log had at some time.
+        anchor: signed note of the last line that the log had at some time.
         public_key: PEM file of the Ed25519 key that the checkpoint must be signed with.
         model_sha256: tensor hash that every "open" line must have.
         progress: title of a progress bar, which is drawn if stderr is a terminal.
 
     Raises:
-        AuditError: there is no log, or the checkpoint or the key cannot be read.
+        AuditError: there is no log, or the anchor or the key cannot be read.
     """
-    note = read_checkpoint(checkpoint) if checkpoint else None
+    note = read_anchor(anchor) if anchor else None
     unsigned = check_signature(note, public_key) if note and public_key else None
     log = Log(path)
     report = AuditReport(path)
@@ -108,13 +108,13 @@ def verify(
         *(reader.model_problems(model_sha256) if model_sha256 else ()),
     ]
     if unsigned:
-        report.findings.append(Finding("signature", f"{checkpoint}: {unsigned}"))
+        report.findings.append(Finding("signature", f"{anchor}: {unsigned}"))
     report.notes += reader.notes(has_key=public_key is not None)
     return report
 
 
-def verify_until(path: Path, note: Checkpoint, earlier: Checkpoint | None, progress: str | None = None) -> AuditReport:
-    """`verify` of the lines up to a checkpoint, which the log must have, as an earlier one.
+def verify_until(path: Path, note: Anchor, earlier: Anchor | None, progress: str | None = None) -> AuditReport:
+    """`verify` of the lines up to an anchor, which the log must have, as an earlier one.
 
     What comes behind it is not read: the server may be writing it.
     """
@@ -147,11 +147,11 @@ class _Reader:
     """One pass over a log, in constant memory; ``until``: it ends at the line of ``note``."""
 
     def __init__(
-        self, report: AuditReport, note: Checkpoint | None, earlier: Checkpoint | None = None, until: bool = False
+        self, report: AuditReport, note: Anchor | None, earlier: Anchor | None = None, until: bool = False
     ) -> None:
         self.report, self.note, self.until = report, note, until
         self.chain = Chain()
-        # for each checkpoint, by its text, the line with its hash, or else one with its seq
+        # for each anchor, by its text, the line with its hash, or else one with its seq
         self.at_note: dict[bytes, Line | None] = {each.text: None for each in (note, earlier) if each}
         self.wanted = [each for each in (note, earlier) if each]
         self.runs: dict[str | None, Line] = {}  # the first line for each of report.models
@@ -200,7 +200,7 @@ class _Reader:
             message = f"{last.place} (seq {last.seq}) says that the log goes on in another file, but no line follows"
             yield Finding("missing", message, last.place, last.seq)
 
-    def note_problems(self, note: Checkpoint) -> Iterator[Finding]:
+    def note_problems(self, note: Anchor) -> Iterator[Finding]:
         last, line = self._last_seq(), self.at_note[note.text]
         if line is None:
             what = (
@@ -249,7 +249,7 @@ class _Reader:
         return max((part.last for part in self.chain.parts if isinstance(part, Run)), default=0)
 
 
-def _is_at(line: Line, note: Checkpoint) -> bool:
+def _is_at(line: Line, note: Anchor) -> bool:
     return line.seq == note.seq and line.record["hash"] == note.hash
 
 

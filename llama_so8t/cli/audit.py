@@ -146,7 +146,8 @@ def _find(args: argparse.Namespace) -> int:
 
 
 def _sign(args: argparse.Namespace) -> int:
-    from llama_so8t.audit.signing import read_private_key, sign
+    from llama_so8t.audit.keys import read_private_key
+    from llama_so8t.audit.signing import sign
 
     key = read_private_key(args.key)
     while True:
@@ -156,7 +157,7 @@ def _sign(args: argparse.Namespace) -> int:
         if signing.findings:
             print(printable(f"{args.out}: not written, the log is not to be trusted"), file=sys.stderr)
             return 1
-        note = signing.checkpoint
+        note = signing.anchor
         what = "signed" if signing.is_new else "was signed before"
         print(printable(f"{args.out}: {what}: seq {note.seq}, hash {note.hash}, {signing.n_lines} lines"), flush=True)
         if not args.every:

@@ -20,7 +20,8 @@ from cryptography.hazmat.primitives.serialization import (
 
 from llama_so8t import cli
 from llama_so8t.audit import AuditError, verify
-from llama_so8t.audit.signing import read_private_key, sign
+from llama_so8t.audit.keys import read_private_key
+from llama_so8t.audit.signing import sign
 
 N = 20
 

@@ -17,7 +17,7 @@ import audit_writer as w
 import pytest
 
 from llama_so8t.audit import Log, verify
-from llama_so8t.audit.checkpoint import read_checkpoint
+from llama_so8t.audit.anchor import read_anchor
 from llama_so8t.audit.search import find, read_key
 from llama_so8t.conversion.convert import convert
 from llama_so8t.conversion.options import ConvertOptions
@@ -75,7 +75,7 @@ def check_log(log: Path) -> None:
     """The chain is whole and ends where the checkpoint says."""
     report = verify(log, log.with_name("note"))
     assert report.findings == [], report.findings
-    assert read_checkpoint(log.with_name("note")).hash == report.last.hash
+    assert read_anchor(log.with_name("note")).hash == report.last.hash
 
 
 def changes(trace: list[dict[str, Any]]) -> list[tuple]:

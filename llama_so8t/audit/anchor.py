@@ -1,6 +1,8 @@
-"""Checkpoints of an audit log: signed notes (https://c2sp.org/signed-note) of the seq and hash of its last line.
+"""Anchors of an audit log: signed notes (https://c2sp.org/signed-note) of the seq and hash of its last line.
 
 The text is three lines, ``so8t-audit/NAME``, seq and hash in base64; then an empty line and the signatures.
+
+The flags, the messages and C2SP call it a *checkpoint* of the log. In this code a checkpoint is a model directory.
 """
 
 import base64
@@ -11,13 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llama_so8t.audit.keys import read_public_key, read_short
 from llama_so8t.audit.log import MAX_SEQ, AuditError
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-
-MAX_BYTES = 1 << 16
-"""A note with one signature has about 300."""
 
 _ORIGIN = "so8t-audit/"
 _ED25519 = b"\x01"
@@ -33,7 +33,7 @@ class Signature:
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class Anchor:
     """Line ``seq`` of a log has this hash; ``text`` are the bytes that ``signatures`` sign.
 
     ``origin``, the first line, is also the name of the key that signs.
@@ -51,13 +51,13 @@ class Checkpoint:
         return self.origin.removeprefix(_ORIGIN)
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
-    """Reads a checkpoint; the signatures are not checked yet.
+def read_anchor(path: Path) -> Anchor:
+    """Reads an anchor; the signatures are not checked yet.
 
     Raises:
         AuditError: missing, too long, or no checkpoint of an audit log.
     """
-    raw = _read(path)
+    raw = read_short(path)
     text, blank, rest = raw.partition(b"\n\n")
     try:
         origin, seq, digest = text.decode("utf-8").split("\n")
@@ -72,7 +72,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         )
     if not re.fullmatch("[1-9][0-9]{0,15}", seq, re.ASCII) or int(seq) > MAX_SEQ:
         raise AuditError(f"{path}: line 2: found {seq[:40]!r}, expected a whole number above 0")
-    return Checkpoint(
+    return Anchor(
         origin=origin,
         seq=int(seq),
         hash=_decode(path, digest, range(32, 33)).hex(),
@@ -81,63 +81,47 @@ def read_checkpoint(path: Path) -> Checkpoint:
     )
 
 
-def check_signature(checkpoint: Checkpoint, public_key: Path) -> str | None:
+def check_signature(anchor: Anchor, public_key: Path) -> str | None:
     """Looks for a signature of a key.
 
     Args:
-        checkpoint: the note.
+        anchor: the note.
         public_key: PEM file of an Ed25519 public key.
 
     Returns:
-        None if the checkpoint is signed with the key, else what is wrong.
+        None if the anchor is signed with the key, else what is wrong.
 
     Raises:
         AuditError: the file has no such key, or the package cryptography is missing.
     """
-    try:
-        from cryptography.exceptions import UnsupportedAlgorithm
-        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-        from cryptography.hazmat.primitives.serialization import load_pem_public_key
-    except ImportError:
-        raise AuditError("checking a signature needs the package cryptography: pip install cryptography") from None
-    try:
-        key = load_pem_public_key(read_pem(public_key))
-    except (ValueError, UnsupportedAlgorithm):
-        key = None
-    if not isinstance(key, Ed25519PublicKey):
-        raise AuditError(
-            f"{public_key}: found no Ed25519 public key, expected a PEM file; "
-            f"openssl pkey -in PRIVATE.pem -pubout makes it of the private key"
-        )
-    return signature_problem(checkpoint, key)
+    return signature_problem(anchor, read_public_key(public_key))
 
 
-def signature_problem(checkpoint: Checkpoint, public_key: "Ed25519PublicKey") -> str | None:
-    """None if the checkpoint is signed with the key, else what is wrong."""
+def signature_problem(anchor: Anchor, public_key: "Ed25519PublicKey") -> str | None:
+    """What is wrong with the signature of a key.
+
+    Returns:
+        None if the anchor is signed with the key; otherwise its signature is false, or it has none of this key.
+    """
     from cryptography.exceptions import InvalidSignature
 
-    expected = checkpoint.origin, key_id(checkpoint.origin, public_key)
-    ours = [s for s in checkpoint.signatures if (s.name, s.key_id) == expected]
+    expected = anchor.origin, key_id(anchor.origin, public_key)
+    ours = [s for s in anchor.signatures if (s.name, s.key_id) == expected]
     for signature in ours:
         try:
-            public_key.verify(signature.signature, checkpoint.text)
+            public_key.verify(signature.signature, anchor.text)
             return None
         except InvalidSignature:
             pass
     if ours:
         return "its signature is false: the checkpoint was changed, or made by somebody else"
-    n = len(checkpoint.signatures)
+    n = len(anchor.signatures)
     return f"it is not signed with this key (found {n} other signature{'s' * (n != 1)})"
 
 
 def key_id(name: str, public_key: "Ed25519PublicKey") -> bytes:
-    """Four bytes that name a key in signature lines."""
+    """Four bytes that name a key in signature lines: the first of ``SHA-256(name \\n 0x01 key)``, key in 32 bytes."""
     return hashlib.sha256(f"{name}\n".encode() + _ED25519 + public_key.public_bytes_raw()).digest()[:4]
-
-
-def read_pem(path: Path) -> bytes:
-    """The bytes of a file of keys; a long one is refused."""
-    return _read(path)
 
 
 def _signature(path: Path, line: str) -> Signature:
@@ -157,12 +141,4 @@ def _decode(path: Path, text: str, sizes: range) -> bytes:
     # one encoding for one value: some versions of Python forgive padding and stray bits
     if len(raw) not in sizes or base64.b64encode(raw).decode() != text:
         raise AuditError(f"{path}: found {text[:40]!r}, expected base64 of {sizes.start} to {sizes.stop - 1} bytes")
-    return raw
-
-
-def _read(path: Path) -> bytes:
-    with path.open("rb") as file:
-        raw = file.read(MAX_BYTES + 1)
-    if len(raw) > MAX_BYTES:
-        raise AuditError(f"{path}: found more than {MAX_BYTES} bytes, expected a file of a few hundred")
     return raw

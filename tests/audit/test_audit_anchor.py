@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from llama_so8t.audit import AuditError, verify
-from llama_so8t.audit.checkpoint import Checkpoint, Signature, check_signature, read_checkpoint
+from llama_so8t.audit.anchor import Anchor, Signature, check_signature, read_anchor
 from llama_so8t.audit.verification import NO_CHECKPOINT, NOT_CHECKED, NOT_SIGNED
 
 N = 20
@@ -162,7 +162,7 @@ def test_one_of_several_signatures_is_enough(path, private_key, public_pem):
     witness = f"\u2014 witness.example/x {base64.b64encode(bytes(76)).decode()}\n"
     signed = text + witness + w.signature_line(path.name, text.split("\n\n")[0] + "\n", private_key)
     checkpoint.write_text(signed, encoding="utf-8")
-    assert check_signature(read_checkpoint(checkpoint), public_pem) is None
+    assert check_signature(read_anchor(checkpoint), public_pem) is None
 
 
 def test_other_keys_are_refused(path, tmp_path, private_key):
@@ -174,7 +174,7 @@ def test_other_keys_are_refused(path, tmp_path, private_key):
     junk.write_bytes(b"\xff\x00")
     for pem in (elliptic, private, junk):
         with pytest.raises(AuditError, match="Ed25519 public key"):
-            check_signature(read_checkpoint(checkpoint), pem)
+            check_signature(read_anchor(checkpoint), pem)
 
 
 def test_the_note_of_the_documentation_of_signed_notes(tmp_path):
@@ -185,7 +185,7 @@ def test_the_note_of_the_documentation_of_signed_notes(tmp_path):
     public = write_pem(tmp_path / "public.pem", Ed25519PrivateKey.from_private_bytes(seed).public_key())
     raw = base64.b64decode(line)
     assert raw[:4].hex() == "c74f20a3"
-    note = Checkpoint("PeterNeumann", 1, "0" * 64, text, (Signature("PeterNeumann", raw[:4], raw[4:]),))
+    note = Anchor("PeterNeumann", 1, "0" * 64, text, (Signature("PeterNeumann", raw[:4], raw[4:]),))
     assert check_signature(note, public) is None
     assert "false" in check_signature(replace(note, text=text + b"\n"), public)
 
@@ -225,4 +225,4 @@ def test_hostile_checkpoints(tmp_path, text):
     path = tmp_path / "note"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(AuditError, match="note"):
-        read_checkpoint(path)
+        read_anchor(path)
