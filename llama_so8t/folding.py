@@ -7,13 +7,14 @@ the graph, gives back the function of the uncompensated weights. Arithmetic is f
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
 from llama_so8t import kernels
 from llama_so8t.algebra import DIM, rotation
 from llama_so8t.errors import AlgebraError, ConversionError
-from llama_so8t.format import GENERATORS
+from llama_so8t.format import GENERATORS, generator_name
 from llama_so8t.model_spec import ModelSpec
 
 RowStep = Callable[[np.ndarray, int], np.ndarray]
@@ -88,6 +89,19 @@ def layer_rotations(spec: ModelSpec, read: Callable[[str], np.ndarray]) -> Layer
         heads=rotation(found["heads"]) if "heads" in found else None,
         ffn=rotation(found["ffn"]),
     )
+
+
+class RotationCache:
+    """Rotations of the last few layers asked for: threads read tensors of neighbouring layers.
+
+    ``read`` returns the values ``(n, 28)`` of a generator by its name in a checkpoint, and refuses those that are not
+    finite.
+    """
+
+    def __init__(self, spec: ModelSpec, read: Callable[[str], np.ndarray]) -> None:
+        self.layer: Callable[[int], LayerRotations] = lru_cache(maxsize=4)(
+            lambda layer: layer_rotations(spec, lambda generator: read(generator_name(layer, generator)))
+        )
 
 
 def foldable_sites(spec: ModelSpec) -> tuple[str, ...]:

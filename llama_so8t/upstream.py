@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -79,6 +80,19 @@ def __getattr__(name: str) -> Any:
         _load("gguf", "gguf-py/gguf")
         return _load("conversion", "conversion")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def put_keys(writer: Any, keys: Mapping[str, Any]) -> None:
+    """Gives a `gguf.GGUFWriter` these keys in this order and no others; values are `gguf.GGUFValue`.
+
+    Its own methods cannot: they begin with the architecture, and warn when that is set again.
+    """
+    writer.kv_data[0] = dict(keys)
+
+
+def keys_of(writer: Any) -> dict[str, Any]:
+    """The keys that a `gguf.GGUFWriter` has got so far, in their order; values are `gguf.GGUFValue`."""
+    return dict(writer.kv_data[0])
 
 
 def _missing(root: Path) -> str:

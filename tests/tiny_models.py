@@ -11,7 +11,7 @@ import numpy as np
 from llama_so8t.checkpoint.names import ARCHITECTURES, OUTPUT, base_tensors
 from llama_so8t.files import safetensors_writer
 from llama_so8t.model_spec import ModelSpec
-from llama_so8t.tensors import StoredTensor
+from llama_so8t.tensors import LazyTensor
 
 FAMILIES = tuple(ARCHITECTURES)
 VOCABULARY_SIZE = 320
@@ -64,11 +64,11 @@ def write_base(directory: Path, family: str = "qwen3", dtype: str = "F32", seed:
     return directory
 
 
-def stored(name: str, values: np.ndarray, dtype: str = "F32") -> StoredTensor:
+def stored(name: str, values: np.ndarray, dtype: str = "F32") -> LazyTensor:
     """An array as a tensor that can be written; for BF16 the lower half of each value is cut off."""
     if dtype == "BF16":
         values = (values.view(np.uint32) & 0xFFFF0000).view(np.float32)
-    return StoredTensor(name, values.shape, dtype, lambda: values)
+    return LazyTensor(name, values.shape, dtype, lambda: values)
 
 
 @cache

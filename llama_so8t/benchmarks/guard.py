@@ -126,11 +126,12 @@ def without_heads(model: Path, out: Path) -> Path:
     if "so8t.heads" not in file.metadata:
         raise So8tError(f"{model}: found no heads (key so8t.heads), expected a model with heads")
     writer = upstream.gguf.GGUFWriter(out, arch=str(file.get("general.architecture")))
-    writer.kv_data[0] = {
+    keys = {
         key: value.for_writer()
         for key, value in file.metadata.items()
         if not key.startswith(("so8t.heads", "so8t.head.")) and not value.is_empty_array
     }
+    upstream.put_keys(writer, keys)
     for tensor in upstream.gguf.GGUFReader(model).tensors:
         if not tensor.name.startswith(("so8t_head.", "so8t_stem.")):
             writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)

@@ -15,15 +15,15 @@ from llama_so8t.checkpoint import Checkpoint
 from llama_so8t.checkpoint.adapter import so8t_config
 from llama_so8t.checkpoint.names import base_tensors, so8t_tensors
 from llama_so8t.checkpoint.vocabulary import Vocabulary
+from llama_so8t.conversion.header import Shard, ggml_type, n_bytes, write_header
 from llama_so8t.conversion.options import ROTATION_MODES, ConvertOptions
 from llama_so8t.conversion.so8t_keys import so8t_keys
 from llama_so8t.conversion.tensor_types import choose_types, file_type
-from llama_so8t.conversion.tensors import PlannedTensor, plan_heads, plan_stock_tensors, plan_tensors
-from llama_so8t.conversion.writer import Shard, TypedTensor, write_header
+from llama_so8t.conversion.tensors import plan_heads, plan_stock_tensors, plan_tensors
 from llama_so8t.folding import foldable_sites
 from llama_so8t.format import ARCH, Tensors
 from llama_so8t.model_spec import ModelSpec
-from llama_so8t.tensors import StoredTensor
+from llama_so8t.tensors import LazyTensor
 
 
 def _shape(width: int, inner: int, layers: int, heads: tuple[int, int, int], vocabulary: int) -> dict[str, Any]:
@@ -112,8 +112,7 @@ def write_models(
     base = _checkpoint(directory, SHAPES[shape], shared_blocks, False, rng)
     planned = list(plan_stock_tensors(base, ()))
     keys = _base_keys(base, base.spec.base_model_type, outtype)
-    kinds = choose_types(planned, keys, base.spec.base_model_type, options, base.spec)
-    weights = [TypedTensor(tensor, kind) for tensor, kind in zip(planned, kinds, strict=True)]
+    weights = choose_types(planned, keys, base.spec.base_model_type, options, base.spec)
     shared = directory / WEIGHTS
     n_weights = len(weights)
     extras = {arm: _extras(_checkpoint(directory, SHAPES[shape], shared_blocks, arm.heads, rng), arm) for arm in arms}
@@ -127,8 +126,7 @@ def write_models(
         second.symlink_to(shared.name)
         arch = base.spec.base_model_type if arm.rotations is None else ARCH
         arm_keys = _base_keys(base, arch, outtype) | own_keys | _split_keys(0, n_weights + len(tensors))
-        exact = upstream.gguf.GGMLQuantizationType.F32
-        _write(paths[arm], Shard(arm_keys, [TypedTensor(tensor, exact) for tensor in tensors]), _computed)
+        _write(paths[arm], Shard(arm_keys, tensors), _computed)
     return paths
 
 
@@ -139,13 +137,13 @@ def _checkpoint(
     full = so8t_config(config, added)
     spec = ModelSpec.from_config(full)
     tensors = {
-        name: StoredTensor(name, entry.shape, "F32", _no_data)
+        name: LazyTensor(name, entry.shape, "F32", _no_data)
         for name, entry in base_tensors(full, spec).items()
         if entry.required
     }
     for name, entry in so8t_tensors(spec).items():
         values = rng.normal(0.0, _GENERATOR_SCALE, entry.shape).astype(np.float32)
-        tensors[name] = StoredTensor(name, entry.shape, "F32", lambda values=values: values)
+        tensors[name] = LazyTensor.of(name, values)
     return Checkpoint(directory, full, spec, tensors, Vocabulary())
 
 
@@ -153,7 +151,7 @@ def _no_data() -> np.ndarray:
     raise AssertionError("weights of a benchmark are random blocks")
 
 
-def _extras(checkpoint: Checkpoint, arm: Arm) -> tuple[dict[str, Any], list[PlannedTensor]]:
+def _extras(checkpoint: Checkpoint, arm: Arm) -> tuple[dict[str, Any], list[LazyTensor]]:
     """Keys and tensors that this arm has beside the base's."""
     spec = checkpoint.spec
     if arm.rotations is None:
@@ -210,35 +208,36 @@ def _split_keys(number: int, n_tensors: int | None = None) -> dict[str, Any]:
     return keys
 
 
-def _write(path: Path, shard: Shard, data: Callable[[TypedTensor], memoryview]) -> None:
+def _write(path: Path, shard: Shard, data: Callable[[LazyTensor], memoryview]) -> None:
     """Header, then ``data(tensor)`` as often as it takes to fill each tensor."""
     alignment = upstream.gguf.GGUF_DEFAULT_ALIGNMENT
     size = write_header(path, shard, "")
     with path.open("ab") as file:
         file.write(bytes(-size % alignment))
         for tensor in shard.tensors:
-            left = tensor.nbytes
+            size = left = n_bytes(tensor)
             while left:
                 left -= file.write(data(tensor)[:left])
-            file.write(bytes(-tensor.nbytes % alignment))
+            file.write(bytes(-size % alignment))
 
 
-def _computed(tensor: TypedTensor) -> memoryview:
-    return memoryview(np.ascontiguousarray(tensor.planned.read(), dtype=np.float32).reshape(-1).view(np.uint8))
+def _computed(tensor: LazyTensor) -> memoryview:
+    return memoryview(np.ascontiguousarray(tensor.read(), dtype=np.float32).reshape(-1).view(np.uint8))
 
 
-def _random_blocks(rng: np.random.Generator) -> Callable[[TypedTensor], memoryview]:
+def _random_blocks(rng: np.random.Generator) -> Callable[[LazyTensor], memoryview]:
     """Blocks of the tensor's type from a pool of some MB; ones for the weights of norms."""
     values = rng.normal(0.0, _SIGMA, _POOL).astype(np.float32).reshape(-1, _ROW)
     pools: dict[Any, np.ndarray] = {}
 
-    def data(tensor: TypedTensor) -> memoryview:
-        if len(tensor.planned.shape) == 1:
-            return memoryview(np.ones(tensor.planned.shape, dtype=np.float32).view(np.uint8))
-        if tensor.kind not in pools:
-            pools[tensor.kind] = kernels.quantize(values, tensor.kind).reshape(-1)
-        pool = pools[tensor.kind]
-        _, block_bytes = upstream.gguf.GGML_QUANT_SIZES[tensor.kind]
+    def data(tensor: LazyTensor) -> memoryview:
+        if len(tensor.shape) == 1:
+            return memoryview(np.ones(tensor.shape, dtype=np.float32).view(np.uint8))
+        kind = ggml_type(tensor)
+        if kind not in pools:
+            pools[kind] = kernels.quantize(values, kind).reshape(-1)
+        pool = pools[kind]
+        _, block_bytes = upstream.gguf.GGML_QUANT_SIZES[kind]
         start = int(rng.integers(len(pool) // block_bytes // 2)) * block_bytes
         return memoryview(pool[start:])
 

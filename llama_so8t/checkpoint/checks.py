@@ -7,12 +7,12 @@ from llama_so8t.checkpoint.names import IGNORED_SUFFIXES, OUTPUT, OUTPUT_ALIAS, 
 from llama_so8t.errors import CheckpointError
 from llama_so8t.format import head_tensor_prefix, stem_tensor_prefix
 from llama_so8t.model_spec import ModelSpec
-from llama_so8t.tensors import StoredTensor
+from llama_so8t.tensors import LazyTensor
 
 _SHOWN = 3
 
 
-def normalized(path: Path, tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+def normalized(path: Path, tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
     """Tensors under their canonical names, without buffers that follow from the configuration.
 
     Raises:
@@ -30,7 +30,7 @@ def normalized(path: Path, tensors: Mapping[str, StoredTensor]) -> dict[str, Sto
     return result
 
 
-def check_tensors(path: Path, tensors: Mapping[str, StoredTensor], expected: Mapping[str, Expected]) -> None:
+def check_tensors(path: Path, tensors: Mapping[str, LazyTensor], expected: Mapping[str, Expected]) -> None:
     """Compares names and shapes.
 
     Raises:
@@ -54,7 +54,7 @@ def check_tensors(path: Path, tensors: Mapping[str, StoredTensor], expected: Map
             raise CheckpointError(f"{path}: tensor {name!r}: found shape {list(tensor.shape)}, expected [{wanted}]")
 
 
-def check_stems(path: Path, tensors: Mapping[str, StoredTensor], spec: ModelSpec) -> None:
+def check_stems(path: Path, tensors: Mapping[str, LazyTensor], spec: ModelSpec) -> None:
     """Checks the inner width of every stem, which a file may know alone.
 
     Raises:

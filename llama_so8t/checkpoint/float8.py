@@ -6,15 +6,14 @@ llama.cpp's own converter.
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from llama_so8t.checkpoint.checkpoint import finite
 from llama_so8t.errors import CheckpointError
-from llama_so8t.tensors import StoredTensor
+from llama_so8t.files.finite import finite
+from llama_so8t.tensors import LazyTensor
 
 DTYPES = ("F8_E4M3", "F8_E5M2")
 
@@ -23,7 +22,7 @@ _SCALES = (".weight_scale_inv", ".weight_scale")
 _OF_ACTIVATIONS = (".input_scale", ".activation_scale", ".output_scale", ".k_scale", ".v_scale")
 
 
-def scaled(path: Path, config: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+def scaled(path: Path, config: Mapping[str, Any], tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
     """The tensors with scales multiplied in, and without the scales.
 
     Args:
@@ -56,8 +55,8 @@ def scaled(path: Path, config: Mapping[str, Any], tensors: Mapping[str, StoredTe
 
 
 def _scaled(
-    path: Path, quantization: Mapping[str, Any], tensor: StoredTensor, tensors: Mapping[str, StoredTensor]
-) -> StoredTensor:
+    path: Path, quantization: Mapping[str, Any], tensor: LazyTensor, tensors: Mapping[str, LazyTensor]
+) -> LazyTensor:
     stem = tensor.name.removesuffix(".weight")
     found = [tensors[stem + suffix] for suffix in _SCALES if stem + suffix in tensors]
     if len(found) != 1 or not tensor.name.endswith(".weight") or len(tensor.shape) != 2:
@@ -93,7 +92,7 @@ def _scaled(
         return scaled
 
     # the dtype stays in sight: it says what the source was
-    return replace(tensor.mapped_rows(multiply), dtype=tensor.dtype)
+    return tensor.mapped_rows(multiply).as_type(tensor.dtype)
 
 
 def _block_size(path: Path, quantization: Mapping[str, Any]) -> tuple[int, int] | None:

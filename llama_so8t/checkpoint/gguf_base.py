@@ -1,14 +1,15 @@
 """A GGUF file of arch llama, qwen2 or qwen3 seen as a Hugging Face model: fields, names, order of rows."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from llama_so8t.checkpoint.names import ARCHITECTURES, GLOBAL_NAMES, LAYER_NAMES
+from llama_so8t.checkpoint.row_order import from_gguf
 from llama_so8t.errors import CheckpointError
 from llama_so8t.files.gguf_file import GgufFile
-from llama_so8t.tensors import StoredTensor
+from llama_so8t.model_spec import ModelSpec
+from llama_so8t.tensors import LazyTensor
 
 LLAMA3_POSITIONS = 8192
 """``original_max_position_embeddings`` of every published Llama 3 (config.json of 3.1, 3.2 and 3.3)."""
@@ -105,11 +106,8 @@ def hyperparameters(file: GgufFile) -> dict[str, Any]:
     }
 
 
-def base_tensors(file: GgufFile, config: dict[str, Any]) -> dict[str, StoredTensor]:
+def base_tensors(file: GgufFile, spec: ModelSpec) -> dict[str, LazyTensor]:
     """Tensors under their Hugging Face names, with the rows of q and k in Hugging Face order.
-
-    Upstream's converter interleaves the two halves of each q and k head for arch llama (its rope rotates
-    neighbours); so8t rotates halves, as Hugging Face does, so the rows go back.
 
     Raises:
         CheckpointError: a tensor that the base families do not have.
@@ -120,30 +118,9 @@ def base_tensors(file: GgufFile, config: dict[str, Any]) -> dict[str, StoredTens
             continue
         hf_name = _hf_name(name)
         if hf_name is None:
-            raise CheckpointError(f"{file.path}: tensor {name!r} is not one of a dense {config['model_type']} model")
-        tensor = tensor.renamed(hf_name)
-        if config["model_type"] == "llama":
-            for part, heads in (("q_proj", "num_attention_heads"), ("k_proj", "num_key_value_heads")):
-                if f".self_attn.{part}." in hf_name:
-                    tensor = tensor.mapped(_half_split(config[heads]))
-        tensors[hf_name] = tensor
+            raise CheckpointError(f"{file.path}: tensor {name!r} is not one of a dense {spec.base_model_type} model")
+        tensors[hf_name] = from_gguf(tensor.renamed(hf_name), spec)
     return tensors
-
-
-def interleave_halves(weight: np.ndarray, n_head: int) -> np.ndarray:
-    """Hugging Face row order -> order of arch llama: row ``2i + s`` of a head is row ``s*head_dim/2 + i``."""
-    rows = weight.shape[0]
-    return weight.reshape(n_head, 2, rows // n_head // 2, -1).swapaxes(1, 2).reshape(weight.shape)
-
-
-def split_halves(weight: np.ndarray, n_head: int) -> np.ndarray:
-    """Order of arch llama -> Hugging Face row order: the inverse of `interleave_halves`."""
-    rows = weight.shape[0]
-    return weight.reshape(n_head, rows // n_head // 2, 2, -1).swapaxes(1, 2).reshape(weight.shape)
-
-
-def _half_split(n_head: int) -> Callable[[np.ndarray], np.ndarray]:
-    return lambda weight: split_halves(weight, n_head)
 
 
 def _hf_name(name: str) -> str | None:

@@ -18,7 +18,7 @@ from llama_so8t.files import gguf_file, safetensors_writer
 from llama_so8t.files.atomic import new_directory
 from llama_so8t.format import default_heads
 from llama_so8t.model_spec import ModelSpec
-from llama_so8t.tensors import StoredTensor
+from llama_so8t.tensors import LazyTensor
 
 ROTATIONS = ("zero", "random")
 
@@ -129,7 +129,7 @@ def _so8t_fields(options: InitializeOptions, base: Checkpoint) -> dict[str, Any]
     }
 
 
-def _added_tensors(options: InitializeOptions, spec: ModelSpec) -> list[StoredTensor]:
+def _added_tensors(options: InitializeOptions, spec: ModelSpec) -> list[LazyTensor]:
     """Generators and heads, each from a random stream of its own, so that no tensor depends on the order."""
     tensors = []
     for name, expected in so8t_tensors(spec).items():
@@ -140,7 +140,7 @@ def _added_tensors(options: InitializeOptions, spec: ModelSpec) -> list[StoredTe
         if options.rotations == "random" and name in spec.generator_shapes() and not kept_zero:
             rng = np.random.default_rng([options.seed, *name.encode()])
             values = random_generators(rng, shape[:-1], options.scale).astype(np.float32)
-        tensors.append(StoredTensor(name, shape, "F32", lambda values=values: values))
+        tensors.append(LazyTensor.of(name, values))
     return tensors
 
 
@@ -148,7 +148,7 @@ def _write_adapter(
     options: InitializeOptions,
     base: Checkpoint,
     config: dict[str, Any],
-    added: list[StoredTensor],
+    added: list[LazyTensor],
     directory: Path,
 ) -> None:
     fields = {
@@ -167,13 +167,13 @@ def _write_full(
     base: Checkpoint,
     config: dict[str, Any],
     spec: ModelSpec,
-    added: list[StoredTensor],
+    added: list[LazyTensor],
     directory: Path,
 ) -> list[str]:
     tensors = {**base.tensors, **{tensor.name: tensor for tensor in added}}
     if options.compensate:
         # counter-rotated weights rounded to 16 bits would no longer compute the base: one float32 model
-        tensors = {name: tensor.mapped(_same) for name, tensor in compensated(options.out, spec, tensors).items()}
+        tensors = {name: tensor.as_type("F32") for name, tensor in compensated(options.out, spec, tensors).items()}
         config = {key: value for key, value in config.items() if key not in ("dtype", "torch_dtype")}
         config["dtype"] = "float32"
     order = [name for name in (*base_tensors(config, spec), *so8t_tensors(spec)) if name in tensors]
@@ -194,7 +194,3 @@ def _write_full(
 
 def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _same(weight: np.ndarray) -> np.ndarray:
-    return weight

@@ -7,16 +7,17 @@ from typing import Any
 import numpy as np
 
 from llama_so8t.checkpoint import adapter, float8, gguf_base, qwen3guard, vocabulary
-from llama_so8t.checkpoint.checkpoint import Checkpoint, RotationCache
+from llama_so8t.checkpoint.checkpoint import Checkpoint
 from llama_so8t.checkpoint.checks import check_stems, check_tensors, normalized
 from llama_so8t.checkpoint.names import ARCHITECTURES, base_tensors, layer_tensor, so8t_tensors
 from llama_so8t.errors import CheckpointError
 from llama_so8t.files import gguf_file, pytorch_bin, safetensors_file
+from llama_so8t.files.finite import finite
 from llama_so8t.files.json_file import read_json
-from llama_so8t.folding import compensate_step, is_rotated
+from llama_so8t.folding import RotationCache, compensate_step, is_rotated
 from llama_so8t.model_spec import ModelSpec
 from llama_so8t.published import as_base
-from llama_so8t.tensors import StoredTensor
+from llama_so8t.tensors import LazyTensor
 
 
 def open_checkpoint(path: str | Path, base: str | Path | None = None) -> Checkpoint:
@@ -86,8 +87,9 @@ def _of_family(path: Path, config: dict[str, Any]) -> dict[str, Any]:
 def _open_gguf(path: Path) -> Checkpoint:
     file = gguf_file.read_gguf(path)
     config = gguf_base.base_config(file)
-    tensors = gguf_base.base_tensors(file, config)
-    return _checked(Checkpoint(path, config, ModelSpec.from_config(config), tensors, vocabulary.Vocabulary(gguf=path)))
+    spec = ModelSpec.from_config(config)
+    tensors = gguf_base.base_tensors(file, spec)
+    return _checked(Checkpoint(path, config, spec, tensors, vocabulary.Vocabulary(gguf=path)))
 
 
 def _open_adapter(path: Path, base: str | Path | None) -> Checkpoint:
@@ -109,18 +111,18 @@ def _open_adapter(path: Path, base: str | Path | None) -> Checkpoint:
     return _checked(Checkpoint(path, config, spec, tensors, model.vocabulary, model.generation_config))
 
 
-def compensated(path: Path, spec: ModelSpec, tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+def compensated(path: Path, spec: ModelSpec, tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
     """The same tensors, counter-rotated on every read where a foldable site is; ``path`` is for errors."""
-    cache = RotationCache(path, spec, tensors)
+    rotations = RotationCache(spec, lambda name: finite(path, tensors[name]))
 
-    def turned(name: str, tensor: StoredTensor) -> StoredTensor:
+    def turned(name: str, tensor: LazyTensor) -> LazyTensor:
         found = layer_tensor(name)
         if found is None or not is_rotated(found[1]):
             return tensor
         layer, suffix = found
 
         def turn(rows: np.ndarray, start: int) -> np.ndarray:
-            step = compensate_step(suffix, tensor.shape, cache.get(layer), spec)
+            step = compensate_step(suffix, tensor.shape, rotations.layer(layer), spec)
             return rows if step is None else step(rows, start)
 
         return tensor.mapped_rows(turn)

@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from llama_so8t.checkpoint.adapter import so8t_config
 from llama_so8t.checkpoint.checks import check_tensors
 from llama_so8t.checkpoint.names import OUTPUT, Expected
@@ -24,7 +22,7 @@ from llama_so8t.errors import CheckpointError
 from llama_so8t.files.json_file import read_json
 from llama_so8t.format import HeadSpec, head_tensor_prefix, stem_tensor_prefix
 from llama_so8t.model_spec import ModelSpec
-from llama_so8t.tensors import StoredTensor
+from llama_so8t.tensors import LazyTensor
 
 ARCHITECTURE = "Qwen3ForGuardModel"
 
@@ -61,8 +59,8 @@ def is_guard(config: Mapping[str, Any]) -> bool:
 
 
 def as_so8t(
-    path: Path, config: Mapping[str, Any], tensors: Mapping[str, StoredTensor]
-) -> tuple[dict[str, Any], dict[str, StoredTensor]]:
+    path: Path, config: Mapping[str, Any], tensors: Mapping[str, LazyTensor]
+) -> tuple[dict[str, Any], dict[str, LazyTensor]]:
     """Configuration and tensors of the same model in the form of an SO8T checkpoint; no weight is read.
 
     Args:
@@ -83,7 +81,7 @@ def as_so8t(
     hidden_size = ModelSpec.from_config(config).hidden_size
     end_of_turn = _end_of_turn(path)
     others = dict(tensors)
-    moved: dict[str, StoredTensor] = {}
+    moved: dict[str, LazyTensor] = {}
     heads: dict[str, dict[str, Any]] = {}
     stem_sizes: dict[str, int] = {}
     for guard in PATHS:
@@ -111,8 +109,7 @@ def as_so8t(
         },
     )
     zeros = {
-        name: StoredTensor(name, shape, "F32", lambda shape=shape: np.zeros(shape, np.float32))
-        for name, shape in ModelSpec.from_config(result).generator_shapes().items()
+        name: LazyTensor.zeros(name, shape) for name, shape in ModelSpec.from_config(result).generator_shapes().items()
     }
     return result, {**others, **zeros, **moved}
 
@@ -128,7 +125,7 @@ def _tensor_names(guard: GuardPath) -> dict[str, str]:
     }
 
 
-def _rows(tensor: StoredTensor | None) -> int | None:
+def _rows(tensor: LazyTensor | None) -> int | None:
     return tensor.shape[0] if tensor is not None and tensor.shape else None
 
 

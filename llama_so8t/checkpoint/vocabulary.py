@@ -25,7 +25,8 @@ def write_vocabulary(file: GgufFile, path: Path) -> None:
     The rope factors of Llama 3 are kept too: they are configuration that GGUF happens to store as a tensor.
     """
     writer = upstream.gguf.GGUFWriter(path, arch=file.get("general.architecture"))
-    writer.kv_data[0] = {key: entry.for_writer() for key, entry in file.metadata.items() if not entry.is_empty_array}
+    keys = {key: entry.for_writer() for key, entry in file.metadata.items() if not entry.is_empty_array}
+    upstream.put_keys(writer, keys)
     writer.data_alignment = file.get("general.alignment", writer.data_alignment)
     if ROPE_FREQS in file.tensors:
         writer.add_tensor(ROPE_FREQS, file.tensors[ROPE_FREQS].read())

@@ -160,10 +160,12 @@ def _write_modelfile(planned: "Plan") -> None:
 
 def _table(planned: "Plan") -> str:
     """Tensors and bytes per type, and the files."""
+    from llama_so8t.conversion.header import n_bytes
+
     counts, sizes = Counter(), Counter()
     for tensor in planned.tensors:
-        counts[tensor.kind.name] += 1
-        sizes[tensor.kind.name] += tensor.nbytes
+        counts[tensor.dtype] += 1
+        sizes[tensor.dtype] += n_bytes(tensor)
     lines = ["type        tensors           bytes"]
     lines += [f"{name:<10} {counts[name]:>8} {size:>15,}" for name, size in sizes.most_common()]
     lines.append(f"{'total':<10} {counts.total():>8} {sizes.total():>15,}")

@@ -1,7 +1,7 @@
 """An SO8T checkpoint or adapter becomes a GGUF file, some rows at a time."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -10,26 +10,29 @@ import numpy as np
 
 from llama_so8t import upstream
 from llama_so8t.checkpoint import Checkpoint, open_checkpoint
-from llama_so8t.checkpoint.checkpoint import finite
 from llama_so8t.checkpoint.names import EMBEDDING, OUTPUT, so8t_tensors
+from llama_so8t.conversion.header import Shard, ggml_type, split
 from llama_so8t.conversion.metadata import base_metadata
 from llama_so8t.conversion.options import ARCHITECTURES, OUTTYPES, ROTATION_MODES, ConvertOptions
 from llama_so8t.conversion.so8t_keys import so8t_keys
 from llama_so8t.conversion.tensor_types import choose_types, file_type, importances
-from llama_so8t.conversion.tensors import PlannedTensor, plan_heads, plan_stock_tensors, plan_tensors
-from llama_so8t.conversion.writer import Shard, TypedTensor, split, write
+from llama_so8t.conversion.tensors import plan_heads, plan_stock_tensors, plan_tensors
+from llama_so8t.conversion.writer import write
 from llama_so8t.errors import ConversionError
 from llama_so8t.files.atomic import new_files
 from llama_so8t.folding import foldable_sites
 from llama_so8t.format import ARCH, GENERATORS, generator_name
-from llama_so8t.tensors import StoredTensor
+from llama_so8t.tensors import LazyTensor
 
 _ROWS = 1024
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a conversion will write: one shard per path; heads of a stock file are the last one."""
+    """What a conversion will write: one shard per path; heads of a stock file are the last one.
+
+    ``importances``: name of a tensor -> importance of its columns, float32, for those that are quantized by it.
+    """
 
     options: ConvertOptions
     checkpoint: Checkpoint
@@ -38,6 +41,7 @@ class Plan:
     explicit: tuple[str, ...]
     paths: tuple[Path, ...]
     shards: tuple[Shard, ...]
+    importances: Mapping[str, np.ndarray]
 
     @property
     def is_split(self) -> bool:
@@ -45,7 +49,7 @@ class Plan:
         return upstream.gguf.Keys.Split.LLM_KV_SPLIT_COUNT in self.shards[0].keys
 
     @property
-    def tensors(self) -> list[TypedTensor]:
+    def tensors(self) -> list[LazyTensor]:
         """All tensors of all files."""
         return [tensor for shard in self.shards for tensor in shard.tensors]
 
@@ -91,16 +95,16 @@ def plan(options: ConvertOptions) -> Plan:
     shapes = [tensor.shape for tensor in tensors if not tensor.exact]
     metadata = base_metadata(checkpoint, arch, file_type(options.outtype), shapes, options.model_name)
     keys = metadata.keys if stock else metadata.keys | so8t_keys(spec, explicit, folded)
-    extra = [
-        PlannedTensor(name, values.shape, lambda values=values: values, exact=True)
-        for name, values in metadata.tensors.items()
-    ]
-    shards = split(keys, _typed([*extra, *tensors], keys, arch, options, checkpoint), options.split_max_size)
+    extra = [LazyTensor.of(name, values, exact=True) for name, values in metadata.tensors.items()]
+    typed = choose_types([*extra, *tensors], keys, arch, options, spec)
+    shards = split(keys, typed, options.split_max_size)
     paths = _shard_paths(outfile, len(shards))
     if stock and checkpoint.is_so8t and spec.heads:
         shards.append(_heads_shard(checkpoint))
         paths.append(heads_file(outfile))
-    return Plan(options, checkpoint, arch, folded, explicit, tuple(paths), tuple(shards))
+    return Plan(
+        options, checkpoint, arch, folded, explicit, tuple(paths), tuple(shards), _importances(typed, options.imatrix)
+    )
 
 
 def run(planned: Plan) -> Path:
@@ -116,6 +120,7 @@ def run(planned: Plan) -> Path:
             temporaries,
             planned.shards,
             planned.arch,
+            planned.importances,
             options.threads,
             check=not options.allow_nonfinite,
             progress=options.outtype if options.progress else None,
@@ -143,25 +148,23 @@ def _shard_paths(outfile: Path, count: int) -> list[Path]:
     ]
 
 
-def _typed(
-    tensors: Sequence[PlannedTensor], keys: dict, arch: str, options: ConvertOptions, checkpoint: Checkpoint
-) -> list[TypedTensor]:
-    types = choose_types(tensors, keys, arch, options, checkpoint.spec)
-    imatrix = importances(options.imatrix) if options.imatrix else {}
-    typed = []
-    for tensor, kind in zip(tensors, types, strict=True):
-        importance = None
-        if upstream.gguf.GGML_QUANT_SIZES[kind][0] > 1 and tensor.name in imatrix:
-            importance = imatrix[tensor.name]
-            if importance.shape != (tensor.shape[-1],):
-                if tensor.name != "token_embd.weight":
-                    raise ConversionError(
-                        f"{options.imatrix}: tensor {tensor.name!r}: found {importance.size} importances, "
-                        f"expected {tensor.shape[-1]}; it belongs to another model"
-                    )
-                importance = None
-        typed.append(TypedTensor(tensor, kind, importance))
-    return typed
+def _importances(tensors: Sequence[LazyTensor], imatrix: Path | None) -> dict[str, np.ndarray]:
+    """Importances of the columns of the quantized tensors, as far as the file has them."""
+    if imatrix is None:
+        return {}
+    found, result = importances(imatrix), {}
+    for tensor in tensors:
+        if upstream.gguf.GGML_QUANT_SIZES[ggml_type(tensor)][0] == 1 or tensor.name not in found:
+            continue
+        importance = found[tensor.name]
+        if importance.shape == (tensor.shape[-1],):
+            result[tensor.name] = importance
+        elif tensor.name != "token_embd.weight":
+            raise ConversionError(
+                f"{imatrix}: tensor {tensor.name!r}: found {importance.size} importances, "
+                f"expected {tensor.shape[-1]}; it belongs to another model"
+            )
+    return result
 
 
 def _stock_sites(options: ConvertOptions, checkpoint: Checkpoint) -> tuple[str, ...]:
@@ -201,12 +204,10 @@ def _heads_shard(checkpoint: Checkpoint) -> Shard:
         "general.type": gguf.GGUFValue("heads", gguf.GGUFValueType.STRING),
         f"{ARCH}.embedding_length": gguf.GGUFValue(checkpoint.spec.hidden_size, gguf.GGUFValueType.UINT32),
     }
-    f32 = gguf.GGMLQuantizationType.F32
-    tensors = [TypedTensor(tensor, f32) for tensor in plan_heads(checkpoint)]
-    return Shard(keys | so8t_keys(checkpoint.spec, (), ()), tensors)
+    return Shard(keys | so8t_keys(checkpoint.spec, (), ()), list(plan_heads(checkpoint)))
 
 
-def _equal(a: StoredTensor, b: StoredTensor) -> bool:
+def _equal(a: LazyTensor, b: LazyTensor) -> bool:
     """Whether two tensors have the same values; row by row where both can, for an embedding has a GB or more."""
     if a.read_rows is None or b.read_rows is None:
         return np.array_equal(a.read(), b.read())
@@ -224,7 +225,7 @@ def _check_model(checkpoint: Checkpoint, stock: bool) -> None:
     for name in so8t_tensors(checkpoint.spec):
         # small, so before any work: NaN in one generator would spoil every weight beside it
         if name in checkpoint.tensors:
-            finite(checkpoint.path, checkpoint.tensors[name])
+            checkpoint.load_finite(name)
     if config.get("hidden_act", "silu") != "silu":
         raise ConversionError(f"{checkpoint.path}: found hidden_act {config['hidden_act']!r}, expected 'silu'")
     if config.get("use_sliding_window"):

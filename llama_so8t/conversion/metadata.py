@@ -146,7 +146,7 @@ def _from_directory(
         finally:
             if collecting:
                 gc.enable()
-    return BaseMetadata(dict(model.gguf_writer.kv_data[0]), extra)
+    return BaseMetadata(upstream.keys_of(model.gguf_writer), extra)
 
 
 def _plain(model_class: type) -> type:

@@ -12,12 +12,12 @@ import numpy as np
 
 from llama_so8t import tools, upstream
 from llama_so8t.checkpoint.names import EMBEDDING, OUTPUT, gguf_name, layer_tensor
+from llama_so8t.conversion.header import Shard, n_bytes, write_header
 from llama_so8t.conversion.options import PLAIN_OUTTYPES, ConvertOptions
-from llama_so8t.conversion.tensors import PlannedTensor
-from llama_so8t.conversion.writer import Shard, TypedTensor, write_header
 from llama_so8t.errors import ConversionError
 from llama_so8t.files.gguf_file import read_gguf
 from llama_so8t.model_spec import ModelSpec
+from llama_so8t.tensors import LazyTensor
 
 _FALLBACK = "F16"
 """Type of a tensor whose rows are no multiple of the block size, as in upstream's converter."""
@@ -34,9 +34,9 @@ def file_type(outtype: str) -> int:
 
 
 def choose_types(
-    tensors: Sequence[PlannedTensor], keys: Mapping[str, Any], arch: str, options: ConvertOptions, spec: ModelSpec
-) -> list[Any]:
-    """A `gguf.GGMLQuantizationType` for every tensor.
+    tensors: Sequence[LazyTensor], keys: Mapping[str, Any], arch: str, options: ConvertOptions, spec: ModelSpec
+) -> list[LazyTensor]:
+    """The tensors with the types that they get in the file.
 
     Raises:
         ConversionError: an unknown module in ``keep``, or llama-quantize refuses the types asked for.
@@ -46,9 +46,8 @@ def choose_types(
     else:
         types = _mixture(tensors, keys, arch, options)
     kept = _kept(tensors, options.keep, spec)
-    f16 = upstream.gguf.GGMLQuantizationType.F16
     return [
-        f16 if tensor.name in kept and upstream.gguf.GGML_QUANT_SIZES[kind][0] > 1 else kind
+        tensor.as_type("F16" if tensor.name in kept and upstream.gguf.GGML_QUANT_SIZES[kind][0] > 1 else kind.name)
         for tensor, kind in zip(tensors, types, strict=True)
     ]
 
@@ -79,7 +78,7 @@ def importances(path: Path) -> dict[str, np.ndarray]:
     return found
 
 
-def _plain_type(tensor: PlannedTensor, outtype: str) -> Any:
+def _plain_type(tensor: LazyTensor, outtype: str) -> Any:
     """By the rules of upstream's converter: 1-D tensors stay F32, as all of SO8T's do."""
     types = upstream.gguf.GGMLQuantizationType
     if tensor.exact or len(tensor.shape) == 1:
@@ -89,19 +88,17 @@ def _plain_type(tensor: PlannedTensor, outtype: str) -> Any:
     return wanted if tensor.shape[-1] % block_size == 0 else types[_FALLBACK]
 
 
-def _mixture(
-    tensors: Sequence[PlannedTensor], keys: Mapping[str, Any], arch: str, options: ConvertOptions
-) -> list[Any]:
+def _mixture(tensors: Sequence[LazyTensor], keys: Mapping[str, Any], arch: str, options: ConvertOptions) -> list[Any]:
     """Asks `llama-quantize --dry-run` about a file with our header and no data: its rules are hundreds of lines."""
     gguf = upstream.gguf
     with tempfile.TemporaryDirectory(prefix="so8t-") as directory:
         path = Path(directory) / "header.gguf"
         short = {key: value for key, value in keys.items() if not key.startswith("tokenizer.")}
-        exact = [TypedTensor(tensor, gguf.GGMLQuantizationType.F32) for tensor in tensors]
-        size = write_header(path, Shard(short, exact), arch)
+        plain = [tensor.as_type("F32") for tensor in tensors]
+        size = write_header(path, Shard(short, plain), arch)
         # a hole where the data would be, with room to align every tensor: it takes no space
         alignment = gguf.GGUF_DEFAULT_ALIGNMENT
-        os.truncate(path, size + alignment + sum(tensor.nbytes + alignment for tensor in exact))
+        os.truncate(path, size + alignment + sum(n_bytes(tensor) + alignment for tensor in plain))
         command = [tools.program("llama-quantize"), "--dry-run"]
         command += [word for rule in options.tensor_types for word in ("--tensor-type", rule)]
         command += ["--imatrix", options.imatrix] if options.imatrix else []
@@ -128,7 +125,7 @@ def _mixture(
     return [by_name[chosen[tensor.name].lower()] for tensor in tensors]
 
 
-def _kept(tensors: Sequence[PlannedTensor], keep: Sequence[str], spec: ModelSpec) -> set[str]:
+def _kept(tensors: Sequence[LazyTensor], keep: Sequence[str], spec: ModelSpec) -> set[str]:
     """GGUF names of the tensors inside the modules to keep; heads are F32 in every file."""
     names = {tensor.name for tensor in tensors}
     heads = {"task_head", *(f"{name}_head" for name in spec.heads)}

@@ -2,23 +2,21 @@
 
 import errno
 import fcntl
-import math
 import mmap
 import os
-import struct
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from llama_so8t import kernels, upstream
-from llama_so8t.conversion.tensors import PlannedTensor
+from llama_so8t.conversion.header import Shard, ggml_type, n_bytes, write_header
 from llama_so8t.errors import ConversionError
+from llama_so8t.tensors import LazyTensor
 
 _CHUNK = 1 << 21
 """Elements that a core works on at a time: fewer, and the threads wait for Python's lock more than they compute."""
@@ -38,62 +36,11 @@ _DIRECT = getattr(os, "O_DIRECT", 0)
 """Past the page cache; some systems have no such flag."""
 
 
-@dataclass(frozen=True)
-class TypedTensor:
-    """A tensor with the type that it gets in the file, and the importance of its columns for that type."""
-
-    planned: PlannedTensor
-    kind: Any
-    importance: np.ndarray | None = None
-
-    @property
-    def nbytes(self) -> int:
-        """Size in the file."""
-        block_size, type_size = upstream.gguf.GGML_QUANT_SIZES[self.kind]
-        return math.prod(self.planned.shape) // block_size * type_size
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One file: its keys and its tensors."""
-
-    keys: Mapping[str, Any]
-    tensors: Sequence[TypedTensor]
-
-
-def split(keys: Mapping[str, Any], tensors: Sequence[TypedTensor], max_bytes: int | None) -> list[Shard]:
-    """One shard, or several of at most ``max_bytes`` of tensors, with the keys of llama.cpp's split files."""
-    groups: list[list[TypedTensor]] = [[]]
-    filled = 0
-    for tensor in tensors:
-        if max_bytes is not None and groups[-1] and filled + tensor.nbytes > max_bytes:
-            groups.append([])
-            filled = 0
-        groups[-1].append(tensor)
-        filled += tensor.nbytes
-    if len(groups) == 1:
-        return [Shard(keys, tensors)]
-    gguf = upstream.gguf
-    kinds = gguf.GGUFValueType
-    return [
-        Shard(
-            # only the first file has the model's keys, as in upstream's split files
-            (dict(keys) if number == 0 else {})
-            | {
-                gguf.Keys.Split.LLM_KV_SPLIT_NO: gguf.GGUFValue(number, kinds.UINT16),
-                gguf.Keys.Split.LLM_KV_SPLIT_COUNT: gguf.GGUFValue(len(groups), kinds.UINT16),
-                gguf.Keys.Split.LLM_KV_SPLIT_TENSORS_COUNT: gguf.GGUFValue(len(tensors), kinds.INT32),
-            },
-            group,
-        )
-        for number, group in enumerate(groups)
-    ]
-
-
 def write(
     paths: Sequence[Path],
     shards: Sequence[Shard],
     arch: str,
+    importances: Mapping[str, np.ndarray],
     threads: int | None,
     check: bool,
     progress: str | None,
@@ -104,6 +51,7 @@ def write(
         paths: one per shard.
         shards: what to write.
         arch: architecture for the writer.
+        importances: name of a tensor ``(rows, columns)`` -> importance ``(columns,)`` float32 for its quantization.
         threads: workers; None means one per core.
         check: whether a value that does not fit its type is an error.
         progress: title of the progress bar, None for no bar.
@@ -113,7 +61,7 @@ def write(
         OSError: the disk is full, or another failure of the file system.
     """
     threads = threads or _cores()
-    total = sum(tensor.nbytes for shard in shards for tensor in shard.tensors)
+    total = sum(n_bytes(tensor) for shard in shards for tensor in shard.tensors)
     with (
         tqdm(total=total, unit="B", unit_scale=True, desc=progress, disable=progress is None) as bar,
         ThreadPoolExecutor(threads, thread_name_prefix="so8t-convert") as pool,
@@ -121,7 +69,7 @@ def write(
         for path, shard in zip(paths, shards, strict=True):
             start = write_header(path, shard, arch)
             with _Stream(path, start) as stream:
-                _run(pool, threads, _jobs(shard.tensors, check), stream, bar)
+                _run(pool, threads, _jobs(shard.tensors, importances, check), stream, bar)
 
 
 def _cores() -> int:
@@ -129,35 +77,12 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def write_header(path: Path, shard: Shard, arch: str) -> int:
-    """Keys and tensor infos of a file, without data.
-
-    Returns:
-        Its size: the data begins at the next multiple of the alignment.
-    """
-    gguf = upstream.gguf
-    writer = gguf.GGUFWriter(path, arch=arch)
-    writer.kv_data[0] = dict(shard.keys)
-    for tensor in shard.tensors:
-        planned = tensor.planned
-        writer.add_tensor_info(planned.name, planned.shape, np.dtype(np.float32), tensor.nbytes, raw_dtype=tensor.kind)
-    try:
-        writer.write_header_to_file()
-        try:
-            writer.write_kv_data_to_file()
-        except (struct.error, OverflowError, UnicodeEncodeError) as error:
-            raise ConversionError(f"a key does not fit its type in GGUF: {error}") from error
-        writer.write_ti_data_to_file()
-        return writer.fout[0].tell()
-    finally:
-        writer.close()
-
-
 @dataclass(frozen=True)
 class _Job:
     """Rows ``[start, stop)`` of a tensor, or the whole tensor where start is None."""
 
-    tensor: TypedTensor
+    tensor: LazyTensor
+    importance: np.ndarray | None
     start: int | None
     stop: int
     nbytes: int
@@ -165,18 +90,18 @@ class _Job:
     is_last: bool
 
 
-def _jobs(tensors: Sequence[TypedTensor], check: bool) -> Iterator[_Job]:
+def _jobs(tensors: Sequence[LazyTensor], importances: Mapping[str, np.ndarray], check: bool) -> Iterator[_Job]:
     for tensor in tensors:
-        planned = tensor.planned
-        if planned.read_rows is None or len(planned.shape) != 2:
-            yield _Job(tensor, None, 0, tensor.nbytes, check, True)
+        size, importance = n_bytes(tensor), importances.get(tensor.name)
+        if tensor.read_rows is None or len(tensor.shape) != 2:
+            yield _Job(tensor, importance, None, 0, size, check, True)
             continue
-        n_rows, n_columns = planned.shape
+        n_rows, n_columns = tensor.shape
         step = _ROWS * max(1, _CHUNK // (_ROWS * n_columns))
-        row_bytes = tensor.nbytes // n_rows
+        row_bytes = size // n_rows
         for start in range(0, n_rows, step):
             stop = min(start + step, n_rows)
-            yield _Job(tensor, start, stop, (stop - start) * row_bytes, check, stop == n_rows)
+            yield _Job(tensor, importance, start, stop, (stop - start) * row_bytes, check, stop == n_rows)
 
 
 def _run(pool: ThreadPoolExecutor, threads: int, jobs: Iterator[_Job], stream: "_Stream", bar: tqdm) -> None:
@@ -202,18 +127,18 @@ def _run(pool: ThreadPoolExecutor, threads: int, jobs: Iterator[_Job], stream: "
 
 
 def _work(job: _Job) -> np.ndarray:
-    planned = job.tensor.planned
-    if job.start is None:
-        values, shape = planned.read(), planned.shape
+    tensor = job.tensor
+    if job.start is None or tensor.read_rows is None:
+        values, shape = tensor.read(), tensor.shape
     else:
-        values, shape = planned.read_rows(job.start, job.stop), (job.stop - job.start, planned.shape[1])
-    assert values.shape == shape, f"{planned.name}: planned {shape}, found {values.shape}"
+        values, shape = tensor.read_rows(job.start, job.stop), (job.stop - job.start, tensor.shape[1])
+    assert values.shape == shape, f"{tensor.name}: planned {shape}, found {values.shape}"
     flat = values.reshape(-1, shape[-1])
     try:
-        data = kernels.quantize(flat, job.tensor.kind, job.tensor.importance, job.check)
+        data = kernels.quantize(flat, ggml_type(tensor), job.importance, job.check)
     except ConversionError as error:
-        raise ConversionError(f"tensor {planned.name!r}: {error}") from None
-    assert data.nbytes == job.nbytes, f"{planned.name}: planned {job.nbytes} bytes, found {data.nbytes}"
+        raise ConversionError(f"tensor {tensor.name!r}: {error}") from None
+    assert data.nbytes == job.nbytes, f"{tensor.name}: planned {job.nbytes} bytes, found {data.nbytes}"
     return data.reshape(-1)
 
 

@@ -18,7 +18,7 @@ from llama_so8t.files.json_file import read_json
 from llama_so8t.model_spec import ModelSpec
 from llama_so8t.published import Signature, identify, restore
 from llama_so8t.published.restore import LAYOUT_KEY
-from llama_so8t.tensors import StoredTensor
+from llama_so8t.tensors import LazyTensor
 
 INTEGRATION_INFO = "so8t_integration_info.json"
 BAKED = ("burnin_metadata.json", "burn_in_report.json")
@@ -128,7 +128,7 @@ def _plain(path: Path, config: Mapping[str, Any], problems: list[str]) -> Diagno
 
 
 def _restored(
-    path: Path, config: Mapping[str, Any], tensors: Mapping[str, StoredTensor]
+    path: Path, config: Mapping[str, Any], tensors: Mapping[str, LazyTensor]
 ) -> tuple[list[str], tuple[str, ...]]:
     # what opening the directory does, so that the verdict is not only the table's
     try:
@@ -156,7 +156,7 @@ def _baked_problems(files: list[str]) -> list[str]:
     ]
 
 
-def _claims(path: Path, found: Signature, tensors: Mapping[str, StoredTensor]) -> list[str]:
+def _claims(path: Path, found: Signature, tensors: Mapping[str, LazyTensor]) -> list[str]:
     if not (path / INTEGRATION_INFO).is_file():
         return []
     try:

@@ -13,7 +13,7 @@ from llama_so8t.errors import CheckpointError
 from llama_so8t.files import safetensors_file, torch_file
 from llama_so8t.published import BY_ID, identify
 from llama_so8t.published.soul import read_soul
-from llama_so8t.tensors import StoredTensor
+from llama_so8t.tensors import LazyTensor
 
 _HEAD = 64
 _ALONE = "weights without a model; diagnose or convert the directory that they belong to"
@@ -71,7 +71,7 @@ def _is_small(shape: tuple[int, ...]) -> bool:
     return len(shape) < 2 or shape[-2:] == (8, 8)
 
 
-def _tensors(path: Path, kind: str, stored: Mapping[str, StoredTensor | torch_file.Entry]) -> Diagnosis:
+def _tensors(path: Path, kind: str, stored: Mapping[str, LazyTensor | torch_file.Entry]) -> Diagnosis:
     shapes = {name: tensor.shape for name, tensor in stored.items()}
     meaning = f"{len(shapes)} tensors and numbers: {listed(shapes)}"
     infinite = [

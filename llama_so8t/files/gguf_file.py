@@ -15,7 +15,7 @@ import numpy as np
 
 from llama_so8t import upstream
 from llama_so8t.errors import CheckpointError
-from llama_so8t.tensors import DataFile, StoredTensor
+from llama_so8t.tensors import DataFile, LazyTensor
 
 MAX_TENSORS = 1_000_000
 MAX_KEYS = 1_000_000
@@ -61,7 +61,7 @@ class GgufFile:
 
     path: Path
     metadata: dict[str, KeyValue]
-    tensors: dict[str, StoredTensor]
+    tensors: dict[str, LazyTensor]
 
     def get(self, key: str, default: Any = None) -> Any:
         """Decoded value of a key, or ``default``."""
@@ -99,7 +99,7 @@ def read_gguf(path: Path) -> GgufFile:
         raise CheckpointError(f"{path}: found general.alignment {alignment!r}, expected a power of two")
     start = -(-cursor.offset // alignment) * alignment
     data = DataFile(path)
-    tensors: dict[str, StoredTensor] = {}
+    tensors: dict[str, LazyTensor] = {}
     for name, shape, type_number, offset in infos:
         if name in tensors:
             raise CheckpointError(f"{path}: tensor {name!r} appears twice")
@@ -175,7 +175,7 @@ def _read_info(cursor: _Cursor) -> tuple[str, tuple[int, ...], int, int]:
     return name, tuple(reversed(dims)), type_number, offset
 
 
-def _tensor(data: DataFile, size: int, name: str, shape: tuple[int, ...], type_number: int, start: int) -> StoredTensor:
+def _tensor(data: DataFile, size: int, name: str, shape: tuple[int, ...], type_number: int, start: int) -> LazyTensor:
     gguf = upstream.gguf
     where = f"{data.path}: tensor {name!r}"
     try:
@@ -201,7 +201,7 @@ def _tensor(data: DataFile, size: int, name: str, shape: tuple[int, ...], type_n
         except NotImplementedError:
             raise CheckpointError(f"{where}: found type {kind.name}, which gguf-py cannot read back") from None
 
-    return StoredTensor(
+    return LazyTensor(
         name,
         shape,
         kind.name,

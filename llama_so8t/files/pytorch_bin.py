@@ -10,7 +10,7 @@ import numpy as np
 from llama_so8t.errors import CheckpointError
 from llama_so8t.files import torch_file
 from llama_so8t.files.json_file import read_json
-from llama_so8t.tensors import StoredTensor
+from llama_so8t.tensors import LazyTensor
 
 SINGLE_NAME = "pytorch_model.bin"
 INDEX_NAME = "pytorch_model.bin.index.json"
@@ -21,7 +21,7 @@ def is_there(directory: Path) -> bool:
     return any((directory / name).is_file() for name in (SINGLE_NAME, INDEX_NAME))
 
 
-def read_sharded(directory: Path) -> dict[str, StoredTensor]:
+def read_sharded(directory: Path) -> dict[str, LazyTensor]:
     """Tensors of ``pytorch_model.bin``, or of the shards that its index names.
 
     Raises:
@@ -34,7 +34,7 @@ def read_sharded(directory: Path) -> dict[str, StoredTensor]:
         if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
             raise CheckpointError(f"{index}: found no weight_map, expected an object of tensor names and shards")
         names = sorted(set(weight_map.values()))
-    tensors: dict[str, StoredTensor] = {}
+    tensors: dict[str, LazyTensor] = {}
     for name in names:
         if Path(name).name != name or name.startswith(".") or not (directory / name).is_file():
             raise CheckpointError(f"{directory / INDEX_NAME}: found shard {name!r}, expected a file beside it")
@@ -45,5 +45,5 @@ def read_sharded(directory: Path) -> dict[str, StoredTensor]:
             def read(entry: torch_file.Entry = entry) -> np.ndarray:
                 return entry.read().astype(np.float32)
 
-            tensors[key] = StoredTensor(key, entry.shape, "F32", read)
+            tensors[key] = LazyTensor(key, entry.shape, "F32", read)
     return tensors

@@ -14,7 +14,7 @@ import numpy as np
 from llama_so8t import kernels
 from llama_so8t.errors import CheckpointError
 from llama_so8t.files.json_file import parse_json, read_json
-from llama_so8t.tensors import DataFile, StoredTensor
+from llama_so8t.tensors import DataFile, LazyTensor
 
 MAX_HEADER_BYTES = 100_000_000
 """Limit of the safetensors library itself."""
@@ -39,7 +39,7 @@ INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 
 
-def read_file(path: Path) -> dict[str, StoredTensor]:
+def read_file(path: Path) -> dict[str, LazyTensor]:
     """Tensors of one file, in the order of their data.
 
     Raises:
@@ -74,9 +74,7 @@ def read_file(path: Path) -> dict[str, StoredTensor]:
         raise CheckpointError(f"{path}: found {data_bytes} bytes of data, expected {end} from the header")
     readers = [_Reader(data, name, dtype, shape, 8 + header_bytes + start) for name, dtype, shape, start, _ in entries]
     return {
-        reader.name: StoredTensor(
-            reader.name, reader.shape, reader.dtype, reader, reader.rows if reader.shape else None
-        )
+        reader.name: LazyTensor(reader.name, reader.shape, reader.dtype, reader, reader.rows if reader.shape else None)
         for reader in readers
     }
 
@@ -86,7 +84,7 @@ def is_there(directory: Path) -> bool:
     return any((directory / name).is_file() for name in (SINGLE_NAME, INDEX_NAME))
 
 
-def read_sharded(directory: Path) -> dict[str, StoredTensor]:
+def read_sharded(directory: Path) -> dict[str, LazyTensor]:
     """Tensors of ``model.safetensors``, or of the shards that ``model.safetensors.index.json`` names.
 
     Raises:
@@ -99,7 +97,7 @@ def read_sharded(directory: Path) -> dict[str, StoredTensor]:
         raise CheckpointError(f"{directory}: found neither {SINGLE_NAME} nor {INDEX_NAME}, expected one of them")
     shards = shard_names(directory)
     weight_map = read_json(index_path)["weight_map"]
-    tensors: dict[str, StoredTensor] = {}
+    tensors: dict[str, LazyTensor] = {}
     for shard in shards:
         for name, tensor in read_file(directory / shard).items():
             if name in tensors:

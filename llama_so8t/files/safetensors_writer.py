@@ -8,20 +8,20 @@ from pathlib import Path
 import numpy as np
 
 from llama_so8t.files.safetensors_file import INDEX_NAME, SINGLE_NAME
-from llama_so8t.tensors import StoredTensor
+from llama_so8t.tensors import LazyTensor
 
 MAX_SHARD_BYTES = 2_000_000_000
 
 _BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 
 
-def write_sharded(directory: Path, tensors: Sequence[StoredTensor], max_bytes: int | None = None) -> None:
+def write_sharded(directory: Path, tensors: Sequence[LazyTensor], max_bytes: int | None = None) -> None:
     """Writes ``model.safetensors``, or shards of at most ``max_bytes`` (MAX_SHARD_BYTES) and their index.
 
     A tensor keeps its dtype where that is F32, F16 or BF16; all others are written as F32.
     """
     max_bytes = max_bytes or MAX_SHARD_BYTES
-    shards: list[list[StoredTensor]] = [[]]
+    shards: list[list[LazyTensor]] = [[]]
     filled = 0
     for tensor in tensors:
         size = _size(tensor)
@@ -43,7 +43,7 @@ def write_sharded(directory: Path, tensors: Sequence[StoredTensor], max_bytes: i
     (directory / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n")
 
 
-def write_file(path: Path, tensors: Sequence[StoredTensor]) -> None:
+def write_file(path: Path, tensors: Sequence[LazyTensor]) -> None:
     """Writes one safetensors file, in the given order, with the marker that transformers asks for."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
@@ -64,15 +64,15 @@ def write_file(path: Path, tensors: Sequence[StoredTensor]) -> None:
             file.write(_encoded(tensor))
 
 
-def _dtype(tensor: StoredTensor) -> str:
+def _dtype(tensor: LazyTensor) -> str:
     return tensor.dtype if tensor.dtype in _BYTES else "F32"
 
 
-def _size(tensor: StoredTensor) -> int:
+def _size(tensor: LazyTensor) -> int:
     return math.prod(tensor.shape) * _BYTES[_dtype(tensor)]
 
 
-def _encoded(tensor: StoredTensor) -> memoryview:
+def _encoded(tensor: LazyTensor) -> memoryview:
     values = np.ascontiguousarray(tensor.read(), dtype="<f4")
     dtype = _dtype(tensor)
     if dtype == "F16":

@@ -15,7 +15,7 @@ from llama_so8t.files import safetensors_file, safetensors_writer
 from llama_so8t.files.atomic import new_directory
 from llama_so8t.format import OUT_GENERATOR, HeadSpec, head_tensor_prefix
 from llama_so8t.heads.regression import Direction
-from llama_so8t.tensors import StoredTensor
+from llama_so8t.tensors import LazyTensor
 
 
 def head_weights(direction: Direction, out: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -139,10 +139,7 @@ def _write_config(path: Path, heads: Mapping[str, HeadSpec]) -> None:
     path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _replaced(stored: Mapping[str, StoredTensor], values: Mapping[str, np.ndarray]) -> list[StoredTensor]:
+def _replaced(stored: Mapping[str, LazyTensor], values: Mapping[str, np.ndarray]) -> list[LazyTensor]:
     """Tensors in their order with other values; a head bias that was left out is added at the end."""
-    tensors = {
-        **stored,
-        **{name: StoredTensor(name, value.shape, "F32", lambda value=value: value) for name, value in values.items()},
-    }
+    tensors = {**stored, **{name: LazyTensor.of(name, value) for name, value in values.items()}}
     return list(tensors.values())

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from llama_so8t.published.table import (
     REFUSE,
     Layout,
 )
+from llama_so8t.tensors import LazyTensor
 
 _LOG = logging.getLogger(__name__)
 
@@ -33,22 +34,6 @@ LAYOUT_KEY, ORIGIN_KEY, EXACT_KEY = "so8t_layout", "so8t_layout_origin", "so8t_l
 
 _EMBEDDING, _OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
 _LORA = re.compile(r"\.lora_[AB]\.|\.lora_embedding_[AB]\.")
-
-
-class Tensor(Protocol):
-    """What is needed of a stored tensor."""
-
-    name: str
-    shape: tuple[int, ...]
-
-    def read(self) -> np.ndarray:
-        """The values, float32."""
-
-    def renamed(self, name: str) -> "Tensor":
-        """The same tensor under another name."""
-
-    def mapped_rows(self, function: Callable[[np.ndarray, int], np.ndarray]) -> "Tensor":
-        """The tensor with ``function(rows, first row)`` applied on every read."""
 
 
 @dataclass(frozen=True)
@@ -82,14 +67,14 @@ class Restored:
 
     layout: Layout
     config: dict[str, Any]
-    tensors: dict[str, Tensor]
+    tensors: dict[str, LazyTensor]
     notes: tuple[str, ...]
 
 
 def restore(
     path: Path,
     config: Mapping[str, Any],
-    tensors: Mapping[str, Tensor],
+    tensors: Mapping[str, LazyTensor],
     layout: str | None = None,
     origin: str | None = None,
 ) -> Restored | None:
@@ -142,7 +127,9 @@ def restore(
     return Restored(row, plain_config, base, tuple(notes))
 
 
-def as_base(path: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def as_base(
+    path: Path, config: dict[str, Any], tensors: dict[str, LazyTensor]
+) -> tuple[dict[str, Any], dict[str, LazyTensor]]:
     """Configuration and tensors of a directory as `restore` makes them, its notes logged; others as they are.
 
     Raises:
@@ -215,13 +202,13 @@ def _applied(path: Path, row: Layout, stated: Statement) -> bool:
     return row.origins[stated.origin]
 
 
-def _base(path: Path, found: Signature, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _base(path: Path, found: Signature, tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
     # everything but the gates, under the names of the base family
     wrapped = f".self_attn.{found.layout.wrapper}."
     is_wrapped = found.layout.wrapper is not None
     dropped = {*found.parameters, *found.others}
     dropped |= {name for name in found.keys if not (is_wrapped and wrapped in plain_name(name))}
-    base: dict[str, Tensor] = {}
+    base: dict[str, LazyTensor] = {}
     for name, tensor in tensors.items():
         if name in dropped:
             continue
@@ -243,10 +230,10 @@ def _folded(
     path: Path,
     found: Signature,
     config: Mapping[str, Any],
-    tensors: Mapping[str, Tensor],
-    base: dict[str, Tensor],
+    tensors: Mapping[str, LazyTensor],
+    base: dict[str, LazyTensor],
     stated: Statement,
-) -> dict[str, Tensor]:
+) -> dict[str, LazyTensor]:
     row, result = found.layout, dict(base)
     layers = {layer for layer in found.parameters.values() if layer is not None}
     if len(layers) != len(found.parameters):
@@ -288,8 +275,8 @@ def _after(rotations: np.ndarray) -> Callable[[np.ndarray, int], np.ndarray]:
 
 
 def _with_soul(
-    path: Path, row: Layout, files: list[str], base: dict[str, Tensor], notes: list[str]
-) -> dict[str, Tensor]:
+    path: Path, row: Layout, files: list[str], base: dict[str, LazyTensor], notes: list[str]
+) -> dict[str, LazyTensor]:
     present = [name for name in row.files if name in files]
     if len(present) != 1:
         raise CheckpointError(

@@ -13,7 +13,7 @@ import numpy as np
 
 from llama_so8t.errors import CheckpointError
 from llama_so8t.sidecars.quantization import dequantize
-from llama_so8t.tensors import StoredTensor
+from llama_so8t.tensors import LazyTensor
 
 SUFFIX = ".npy"
 DTYPE = np.dtype(np.int8)
@@ -52,7 +52,7 @@ def write_npz(
                     file.write(memoryview(block).cast("B"))
 
 
-def read_npz(path: Path, scales: Mapping[str, float]) -> dict[str, StoredTensor]:
+def read_npz(path: Path, scales: Mapping[str, float]) -> dict[str, LazyTensor]:
     """Tensors of a file by `write_npz` as float32; headers are read and checked, values when asked for.
 
     Args:
@@ -63,7 +63,7 @@ def read_npz(path: Path, scales: Mapping[str, float]) -> dict[str, StoredTensor]
         CheckpointError: no such archive, members that are doubled, unknown, encrypted, of another type or size
             than they say, or larger than a model of this file size can be.
     """
-    tensors: dict[str, StoredTensor] = {}
+    tensors: dict[str, LazyTensor] = {}
     total = 0
     try:
         with zipfile.ZipFile(path) as archive:
@@ -83,7 +83,7 @@ def read_npz(path: Path, scales: Mapping[str, float]) -> dict[str, StoredTensor]
                         f"expected int8 weights, which do not shrink that much"
                     )
                 shape = _shape(archive, entry, where)
-                tensors[name] = StoredTensor(name, shape, "I8", _Reader(path, entry.filename, shape, scales[name]))
+                tensors[name] = LazyTensor(name, shape, "I8", _Reader(path, entry.filename, shape, scales[name]))
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, UnicodeDecodeError) as error:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from llama_so8t.tensors import StoredTensor
+from llama_so8t.tensors import LazyTensor
 
 TYPE = "int8_per_tensor"
 """Not Q8_0, which has a scale for every 32 weights."""
@@ -17,7 +17,7 @@ _BLOCK_VALUES = 1 << 22
 _SMALLEST = np.finfo(np.float32).tiny
 
 
-def scale_of(tensor: StoredTensor) -> float:
+def scale_of(tensor: LazyTensor) -> float:
     """s, a float32 number; 1 for a tensor of zeros or below the smallest normal float32; NaN or infinity if one is
     among the values."""
     scale = np.float32(0)
@@ -28,7 +28,7 @@ def scale_of(tensor: StoredTensor) -> float:
     return 1.0 if scale < _SMALLEST else float(scale)
 
 
-def quantize(tensor: StoredTensor, scale: float) -> Iterator[np.ndarray]:
+def quantize(tensor: LazyTensor, scale: float) -> Iterator[np.ndarray]:
     """Integers ``q = round(x / s)``, int8, as blocks of rows; ``|x - s q| <= s / 2`` but for rounding in float32."""
     for values in _row_blocks(tensor):
         quotient = values / np.float32(scale)
@@ -40,7 +40,7 @@ def dequantize(quantized: np.ndarray, scale: float) -> np.ndarray:
     return quantized.astype(np.float32) * np.float32(scale)
 
 
-def _row_blocks(tensor: StoredTensor) -> Iterator[np.ndarray]:
+def _row_blocks(tensor: LazyTensor) -> Iterator[np.ndarray]:
     """Some megabytes at a time, where the tensor can be read in parts."""
     whole = tensor.read() if tensor.read_rows is None else None
     rows = max(1, _BLOCK_VALUES // math.prod(tensor.shape[1:]))

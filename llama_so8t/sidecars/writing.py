@@ -10,10 +10,10 @@ import numpy as np
 from tqdm import tqdm
 
 from llama_so8t.checkpoint import Checkpoint
-from llama_so8t.checkpoint.checkpoint import finite
 from llama_so8t.checkpoint.names import OUTPUT, base_tensors, so8t_tensors
 from llama_so8t.errors import ConversionError
 from llama_so8t.files.atomic import new_files
+from llama_so8t.files.finite import finite
 from llama_so8t.sidecars.metadata import DTYPES, metadata
 from llama_so8t.sidecars.npz import COMPRESSION_LEVEL, write_npz
 from llama_so8t.sidecars.quantization import TYPE, ZERO_POINT, quantize, scale_of

@@ -7,12 +7,12 @@ from pathlib import Path
 from tqdm import tqdm
 
 from llama_so8t.conversion.convert import Plan
-from llama_so8t.conversion.writer import Shard, TypedTensor
+from llama_so8t.conversion.header import Shard
 from llama_so8t.errors import So8tError
 from llama_so8t.files.gguf_file import GgufFile, read_gguf
 from llama_so8t.format import ARCH
 from llama_so8t.inspection import inspect
-from llama_so8t.tensors import StoredTensor
+from llama_so8t.tensors import LazyTensor
 from llama_so8t.verification.keys import key_problems
 from llama_so8t.verification.logits import compare_logits
 from llama_so8t.verification.report import FAILED, NOT_RUN, OK, Check, VerifyReport
@@ -73,7 +73,7 @@ def _value_check(name: str, measures: Sequence[TensorMeasure]) -> Check:
 
 
 def _name_problems(file: GgufFile, shard: Shard) -> Iterator[str]:
-    planned = {tensor.planned.name: tensor.planned.shape for tensor in shard.tensors}
+    planned = {tensor.name: tensor.shape for tensor in shard.tensors}
     for name, shape in planned.items():
         if name not in file.tensors:
             yield f"tensor {name}: is missing"
@@ -82,17 +82,17 @@ def _name_problems(file: GgufFile, shard: Shard) -> Iterator[str]:
     yield from (f"tensor {name}: is not one of this model" for name in file.tensors if name not in planned)
 
 
-def _comparable(file: GgufFile, shard: Shard) -> list[tuple[StoredTensor, TypedTensor]]:
+def _comparable(file: GgufFile, shard: Shard) -> list[tuple[LazyTensor, LazyTensor]]:
     return [
         (file.tensors[name], tensor)
         for tensor in shard.tensors
-        if (name := tensor.planned.name) in file.tensors and file.tensors[name].shape == tensor.planned.shape
+        if (name := tensor.name) in file.tensors and file.tensors[name].shape == tensor.shape
     ]
 
 
-def _measure(pairs: Sequence[tuple[StoredTensor, TypedTensor]], plan: Plan) -> list[TensorMeasure]:
+def _measure(pairs: Sequence[tuple[LazyTensor, LazyTensor]], plan: Plan) -> list[TensorMeasure]:
     with ThreadPoolExecutor(plan.options.threads, thread_name_prefix="so8t-verify") as pool:
-        done = pool.map(measure_tensor, *zip(*pairs, strict=True)) if pairs else ()
+        done = pool.map(lambda pair: measure_tensor(*pair, plan.importances.get(pair[1].name)), pairs)
         return list(tqdm(done, total=len(pairs), unit="tensor", desc="verify", disable=not plan.options.progress))
 
 

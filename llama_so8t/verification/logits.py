@@ -10,12 +10,12 @@ import numpy as np
 from llama_so8t.bindings import Session, library
 from llama_so8t.bindings.session import F32
 from llama_so8t.checkpoint import Checkpoint
-from llama_so8t.checkpoint.gguf_base import split_halves
 from llama_so8t.checkpoint.names import gguf_name, layer_tensor
+from llama_so8t.checkpoint.row_order import from_gguf
 from llama_so8t.conversion.convert import Plan
 from llama_so8t.errors import RuntimeLibraryError
 from llama_so8t.format import ARCH, GENERATORS, SITES, Tensors, stem_tensor_prefix
-from llama_so8t.tensors import StoredTensor
+from llama_so8t.tensors import LazyTensor
 from llama_so8t.verification.bounds import LOGITS, LOGITS_QUANTIZED
 from llama_so8t.verification.report import FAILED, NOT_RUN, OK, Check
 
@@ -24,7 +24,7 @@ N_TOKENS = 24
 TASK = "task"
 
 
-def compare_logits(plan: Plan, tensors: Mapping[str, StoredTensor]) -> Check:
+def compare_logits(plan: Plan, tensors: Mapping[str, LazyTensor]) -> Check:
     """Compares task logits and head values at every position of `PROMPT`.
 
     The reference has the weights of the checkpoint where the file is F32, so that folding is part of the question,
@@ -73,7 +73,7 @@ def effect_of_dropped_sites(plan: Plan) -> str:
     )
 
 
-def _lacking_memory(tensors: Mapping[str, StoredTensor]) -> str | None:
+def _lacking_memory(tensors: Mapping[str, LazyTensor]) -> str | None:
     """Why the reference model does not fit in memory, or None if it does."""
     n_values = sum(math.prod(tensor.shape) for tensor in tensors.values())
     needed, available = 4 * n_values * 5 // 4, _available_memory()
@@ -129,7 +129,7 @@ def _source(plan: Plan) -> Callable[[str], np.ndarray]:
     return read
 
 
-def _stored(plan: Plan, tensors: Mapping[str, StoredTensor]) -> Callable[[str], np.ndarray]:
+def _stored(plan: Plan, tensors: Mapping[str, LazyTensor]) -> Callable[[str], np.ndarray]:
     """Reads the file under the checkpoint's names; a generator that is folded into the weights is zero."""
     spec = plan.checkpoint.spec
     in_graph = {name for site in plan.explicit for name in GENERATORS[site]}
@@ -137,10 +137,8 @@ def _stored(plan: Plan, tensors: Mapping[str, StoredTensor]) -> Callable[[str], 
     def read(name: str) -> np.ndarray:
         shape, generator = plan.checkpoint.shape(name), _generator(name)
         if generator is None:
-            values = tensors[gguf_name(name, spec)].read().reshape(shape)
-            if plan.arch == "llama" and ".q_proj." in name:
-                return split_halves(values, spec.n_head)
-            return split_halves(values, spec.n_head_kv) if plan.arch == "llama" and ".k_proj." in name else values
+            tensor = tensors[gguf_name(name, spec)].renamed(name)
+            return (tensor if plan.arch == ARCH else from_gguf(tensor, spec)).read().reshape(shape)
         if generator not in in_graph:
             return np.zeros(shape, dtype=np.float32)
         layer, _ = layer_tensor(name)

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from llama_so8t import kernels, upstream
-from llama_so8t.conversion.tensors import PlannedTensor
-from llama_so8t.conversion.writer import TypedTensor
-from llama_so8t.tensors import StoredTensor
+from llama_so8t.conversion.header import ggml_type
+from llama_so8t.tensors import LazyTensor
 from llama_so8t.verification.bounds import BOUNDS, HALF_STEP_F16, Bound
 
 _CHUNK = 1 << 19
@@ -37,19 +36,20 @@ class TensorMeasure:
     problem: str | None
 
 
-def measure_tensor(stored: StoredTensor, expected: TypedTensor) -> TensorMeasure:
+def measure_tensor(stored: LazyTensor, planned: LazyTensor, importance: np.ndarray | None = None) -> TensorMeasure:
     """Compares all values of a tensor, and what a new quantization gives.
 
     Args:
         stored: tensor of the file, of the planned shape.
-        expected: what the conversion planned.
+        planned: what the conversion planned, with the type that it gets.
+        importance: ``(columns,)`` float32, where the conversion quantized by it.
     """
-    planned, kind = expected.planned, expected.kind.name
+    kind = planned.dtype
     n, width = math.prod(planned.shape), planned.shape[-1]
     if stored.dtype != kind or kind not in BOUNDS:
         problem = "has a type without bounds" if stored.dtype == kind else f"found type {stored.dtype}, expected {kind}"
         return TensorMeasure(planned.name, stored.dtype, n, planned.exact, *[math.nan] * 3, problem)
-    bound = BOUNDS[kind] if expected.importance is None else BOUNDS[kind].weighted()
+    bound = BOUNDS[kind] if importance is None else BOUNDS[kind].weighted()
     max_error = share = squares = errors = 0.0
     first_wrong = first_other = None
     with np.errstate(all="ignore"):  # a damaged tensor has any value; NaN is a problem, and not a warning
@@ -64,8 +64,8 @@ def measure_tensor(stored: StoredTensor, expected: TypedTensor) -> TensorMeasure
                 inside = np.nan_to_num(error.reshape(-1, size)[block], nan=np.inf).argmax()
                 first_wrong = row * width + block * size + int(inside)
             if first_other is None:
-                data = kernels.quantize(values, expected.kind, expected.importance, False)
-                again = upstream.gguf.dequantize(data, expected.kind)
+                data = kernels.quantize(values, ggml_type(planned), importance, False)
+                again = upstream.gguf.dequantize(data, ggml_type(planned))
                 # bit by bit: 0 is not -0
                 differs = (again.view(np.uint32) != found.view(np.uint32)).any(axis=1)
                 first_other = row + int(differs.argmax()) if differs.any() else None
@@ -89,7 +89,7 @@ def measure_tensor(stored: StoredTensor, expected: TypedTensor) -> TensorMeasure
     return TensorMeasure(planned.name, kind, n, planned.exact, max_error / scale, rms_error / scale, share, problem)
 
 
-def _chunks(stored: StoredTensor, planned: PlannedTensor) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+def _chunks(stored: LazyTensor, planned: LazyTensor) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """(first row, found values, expected values), both ``(rows, width)``, rows counted over all leading axes."""
     width = planned.shape[-1]
     if stored.read_rows is None or planned.read_rows is None or len(planned.shape) != 2:

@@ -7,10 +7,10 @@ import pytest
 from tiny_models import stored, write_base
 
 from llama_so8t.checkpoint import open_checkpoint
-from llama_so8t.checkpoint.checkpoint import finite
 from llama_so8t.checkpoint.initialize import InitializeOptions, initialize
 from llama_so8t.errors import CheckpointError, ConfigError
 from llama_so8t.files import safetensors_writer
+from llama_so8t.files.finite import finite
 
 STEM_HEADS = {
     "risk": {

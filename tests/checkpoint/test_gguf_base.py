@@ -5,7 +5,8 @@ import pytest
 from tiny_models import FAMILIES
 
 from llama_so8t.checkpoint import open_checkpoint
-from llama_so8t.checkpoint.gguf_base import interleave_halves, llama3_factors, split_halves
+from llama_so8t.checkpoint.gguf_base import llama3_factors
+from llama_so8t.checkpoint.row_order import interleave_halves, split_halves
 from llama_so8t.errors import CheckpointError, ConfigError
 
 FIELDS = (

@@ -6,8 +6,8 @@ from bases import BASES, COMPARED, QWEN3, qwen3_tokenizer
 from required import absent
 
 from llama_so8t.checkpoint import open_checkpoint
-from llama_so8t.checkpoint.gguf_base import split_halves
 from llama_so8t.checkpoint.initialize import InitializeOptions, initialize
+from llama_so8t.checkpoint.row_order import split_halves
 from llama_so8t.files.gguf_file import read_gguf
 
 ADDED_KEYS = {

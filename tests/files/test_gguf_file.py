@@ -5,6 +5,7 @@ import struct
 import numpy as np
 import pytest
 
+from llama_so8t import upstream
 from llama_so8t.errors import CheckpointError
 from llama_so8t.files.gguf_file import read_gguf
 
@@ -62,7 +63,7 @@ def test_keys_and_tensors_are_those_of_gguf_py(gguf, write):
 def test_a_copied_key_is_the_same_bytes(gguf, write, tmp_path):
     file = read_gguf(write())
     writer = gguf.GGUFWriter(tmp_path / "copy.gguf", arch="llama")
-    writer.kv_data[0] = {key: value.for_writer() for key, value in file.metadata.items()}
+    upstream.put_keys(writer, {key: value.for_writer() for key, value in file.metadata.items()})
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()

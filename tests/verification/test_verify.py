@@ -145,9 +145,9 @@ def test_one_bit_in_a_weight_is_found(converted, outtype, bit):
 def test_a_change_smaller_than_the_rounding_is_found(converted):
     """A value moved to the neighbour that is almost as near: within the bounds, but not what quantizing gives."""
     plan = converted("q8_0", "fold")
-    gguf, tensor = upstream.gguf, next(t for t in plan.tensors if t.planned.name == WEIGHT)
-    blocks = gguf.quantize(tensor.planned.read(), tensor.kind).reshape(-1, 34)
-    values = tensor.planned.read().reshape(-1, 32) / blocks[:, :2].copy().view(np.float16).astype(np.float32)
+    gguf, tensor = upstream.gguf, next(t for t in plan.tensors if t.name == WEIGHT)
+    blocks = gguf.quantize(tensor.read(), gguf.GGMLQuantizationType[tensor.dtype]).reshape(-1, 34)
+    values = tensor.read().reshape(-1, 32) / blocks[:, :2].copy().view(np.float16).astype(np.float32)
     away = values - blocks[:, 2:].view(np.int8)
     block, at = np.argwhere((np.abs(away) > 0.44) & (np.abs(away) < 0.49) & (np.abs(values) < 100))[0]
     offset, _ = stored(plan.paths[0], WEIGHT)
@@ -155,7 +155,7 @@ def test_a_change_smaller_than_the_rounding_is_found(converted):
     data[offset + block * 34 + 2 + at] = (data[offset + block * 34 + 2 + at] + int(np.sign(away[block, at]))) % 256
     plan.paths[0].write_bytes(data)
     checks, problems = failed(plan)
-    row = block * 32 // tensor.planned.shape[1]
+    row = block * 32 // tensor.shape[1]
     assert checks == ["weights"]
     assert problems == (f"tensor {WEIGHT}: is not what quantizing the checkpoint to Q8_0 gives, first in row {row}",)
 
@@ -281,7 +281,7 @@ def test_a_key_of_another_type_is_found(converted):
 def test_damage_in_any_part_of_a_split_file_is_found(converted):
     for part in (0, -1):
         plan = converted("q8_0", "fold", split_max_size=60_000)
-        name = plan.shards[part].tensors[0].planned.name
+        name = plan.shards[part].tensors[0].name
         flip(plan.paths[part], name, 40, 3)
         _, problems = failed(plan)
         assert len(problems) == 1 and f"tensor {name}: " in problems[0]
