@@ -14,7 +14,7 @@ export CCACHE_BASEDIR := $(CURDIR)
 export SO8T_LIBRARY_PATH := $(CURDIR)/$(BUILD)/bin
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help setup source build demo adapter test test-quick test-native test-asan test-cuda test-vulkan bench bench-instructions bench-cuda need-gpu lint format patches clean
+.PHONY: help setup source build demo adapter test test-quick test-native test-asan test-cuda test-vulkan bench bench-instructions bench-cuda need-gpu lint format docs patches clean
 
 help: ## this text
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
@@ -124,6 +124,10 @@ format: setup ## ruff and clang-format, applied
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CXX_SOURCES)
+
+docs: setup ## docs/commands.md and docs/architecture.svg, from the code
+	PYTHONPATH=. $(BIN)/python docs/list_commands.py
+	$(BIN)/python docs/draw_architecture.py
 
 patches: ## write ggml-patches/*.patch from the edited tree in build/llama.cpp
 	$(PYTHON) ggml-patches/regenerate.py
