@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     show_parser = command("show", "print lines so that people can read them")
     show_parser.add_argument("--seq", type=_range, metavar="A:B", help="lines with seq A to B; A, A: and :B work too")
     show_parser.add_argument("--decision", metavar="ACTION", help="requests decided so: allow, escalate or refuse")
-    show_parser.add_argument("--event", metavar="NAME", help="open, request, escalation, rotate or close")
+    show_parser.add_argument("--event", metavar="NAME", help="open, request, escalation, lost, rotate or close")
     show_parser.add_argument("--tail", type=_count, metavar="N", help="the last N of these lines")
     stats_parser = command("stats", "count decisions, labels, escalations, models and policies")
     export_parser = command("export", "write a SQLite database with tables runs, requests, verdicts and escalations")
