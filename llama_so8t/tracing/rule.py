@@ -1,4 +1,4 @@
-"""What head values mean, as `docs/conventions.md` says under "Verdicts"."""
+"""What head values mean, as `docs/conventions.md` says under "Verdicts". C++: `csrc/model/so8t-rules.h`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,6 +1,8 @@
 """The page of the server in a browser, against fixed data."""
 
+import json
 import re
+from pathlib import Path
 
 import pytest
 from selenium.webdriver import Keys
@@ -13,6 +15,8 @@ from tests.ui.fake_server import HEADS, HOSTILE, PAGE, POLICY, TEXT, TOKENS, Fak
 PIECES = """[...document.querySelectorAll(".answer:last-of-type > .text .token")].map((t) => [
   t.textContent, +t.style.getPropertyValue("--risk"), t.classList.contains("over"), t.classList.contains("risky"),
   t.classList.contains("trigger"), t.classList.contains("withheld")])"""
+
+RULE = Path(__file__).parents[1] / "golden" / "verdict_rule.json"
 
 NO_BIDI = str.maketrans("\u202e", "\ufffd")
 
@@ -53,6 +57,31 @@ def test_an_answer_streams(page, server):
     server.go_on.set()
     page.wait("!document.querySelector('[aria-busy]')")
     assert page.run("document.querySelector('.answer > .text').textContent") == TEXT
+
+
+def test_the_page_has_the_rule_of_the_guard(page):
+    """tests/test_verdict_rule.py says how to read the table; the page judges positions, and counts no run."""
+    page.wait("!!info")
+    for case in json.loads(RULE.read_text())["cases"]:
+        page.run(f"(() => {{ info.heads = {json.dumps(case['heads'])}; }})()")
+        for given, expected in zip(case["positions"], case["expected"]["positions"], strict=True):
+            for name, reached in expected["reached"].items():
+                head = case["heads"][name]
+                labels = dict(zip(head["labels"], given[name] or [None] * len(head["labels"]), strict=True))
+                thresholds = dict(zip(head["labels"], head["thresholds"], strict=True))
+                judged = {
+                    label: page.run(f"judge(info.heads.{name}, '{label}', {json.dumps(p)}, {thresholds[label]})")
+                    for label, p in labels.items()
+                }
+                assert (
+                    reached is None
+                    or [label for label, found in judged.items() if found["over"] and found["action"] != "allow"]
+                    == reached
+                ), case["name"]
+                actions = head["actions"] if reached is not None else ["refuse"] * len(labels)
+                assert [found["action"] for found in judged.values()] == actions, case["name"]
+                shown = page.run(f"riskOf({json.dumps({name: labels})}, {json.dumps({name: thresholds})})")
+                assert shown["over"] == (reached is None or bool(reached)), case["name"]
 
 
 def test_tokens_are_coloured_by_the_largest_risk_of_any_head(page):

@@ -2,6 +2,7 @@
 
 #include "llama-so8t.h"
 #include "so8t-format.h"
+#include "so8t-rules.h"
 
 #include "llama-context.h"
 #include "llama-graph.h"
@@ -353,20 +354,16 @@ bool llama_so8t_get_probs_ith(llama_context * ctx, int32_t head, int32_t i, floa
 
 llama_so8t_action llama_so8t_get_action_ith(llama_context * ctx, int32_t i) {
     const llama_model & model = ctx->get_model();
-
-    llama_so8t_action action = LLAMA_SO8T_ACTION_ALLOW;
-    std::vector<float> probs;
-    for (int32_t head = 0; head < llama_so8t_n_heads(&model) && action != LLAMA_SO8T_ACTION_REFUSE; ++head) {
-        const auto & h = so8t_get(&model, head);
-        probs.resize(h.labels.size());
-        if (!llama_so8t_get_probs_ith(ctx, head, i, probs.data())) {
-            return LLAMA_SO8T_ACTION_REFUSE;
+    const auto ask            = [&](int32_t head) {
+        so8t_head_rule rule;
+        for (const auto & label : so8t_get(&model, head).labels) {
+            rule.thresholds.push_back(label.threshold);
+            rule.actions.push_back(label.action);
         }
-        for (size_t l = 0; l < h.labels.size(); ++l) {
-            if (probs[l] >= h.labels[l].threshold) {
-                action = std::max(action, h.labels[l].action);
-            }
-        }
-    }
-    return action;
+        std::vector<float> probs(rule.thresholds.size());
+        std::vector<int32_t> n_above;
+        llama_so8t_get_probs_ith(ctx, head, i, probs.data());
+        return so8t_judge_head(rule, true, probs.data(), n_above); // as of a prompt: one position, so no debounce
+    };
+    return so8t_judge(llama_so8t_n_heads(&model), ask).action;
 }

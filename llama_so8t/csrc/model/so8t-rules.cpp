@@ -1,0 +1,38 @@
+#include "so8t-rules.h"
+
+static bool so8t_triggers(
+    const so8t_head_rule & rule, bool is_prompt, const std::vector<int32_t> & n_above, size_t label) {
+    return rule.actions[label] != LLAMA_SO8T_ACTION_ALLOW && n_above[label] >= (is_prompt ? 1 : rule.debounce);
+}
+
+so8t_found so8t_judge_head(
+    const so8t_head_rule & rule, bool is_prompt, const float * probs, std::vector<int32_t> & n_above) {
+    const size_t n_labels = rule.thresholds.size();
+    n_above.resize(n_labels, 0);
+
+    so8t_found found;
+    if (!std::isfinite(probs[0])) { // fail closed; the next finite position begins a new run
+        n_above.assign(n_labels, 0);
+        found.action = LLAMA_SO8T_ACTION_REFUSE;
+        found.n_run  = 1;
+        return found;
+    }
+    for (size_t i = 0; i < n_labels; ++i) {
+        n_above[i] = so8t_reached(probs[i], rule.thresholds[i]) ? n_above[i] + 1 : 0;
+        if (so8t_triggers(rule, is_prompt, n_above, i) && rule.actions[i] > found.action) {
+            found.action = rule.actions[i];
+            found.label  = i;
+            found.n_run  = is_prompt ? 1 : rule.debounce;
+        }
+    }
+    return found;
+}
+
+int32_t so8t_first_label(const so8t_head_rule & rule, bool is_prompt, const std::vector<int32_t> & n_above) {
+    for (size_t i = 0; i < n_above.size(); ++i) {
+        if (so8t_triggers(rule, is_prompt, n_above, i)) {
+            return i;
+        }
+    }
+    return -1;
+}

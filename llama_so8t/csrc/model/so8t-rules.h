@@ -1,0 +1,60 @@
+#pragma once
+
+#include "so8t.h"
+
+#include <cmath>
+#include <cstdint>
+#include <vector>
+
+// The rule of docs/conventions.md, "Verdicts": what the probabilities of heads mean. A label acts where its probability
+// is at or above its threshold, at as many positions in a row as the debounce says; values that are not finite refuse;
+// heads are asked in their order until one refuses; refuse > escalate > allow.
+// tests/golden/verdict_rule.json has cases that this code, the page of the server and so8t trace agree on.
+
+// settings of one head
+struct so8t_head_rule {
+    llama_so8t_scope scope = LLAMA_SO8T_SCOPE_BOTH;
+    int32_t debounce       = 1;             // consecutive positions of an answer that must agree
+    std::vector<float> thresholds;          // of each label
+    std::vector<llama_so8t_action> actions; // of each label
+};
+
+// the strongest action at a position, and what asked for it
+struct so8t_found {
+    llama_so8t_action action = LLAMA_SO8T_ACTION_ALLOW;
+    int32_t head             = -1;
+    int32_t label            = -1; // of the head; -1: its values are not finite
+    int32_t n_run            = 0;  // positions that agreed
+};
+
+// whether a probability is enough for its label to act
+inline bool so8t_reached(float probability, float threshold) {
+    return !std::isfinite(probability) || probability >= threshold;
+}
+
+inline bool so8t_in_scope(llama_so8t_scope scope, bool is_prompt) {
+    return scope & (is_prompt ? LLAMA_SO8T_SCOPE_PROMPT : LLAMA_SO8T_SCOPE_ANSWER);
+}
+
+// one head at the next position of a part; probs: of each label, all finite or none. n_above: consecutive positions up
+// to here at which each label has reached its threshold, empty where the part begins. A prompt has one position, and
+// needs no other to agree.
+so8t_found so8t_judge_head(
+    const so8t_head_rule & rule, bool is_prompt, const float * probs, std::vector<int32_t> & n_above);
+
+// the first label that has triggered by n_above, in the order of the head; -1: none
+int32_t so8t_first_label(const so8t_head_rule & rule, bool is_prompt, const std::vector<int32_t> & n_above);
+
+// all heads at one position; ask(head) says what one of them found. After a refusal no other is asked.
+template <typename Ask>
+so8t_found so8t_judge(int32_t n_heads, Ask && ask) {
+    so8t_found strongest;
+    for (int32_t head = 0; head < n_heads && strongest.action != LLAMA_SO8T_ACTION_REFUSE; ++head) {
+        const so8t_found found = ask(head);
+        if (found.action > strongest.action) {
+            strongest      = found;
+            strongest.head = head;
+        }
+    }
+    return strongest;
+}
