@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from gguf_files import write_gguf
 
 from llama_so8t import cli
 
@@ -110,16 +111,11 @@ def test_verify_with_a_signed_checkpoint(so8t, log, tmp_path):
 
 def test_verify_with_a_model(so8t, log, gguf, tmp_path):
     values = np.arange(64, dtype=np.float32)
-    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "so8t")
-    writer.add_tensor("w", values)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    model = write_gguf(tmp_path / "m.gguf", tensors={"w": values})
     sha256 = hashlib.sha256(b"w\0f32\x0064\0" + hashlib.sha256(values.tobytes()).digest()).hexdigest()
-    code, out, _ = so8t("verify", log, "--model", tmp_path / "m.gguf")
+    code, out, _ = so8t("verify", log, "--model", model)
     assert code == 1 and out.count(sha256) == 2
-    code, out, _ = so8t("verify", w.write(log, w.chain([w.opening(sha256)])), "--model", tmp_path / "m.gguf")
+    code, out, _ = so8t("verify", w.write(log, w.chain([w.opening(sha256)])), "--model", model)
     assert code == 0
 
 

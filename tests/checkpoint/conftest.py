@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from gguf_files import write_gguf
 from tiny_models import base_config
 
 from llama_so8t.checkpoint.names import base_tensors, gguf_name
@@ -12,28 +13,28 @@ from llama_so8t.model_spec import ModelSpec
 def write_gguf_base(gguf, tmp_path):
     """Writes a random base model as GGUF and returns its path and its tensors in Hugging Face order.
 
-    ``edit(writer, tensors)`` may spoil both before the file is written.
+    ``edit(keys, tensors)`` may spoil both before the file is written.
     """
 
     def write(family="llama", edit=None, qtype="F32", **fields):
         config = base_config(family, **fields)
         spec = ModelSpec.from_config(config)
-        path = tmp_path / f"{family}-base.gguf"
-        writer = gguf.GGUFWriter(path, arch=family)
-        writer.add_name("Tiny")
-        writer.add_block_count(spec.n_layer)
-        writer.add_context_length(config["max_position_embeddings"])
-        writer.add_embedding_length(spec.hidden_size)
-        writer.add_feed_forward_length(config["intermediate_size"])
-        writer.add_head_count(spec.n_head)
-        writer.add_head_count_kv(spec.n_head_kv)
-        writer.add_key_length(spec.head_dim)
-        writer.add_value_length(spec.head_dim)
-        writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-        writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
-        writer.add_tokenizer_model("gpt2")
-        writer.add_token_list([f"t{i}" for i in range(config["vocab_size"])])
-        writer.add_eos_token_id(2)
+        keys = {
+            "general.name": "Tiny",
+            f"{family}.block_count": spec.n_layer,
+            f"{family}.context_length": config["max_position_embeddings"],
+            f"{family}.embedding_length": spec.hidden_size,
+            f"{family}.feed_forward_length": config["intermediate_size"],
+            f"{family}.attention.head_count": spec.n_head,
+            f"{family}.attention.head_count_kv": spec.n_head_kv,
+            f"{family}.attention.key_length": spec.head_dim,
+            f"{family}.attention.value_length": spec.head_dim,
+            f"{family}.attention.layer_norm_rms_epsilon": config["rms_norm_eps"],
+            f"{family}.rope.freq_base": config["rope_parameters"]["rope_theta"],
+            "tokenizer.ggml.model": "gpt2",
+            "tokenizer.ggml.tokens": [f"t{i}" for i in range(config["vocab_size"])],
+            "tokenizer.ggml.eos_token_id": 2,
+        }
         rng = np.random.default_rng(1)
         expected = {
             name: rng.normal(size=entry.shape).astype(np.float32)
@@ -46,14 +47,9 @@ def write_gguf_base(gguf, tmp_path):
                 values = interleaved(values, spec.head_dim)
             tensors[gguf_name(name, spec)] = values
         if edit:
-            edit(writer, tensors)
-        for name, values in tensors.items():
-            kind = gguf.GGMLQuantizationType[qtype if values.ndim == 2 else "F32"]
-            writer.add_tensor(name, gguf.quantize(values, kind), raw_dtype=kind)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
+            edit(keys, tensors)
+        typed = {name: (values, qtype if values.ndim == 2 else "F32") for name, values in tensors.items()}
+        path = write_gguf(tmp_path / f"{family}-base.gguf", family, keys, typed)
         return path, config, expected
 
     return write

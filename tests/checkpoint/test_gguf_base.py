@@ -64,7 +64,7 @@ def test_llama_3_scaling_is_recognised_by_its_factors(write_gguf_base):
     assert factors[-1] == 32
     assert ((factors > 1) & (factors < 32)).any()
 
-    def add(writer, tensors):
+    def add(keys, tensors):
         tensors["rope_freqs.weight"] = factors
 
     theta = {"rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}}
@@ -77,19 +77,16 @@ def test_llama_3_scaling_is_recognised_by_its_factors(write_gguf_base):
         open_checkpoint(path)
 
 
-def test_scaling_is_read_from_new_and_from_old_keys(gguf, write_gguf_base):
-    def linear(writer, tensors):
-        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
-        writer.add_rope_scaling_factor(4.0)
+def test_scaling_is_read_from_new_and_from_old_keys(write_gguf_base):
+    def linear(keys, tensors):
+        keys |= {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0}
 
-    def old(writer, tensors):
-        writer.add_float32("llama.rope.scale_linear", 4.0)
+    def old(keys, tensors):
+        keys["llama.rope.scale_linear"] = 4.0
 
-    def yarn(writer, tensors):
-        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
-        writer.add_rope_scaling_factor(4.0)
-        writer.add_rope_scaling_orig_ctx_len(64)
-        writer.add_rope_scaling_yarn_beta_fast(32.5)
+    def yarn(keys, tensors):
+        scaling = {"type": "yarn", "factor": 4.0, "original_context_length": 64, "yarn_beta_fast": 32.5}
+        keys |= {f"llama.rope.scaling.{name}": value for name, value in scaling.items()}
 
     theta = {"rope_theta": 10000.0, "factor": 4.0}
     for edit in (linear, old):
@@ -103,19 +100,17 @@ def test_scaling_is_read_from_new_and_from_old_keys(gguf, write_gguf_base):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("add_expert_count", 8, "llama.expert_count"),
-        ("add_sliding_window", 64, "llama.attention.sliding_window"),
-        ("add_rope_dimension_count", 4, "llama.rope.dimension_count 4, expected the head size 16"),
-        ("add_value_length", 32, "llama.attention.value_length 32"),
-        ("add_rope_scaling_type", "longrope", "scaling.type 'longrope'"),
-        ("add_block_count", 100_000, "100000 layers"),
-        ("add_causal_attention", False, "llama.attention.causal false"),
+        ("llama.expert_count", 8, "llama.expert_count"),
+        ("llama.attention.sliding_window", 64, "llama.attention.sliding_window"),
+        ("llama.rope.dimension_count", 4, "llama.rope.dimension_count 4, expected the head size 16"),
+        ("llama.attention.value_length", 32, "llama.attention.value_length 32"),
+        ("llama.rope.scaling.type", "longrope", "scaling.type 'longrope'"),
+        ("llama.block_count", 100_000, "100000 layers"),
+        ("llama.attention.causal", False, "llama.attention.causal false"),
     ],
 )
-def test_features_without_an_so8t_graph_are_refused(gguf, write_gguf_base, key, value, message):
-    if key == "add_rope_scaling_type":
-        value = gguf.RopeScalingType(value)
-    path, _, _ = write_gguf_base("llama", lambda writer, tensors: getattr(writer, key)(value))
+def test_features_without_an_so8t_graph_are_refused(write_gguf_base, key, value, message):
+    path, _, _ = write_gguf_base("llama", lambda keys, tensors: keys.update({key: value}))
     with pytest.raises((CheckpointError, ConfigError), match=message):
         open_checkpoint(path)
 
@@ -134,39 +129,25 @@ def test_metadata_of_the_wrong_kind_is_refused(write_gguf_base):
     }
 
     for key, value in wrong.items():
-
-        def spoil(writer, tensors, key=key, value=value):
-            writer.remove_key(key)
-            if isinstance(value, str):
-                writer.add_string(key, value)
-            elif isinstance(value, bool):
-                writer.add_bool(key, value)
-            elif isinstance(value, int):
-                writer.add_int32(key, value)
-            elif isinstance(value, float):
-                writer.add_float32(key, value)
-            else:
-                writer.add_array(key, value)
-
-        path, _, _ = write_gguf_base("llama", spoil)
+        path, _, _ = write_gguf_base("llama", lambda keys, tensors, key=key, value=value: keys.update({key: value}))
         with pytest.raises((CheckpointError, ConfigError)):
             open_checkpoint(path)
 
 
-def test_other_architectures_and_tensors_are_refused(gguf, write_gguf_base, tmp_path):
-    path, _, _ = write_gguf_base("llama", lambda writer, tensors: writer.add_string("general.architecture", "gemma3"))
+def test_other_architectures_and_tensors_are_refused(write_gguf_base, tmp_path):
+    path, _, _ = write_gguf_base("llama", lambda keys, t: keys.update({"general.architecture": "gemma3"}))
     with pytest.raises(CheckpointError, match="architecture 'gemma3', expected qwen3, llama, qwen2"):
         open_checkpoint(path)
-    path, _, _ = write_gguf_base("llama", lambda writer, tensors: writer.add_string("general.architecture", "so8t"))
+    path, _, _ = write_gguf_base("llama", lambda keys, t: keys.update({"general.architecture": "so8t"}))
     with pytest.raises(CheckpointError, match="converted model already"):
         open_checkpoint(path)
-    path, _, _ = write_gguf_base("llama", lambda writer, t: t.update({"blk.0.ssm_a": np.ones(4, np.float32)}))
+    path, _, _ = write_gguf_base("llama", lambda keys, t: t.update({"blk.0.ssm_a": np.ones(4, np.float32)}))
     with pytest.raises(CheckpointError, match=r"'blk.0.ssm_a' is not one of a dense llama model"):
         open_checkpoint(path)
-    path, _, _ = write_gguf_base("llama", lambda writer, t: t.pop("blk.1.ffn_up.weight"))
+    path, _, _ = write_gguf_base("llama", lambda keys, t: t.pop("blk.1.ffn_up.weight"))
     with pytest.raises(CheckpointError, match=r"'model.layers.1.mlp.up_proj.weight' is missing"):
         open_checkpoint(path)
-    path, _, _ = write_gguf_base("llama", lambda writer, t: t.pop("token_embd.weight"))
+    path, _, _ = write_gguf_base("llama", lambda keys, t: t.pop("token_embd.weight"))
     with pytest.raises(CheckpointError, match=r"'token_embd.weight' is missing"):
         open_checkpoint(path)
     text = tmp_path / "text.gguf"

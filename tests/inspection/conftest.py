@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import gguf_files
 import numpy as np
 import pytest
 
@@ -49,9 +50,8 @@ def write_gguf(gguf, tmp_path: Path, rng: np.random.Generator) -> Callable[..., 
         _add_heads(metadata, tensors, rng)
         if edit is not None:
             edit(metadata, tensors)
-        path = tmp_path / f"{arch}.gguf"
-        _write(gguf, path, arch, metadata, tensors)
-        return path
+        arrays = {name: np.asarray(values, dtype=np.float32) for name, values in tensors.items()}
+        return gguf_files.write_gguf(tmp_path / f"{arch}.gguf", arch, metadata, arrays)
 
     return write
 
@@ -85,23 +85,6 @@ def _add_heads(metadata, tensors, rng) -> None:
         tensors[Tensors.HEAD_BIAS.format(name=name)] = rng.normal(size=2)
 
 
-def _write(gguf, path: Path, arch: str, metadata: dict, tensors: dict) -> None:
-    writer = gguf.GGUFWriter(path, arch)
-    for key, value in metadata.items():
-        if isinstance(value, list):
-            writer.add_array(key, value)
-        elif isinstance(value, str):
-            writer.add_string(key, value)
-        else:
-            writer.add_uint32(key, value)
-    for name, values in tensors.items():
-        writer.add_tensor(name, np.ascontiguousarray(values, dtype=np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
 @pytest.fixture
 def adapter_directory(gguf, tmp_path: Path, rng: np.random.Generator) -> Path:
     """An adapter on a one-layer llama GGUF base, with heads that are still zero."""
@@ -125,8 +108,9 @@ def adapter_directory(gguf, tmp_path: Path, rng: np.random.Generator) -> Path:
         "llama.attention.head_count": 8,
         "llama.attention.head_count_kv": 1,
     }
-    writer_metadata = metadata | {"llama.rope.dimension_count": head_dim}
-    _write_base(gguf, base, writer_metadata, tensors)
+    metadata |= {"llama.rope.dimension_count": head_dim, "llama.attention.layer_norm_rms_epsilon": 1e-5}
+    arrays = {name: values.astype(np.float32) for name, values in tensors.items()}
+    gguf_files.write_gguf(base, "llama", metadata, arrays)
 
     directory = tmp_path / "adapter"
     directory.mkdir()
@@ -146,16 +130,3 @@ def adapter_directory(gguf, tmp_path: Path, rng: np.random.Generator) -> Path:
         added |= {f"{name}_head.weight": np.zeros((2, d)), f"{name}_head.bias": np.zeros(2)}
     save_file({name: values.astype(np.float32) for name, values in added.items()}, directory / adapter.WEIGHTS_NAME)
     return directory
-
-
-def _write_base(gguf, path: Path, metadata: dict, tensors: dict) -> None:
-    writer = gguf.GGUFWriter(path, "llama")
-    for key, value in metadata.items():
-        writer.add_uint32(key, value)
-    writer.add_layer_norm_rms_eps(1e-5)
-    for name, values in tensors.items():
-        writer.add_tensor(name, values.astype(np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gguf_files import write_gguf
 
 from llama_so8t.errors import CheckpointError
 from llama_so8t.inspection.tensor_hash import model_sha256
@@ -26,17 +27,11 @@ def arrays(rng) -> dict[str, np.ndarray]:
 
 
 def write(gguf, path: Path, arrays: dict[str, np.ndarray], keys: dict[str, int] | None = None, note: str = "") -> Path:
-    writer = gguf.GGUFWriter(path, "so8t")
-    writer.add_string("general.name", note)
-    for key, value in (keys or {}).items():
-        writer.add_uint16(key, value) if key != "split.tensors.count" else writer.add_int32(key, value)
-    for name, values in arrays.items():
-        writer.add_tensor(name, values)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
+    kinds = {"split.tensors.count": gguf.GGUFValueType.INT32}
+    numbers = {
+        key: gguf.GGUFValue(value, kinds.get(key, gguf.GGUFValueType.UINT16)) for key, value in (keys or {}).items()
+    }
+    return write_gguf(path, keys={"general.name": note} | numbers, tensors=arrays)
 
 
 def expected(arrays: dict[str, np.ndarray]) -> str:
@@ -92,14 +87,9 @@ def test_every_byte_counts(gguf, tmp_path, arrays):
 
 def test_quantized_types_by_the_names_of_ggml(gguf, tmp_path, rng):
     raw = rng.integers(0, 255, (3, 144), np.uint8)
-    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "so8t")
-    writer.add_tensor("w", raw, raw_dtype=gguf.GGMLQuantizationType.Q4_K)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    path = write_gguf(tmp_path / "m.gguf", tensors={"w": (raw, "Q4_K")})
     digest = hashlib.sha256(b"w\0q4_k\x00256,3\0" + hashlib.sha256(raw.tobytes()).digest())
-    assert model_sha256(tmp_path / "m.gguf") == digest.hexdigest()
+    assert model_sha256(path) == digest.hexdigest()
 
 
 def test_names_of_types_are_those_of_ggml(gguf, pinned_tree):

@@ -4,11 +4,12 @@ import json
 import random
 import re
 
+import gguf_files
 import numpy as np
 import pytest
 from modelfile_grammar import parse
 
-from llama_so8t import cli, upstream
+from llama_so8t import cli
 from llama_so8t.errors import CheckpointError, ConversionError
 from llama_so8t.modelfile import MAX_CONTEXT, REQUIRES, write_modelfile
 
@@ -20,26 +21,12 @@ TYPES = [UNKNOWN, CONTROL, CONTROL, CONTROL, NORMAL, CONTROL, CONTROL, CONTROL, 
 @pytest.fixture
 def write_gguf(tmp_path, pinned_tree):
     """Writes a file with keys and no tensors: ``write_gguf(name="m.gguf", **{"general.license": ...})``."""
-    gguf = upstream.gguf
 
     def write(name="m.gguf", tokens=TOKENS, arch="so8t", **keys):
-        path = tmp_path / name
         keys = {f"{arch}.context_length": 4096, "tokenizer.ggml.eos_token_id": 2} | keys
-        writer = gguf.GGUFWriter(path, arch)
-        for key, value in keys.items():
-            if isinstance(value, str):
-                writer.add_string(key, value)
-            elif isinstance(value, float):
-                writer.add_float32(key, value)
-            elif isinstance(value, int):
-                writer.add_uint32(key, value)
-        writer.add_array("tokenizer.ggml.tokens", tokens)
-        writer.add_array("tokenizer.ggml.token_type", TYPES)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
-        return path
+        vocabulary = {"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": TYPES}
+        given = {key: value for key, value in keys.items() if value is not None}
+        return gguf_files.write_gguf(tmp_path / name, arch, given | vocabulary)
 
     return write
 

@@ -2,9 +2,11 @@
 
 import ctypes
 import json
+import shutil
 
 import numpy as np
 import pytest
+from gguf_files import write_gguf
 
 from llama_so8t.bindings import Session
 from llama_so8t.bindings.library import library_directory
@@ -154,34 +156,21 @@ def test_lora_applies_to_the_projections(file, model, tmp_path, plain):
     """A LoRA on o_proj changes the logits as the same change of the weights does."""
     from safetensors.numpy import load_file, save_file
 
-    from llama_so8t import upstream
-
     tensors = load_file(model / "model.safetensors")
     name = "model.layers.0.mlp.down_proj.weight"  # stands next to no site: the same weight in fold and explicit
     rng = np.random.default_rng(0)
     b = rng.normal(0, 0.3, (tensors[name].shape[0], 4)).astype(np.float32)
     a = rng.normal(0, 0.3, (4, tensors[name].shape[1])).astype(np.float32)
-    gguf = upstream.gguf
-    writer = gguf.GGUFWriter(tmp_path / "lora.gguf", "so8t")
-    writer.add_string("general.type", "adapter")
-    writer.add_string("adapter.type", "lora")
-    writer.add_float32("adapter.lora.alpha", 4.0)
-    writer.add_tensor("blk.0.ffn_down.weight.lora_a", a)
-    writer.add_tensor("blk.0.ffn_down.weight.lora_b", b)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-    import shutil
-
+    keys = {"general.type": "adapter", "adapter.type": "lora", "adapter.lora.alpha": 4.0}
+    deltas = {"blk.0.ffn_down.weight.lora_a": a, "blk.0.ffn_down.weight.lora_b": b}
+    lora = write_gguf(tmp_path / "lora.gguf", keys=keys, tensors=deltas)
     changed = shutil.copytree(model, tmp_path / "changed")
     tensors[name] = tensors[name] + b @ a
     save_file(tensors, changed / "model.safetensors", metadata={"format": "pt"})
     expected = reference(changed, tokens_for(model, N))
     assert np.abs(expected["task"] - plain["task"]).max() > 1e-2 * np.abs(plain["task"]).max()
     with open_session(file) as session:
-        session.apply_lora(tmp_path / "lora.gguf")
+        session.apply_lora(lora)
         session.decode(tokens_for(model, N))
         for kind, value in read(session).items():
             assert_close(value, expected[kind], np.abs(expected["task"]).max(), kind)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gguf_files import copy_gguf
 
 from llama_so8t.bindings import Session
 from llama_so8t.errors import RuntimeLibraryError
@@ -109,18 +110,6 @@ def test_perplexity_is_that_of_the_reference(runtime, model, file, text):
     assert found == pytest.approx(np.exp(np.mean(losses)), rel=1e-3)
 
 
-def edited(file: Path, out: Path, tensor: str, change) -> Path:
-    """A copy of the file with one tensor's float32 values changed in place."""
-    from llama_so8t import upstream
-
-    out.write_bytes(file.read_bytes())
-    reader = upstream.gguf.GGUFReader(out, "r+")
-    data = next(t for t in reader.tensors if t.name == tensor).data
-    change(data)
-    data.base.flush() if hasattr(data.base, "flush") else reader.data.flush()
-    return out
-
-
 def scale(data):
     data[...] *= 1.01
 
@@ -151,15 +140,15 @@ def swap_rows(data):  # still in SO(8), but not exp of the generator
 )
 def test_loader_refuses_a_rotation_edited_out_of_the_group(runtime, file, tmp_path, name, change, words):
     tensor = f"blk.1.so8t_{name}_rot.weight"
-    bad = edited(file, tmp_path / "bad.gguf", tensor, change)
+    bad = copy_gguf(file, tmp_path / "bad.gguf", tensors={tensor: change})
     with pytest.raises(RuntimeLibraryError) as error:
         Session(bad)
     assert tensor in str(error.value) and words in str(error.value)
 
 
 def test_of_several_bad_rotations_the_first_of_the_file_is_named(file, tmp_path):
-    bad = edited(file, tmp_path / "later.gguf", "blk.1.so8t_gate_safe_rot.weight", nan)
-    bad = edited(bad, tmp_path / "bad.gguf", "blk.0.so8t_ffn_rot.weight", swap_rows)
+    bad = copy_gguf(file, tmp_path / "later.gguf", tensors={"blk.1.so8t_gate_safe_rot.weight": nan})
+    bad = copy_gguf(bad, tmp_path / "bad.gguf", tensors={"blk.0.so8t_ffn_rot.weight": swap_rows})
     for _ in range(5):  # whichever thread comes first
         with pytest.raises(RuntimeLibraryError, match=r"blk\.0\.so8t_ffn_rot\.weight"):
             Session(bad)
@@ -178,15 +167,15 @@ def turned_by(angle):
 def test_the_tolerance_is_that_of_the_format(file, tmp_path):
     """Largest entry of |R - exp(A)|: 1e-4; between 4e-6 and this, orthogonality and determinant are measured."""
     name = "blk.1.so8t_gate_cmd_rot.weight"
-    with Session(edited(file, tmp_path / "near.gguf", name, turned_by(5e-5))):
+    with Session(copy_gguf(file, tmp_path / "near.gguf", tensors={name: turned_by(5e-5)})):
         pass
-    bad = edited(file, tmp_path / "far.gguf", name, turned_by(4e-4))
+    bad = copy_gguf(file, tmp_path / "far.gguf", tensors={name: turned_by(4e-4)})
     with pytest.raises(RuntimeLibraryError, match="differs from exp of its generator"):
         Session(bad)
 
 
 def test_a_refused_file_ends_the_tool_with_code_1(runtime, file, tmp_path):
-    bad = edited(file, tmp_path / "bad.gguf", "blk.0.so8t_q_rot.weight", scale)
+    bad = copy_gguf(file, tmp_path / "bad.gguf", tensors={"blk.0.so8t_q_rot.weight": scale})
     result = run(runtime, "llama-completion", "-m", bad, "-p", "a", "-n", 1, "-no-cnv")
     assert result.returncode == 1
     assert "blk.0.so8t_q_rot.weight" in result.stderr
@@ -210,30 +199,7 @@ def test_a_refused_file_ends_the_tool_with_code_1(runtime, file, tmp_path):
     ],
 )
 def test_loader_names_the_key_that_is_wrong(runtime, file, tmp_path, key, value, words):
-    bad = rewritten(file, tmp_path / "bad.gguf", key, value)
+    bad = copy_gguf(file, tmp_path / "bad.gguf", {key: value})
     with pytest.raises(RuntimeLibraryError) as error:
         Session(bad)
     assert words in str(error.value), str(error.value)
-
-
-def rewritten(file: Path, out: Path, key: str, value: object) -> Path:
-    """A copy of the file with one metadata value replaced."""
-    from llama_so8t import upstream
-
-    gguf = upstream.gguf
-    reader = gguf.GGUFReader(file)
-    writer = gguf.GGUFWriter(out, "so8t")
-    for name, field in reader.fields.items():
-        if name.startswith("GGUF.") or name == "general.architecture":
-            continue
-        new = value if name == key else field.contents()
-        kind = field.types[0]
-        sub = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
-        writer.add_key_value(name, new, kind, sub)
-    for tensor in reader.tensors:
-        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return out

@@ -5,6 +5,7 @@ import json
 import struct
 import zipfile
 
+import gguf_files
 import numpy as np
 import pytest
 from tiny_models import stored, write_base
@@ -325,20 +326,9 @@ def write_gguf(gguf, tmp_path):
     """Writes a GGUF file with upstream's own writer."""
 
     def write(arch="qwen3", blocks=2, width=64, vocabulary=320, keys=(), tensors=1):
-        path = tmp_path / f"{arch}.gguf"
-        writer = gguf.GGUFWriter(path, arch=arch)
-        writer.add_block_count(blocks)
-        writer.add_embedding_length(width)
-        writer.add_vocab_size(vocabulary)
-        for key, value in keys:
-            writer.add_string(key, value)
-        for index in range(tensors):
-            writer.add_tensor(f"blk.{index}.attn_norm.weight", np.ones(width, np.float32))
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
-        return path
+        shape = {f"{arch}.block_count": blocks, f"{arch}.embedding_length": width, f"{arch}.vocab_size": vocabulary}
+        norms = {f"blk.{index}.attn_norm.weight": np.ones(width, np.float32) for index in range(tensors)}
+        return gguf_files.write_gguf(tmp_path / f"{arch}.gguf", arch, shape | dict(keys), norms)
 
     return write
 

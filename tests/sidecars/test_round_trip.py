@@ -7,6 +7,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from gguf_files import write_gguf
 from safetensors.numpy import load_file, save_file
 from tiny_models import TEXT, tokenizer_model, write_base
 from tokenizers import Tokenizer, pre_tokenizers, trainers
@@ -177,21 +178,18 @@ def test_the_tokenizer_of_a_gguf_base(gguf_model, tmp_path):
 @pytest.fixture
 def gguf_model(pinned_tree, tmp_path):
     """An SO8T model whose tokenizer came as GGUF."""
-    from llama_so8t import upstream
     from llama_so8t.checkpoint import vocabulary
 
     model = tmp_path / "model"
     initialize(InitializeOptions(str(write_base(tmp_path / "base")), model))
-    writer = upstream.gguf.GGUFWriter(model / vocabulary.NAME, arch="qwen3")
-    writer.add_tokenizer_model("gpt2")
-    writer.add_token_list([f"t{i}" for i in range(320)])
-    writer.add_token_merges(["t1 t2", "t 3 4"])
-    writer.add_eos_token_id(2)
-    writer.add_pad_token_id(7)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    keys = {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.tokens": [f"t{i}" for i in range(320)],
+        "tokenizer.ggml.merges": ["t1 t2", "t 3 4"],
+        "tokenizer.ggml.eos_token_id": 2,
+        "tokenizer.ggml.padding_token_id": 7,
+    }
+    write_gguf(model / vocabulary.NAME, "qwen3", keys)
     return model
 
 
