@@ -8,9 +8,9 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -37,83 +37,98 @@ class Timing:
     token_ms: float
 
 
-def measure_guard(
-    model: Path,
-    directory: Path,
-    n_prompt: int,
-    n_predict: int,
-    rounds: int,
-    threads: int,
-    policies: Sequence[str],
-    report: Callable[[str], None],
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class GuardOptions:
+    """What `so8t bench guard` was asked for.
+
+    ``model``: GGUF file with heads. ``directory``: where a copy without heads is written. ``n_prompt``: random tokens
+    in a prompt. ``n_predict``: tokens of an answer. ``rounds``: requests to each arm; one more, the first, does not
+    count. ``threads``: of each server. ``policies``: some of `POLICIES`; each is a server of its own, all at once in
+    memory.
+    """
+
+    model: Path
+    directory: Path = Path("build/bench")
+    n_prompt: int = 128
+    n_predict: int = 64
+    rounds: int = 30
+    threads: int = 2
+    policies: tuple[str, ...] = POLICIES
+
+    def check(self) -> None:
+        """Refuses what cannot be measured.
+
+        Raises:
+            So8tError: no such policy, or none.
+        """
+        if not self.policies or not set(self.policies) <= set(POLICIES):
+            raise So8tError(f"--policies: found {','.join(self.policies)!r}, expected some of {','.join(POLICIES)}")
+
+
+def measure_guard(options: GuardOptions, report: Callable[[str], None]) -> dict[str, Any]:
     """Sends the same requests in turns to one server per arm, and compares each with the one without heads.
 
     Args:
-        model: GGUF file with heads.
-        directory: where a copy without heads is written.
-        n_prompt: random tokens in a prompt.
-        n_predict: tokens of an answer.
-        rounds: requests to each arm; the first one does not count.
-        threads: of each server.
-        policies: some of `POLICIES`; each is a server of its own, all at once in memory.
+        options: model, requests and arms.
         report: receives one line after each round.
 
     Returns:
-        Medians per arm, and per arm and quantity the median of the paired ratios (arm / no heads) with a 95 %
-        bootstrap interval.
+        The options; ``medians`` per arm in ms; and ``ratios``, per arm and quantity the median of the paired ratios
+        (arm / no heads) with a 95 % bootstrap interval.
 
     Raises:
         So8tError: no such policy, no heads in the model, or a server fails.
     """
-    if not policies or not set(policies) <= set(POLICIES):
-        raise So8tError(f"--policies: found {','.join(policies)!r}, expected some of {','.join(POLICIES)}")
-    arms = (BARE, *policies)
-    directory.mkdir(parents=True, exist_ok=True)
-    bare = without_heads(model, directory / f"{model.stem}-no-heads.gguf")
-    vocabulary = len(read_gguf(model).metadata["tokenizer.ggml.tokens"].value)
+    options.check()
+    timings = _timings(options, report)
+    return {
+        "model": options.model.name,
+        "threads": options.threads,
+        "n_prompt": options.n_prompt,
+        "n_predict": options.n_predict,
+        "rounds": options.rounds,
+        "medians": {arm: {key: statistics.median(column) for key, column in timings[arm].items()} for arm in timings},
+        "ratios": {
+            arm: {key: asdict(paired_ratio(column, timings[BARE][key])) for key, column in timings[arm].items()}
+            for arm in options.policies
+        },
+    }
+
+
+def _timings(options: GuardOptions, report: Callable[[str], None]) -> dict[str, dict[str, list[float]]]:
+    """Arm -> field of `Timing` -> one value per round."""
+    arms = (BARE, *options.policies)
+    vocabulary = len(read_gguf(options.model).metadata["tokenizer.ggml.tokens"].value)
     found: dict[str, list[Timing]] = {arm: [] for arm in arms}
     draw = random.Random(0)
-    with ExitStack() as stack:
-        urls = {}
-        for arm in arms:
-            flags = [] if arm == BARE else ["--so8t-policy", arm, "--so8t-threshold", _never(model)]
-            urls[arm] = stack.enter_context(
-                _server(bare if arm == BARE else model, n_prompt + n_predict + 8, threads, flags)
-            )
-        for turn in range(rounds + 1):
-            prompt = [draw.randrange(vocabulary // 2) for _ in range(n_prompt)]
+    with _servers(options) as urls:
+        for turn in range(options.rounds + 1):
+            prompt = [draw.randrange(vocabulary // 2) for _ in range(options.n_prompt)]
             for arm in draw.sample(arms, len(arms)):
-                timing = _complete(urls[arm], prompt, n_predict)
+                timing = _complete(urls[arm], prompt, options.n_predict)
                 if turn > 0:
                     found[arm].append(timing)
             if turn > 0:
-                report(f"round {turn}/{rounds}: {found[arms[-1]][-1].token_ms:.2f} ms per token under {arms[-1]}")
+                last = found[arms[-1]][-1].token_ms
+                report(f"round {turn}/{options.rounds}: {last:.2f} ms per token under {arms[-1]}")
     return {
-        "model": model.name,
-        "threads": threads,
-        "n_prompt": n_prompt,
-        "n_predict": n_predict,
-        "rounds": rounds,
-        "medians": {
-            arm: {
-                "first_ms": statistics.median(t.first_ms for t in timings),
-                "token_ms": statistics.median(t.token_ms for t in timings),
-            }
-            for arm, timings in found.items()
-        },
-        "ratios": {
-            arm: {
-                quantity: asdict(
-                    paired_ratio(
-                        [getattr(t, quantity) for t in found[arm]], [getattr(t, quantity) for t in found[BARE]]
-                    )
-                )
-                for quantity in ("first_ms", "token_ms")
-            }
-            for arm in policies
-        },
+        arm: {field.name: [getattr(timing, field.name) for timing in of_arm] for field in fields(Timing)}
+        for arm, of_arm in found.items()
     }
+
+
+@contextmanager
+def _servers(options: GuardOptions) -> Iterator[dict[str, str]]:
+    """Arm -> URL of its server; all run at once."""
+    options.directory.mkdir(parents=True, exist_ok=True)
+    bare = without_heads(options.model, options.directory / f"{options.model.stem}-no-heads.gguf")
+    n_ctx = options.n_prompt + options.n_predict + 8
+    with ExitStack() as stack:
+        urls = {BARE: stack.enter_context(_server(bare, n_ctx, options.threads, []))}
+        for policy in options.policies:
+            flags = ["--so8t-policy", policy, "--so8t-threshold", _never(options.model)]
+            urls[policy] = stack.enter_context(_server(options.model, n_ctx, options.threads, flags))
+        yield urls
 
 
 def without_heads(model: Path, out: Path) -> Path:

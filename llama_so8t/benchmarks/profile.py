@@ -16,6 +16,7 @@ from llama_so8t.bindings import Session
 from llama_so8t.bindings.session import Node
 from llama_so8t.conversion.options import ROTATION_MODES
 from llama_so8t.errors import So8tError
+from llama_so8t.text_table import markdown
 
 HEADS, ROTATIONS, VIEWS = "heads", "rotations", "views"
 
@@ -115,7 +116,6 @@ def render(found: dict[str, Any]) -> str:
         key=lambda name: -max(parts[name]["seconds"] for parts in models if name in parts),
     )
     lines = [["part", *(cell for one in found["models"] for cell in (f"{one['model']}: nodes", "us", "%"))]]
-    lines.append(["---"] * len(lines[0]))
     totals = [sum(part["seconds"] for part in parts.values()) for parts in models]
     for name in names:
         line = [name]
@@ -128,7 +128,7 @@ def render(found: dict[str, Any]) -> str:
     for parts, total in zip(models, totals, strict=True):
         lines[-1] += [str(sum(part["n_nodes"] for part in parts.values())), _us(total), "100.0"]
     lines.append(["as a whole", *(cell for one in found["models"] for cell in ("", _us(one["seconds"]), ""))])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join(markdown(lines))
 
 
 def _us(seconds: float) -> str:

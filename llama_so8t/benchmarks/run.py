@@ -1,8 +1,6 @@
 """What rotations and heads cost: every form of a model against its base, in turns, in one process."""
 
 import operator
-import os
-import platform
 import random
 import statistics
 import tempfile
@@ -19,6 +17,7 @@ from llama_so8t.benchmarks.models import ARMS, BASE, SHAPES, WEIGHTS, Arm, write
 from llama_so8t.benchmarks.paired import Interval, median_interval
 from llama_so8t.bindings import Session
 from llama_so8t.errors import So8tError
+from llama_so8t.machine import n_cores, processor
 from llama_so8t.tools import program
 
 _PEAK_TOKENS = 16
@@ -133,13 +132,7 @@ def measure(options: RunOptions, report: Callable[[str], None]) -> dict[str, Any
 
 def machine() -> dict[str, Any]:
     """Processor and number of cores of this process."""
-    try:
-        info = Path("/proc/cpuinfo").read_text()
-        name = next(line.split(":", 1)[1].strip() for line in info.splitlines() if line.startswith("model name"))
-    except (OSError, StopIteration):
-        name = platform.processor() or platform.machine()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"processor": name, "cores": cores}
+    return {"processor": processor(), "cores": n_cores()}
 
 
 _Values = dict[Arm, list[float]]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llama_so8t.benchmarks.paired import geometric_mean
+from llama_so8t.text_table import markdown
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def _kind(test: str) -> str:
 
 def _means(rows: Sequence[Mapping[str, Any]]) -> str:
     arms = list(dict.fromkeys(row["arm"] for row in rows))[1:]
-    lines = [["", *arms], ["---"] * (1 + len(arms))]
+    lines = [["", *arms]]
     for prefix, name in (("pp", "prompt"), ("tg", "generation")):
         ratios = {
             arm: [row["compared"]["median"] for row in rows if row["arm"] == arm and row["test"].startswith(prefix)]
@@ -73,7 +74,7 @@ def _means(rows: Sequence[Mapping[str, Any]]) -> str:
         cells = [_with_interval(*geometric_mean(found)) if found else "" for found in ratios.values()]
         n_rows = max(map(len, ratios.values()), default=0)
         lines.append([f"{name}, {n_rows} row{'' if n_rows == 1 else 's'}", *cells])
-    return _markdown(lines)
+    return "\n".join(markdown(lines))
 
 
 def _table(kind: _Kind, rows: Sequence[Mapping[str, Any]]) -> str:
@@ -89,9 +90,4 @@ def _table(kind: _Kind, rows: Sequence[Mapping[str, Any]]) -> str:
         line = [model, *([str(threads), test] if with_threads else []), kind.value(found[arms[0]]["value"])]
         line += [kind.compared(found[arm]["compared"]) if arm in found else "" for arm in arms[1:]]
         lines.append(line)
-    lines.insert(1, ["---"] * len(lines[0]))
-    return _markdown(lines)
-
-
-def _markdown(lines: Sequence[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join(markdown(lines))

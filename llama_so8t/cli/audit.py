@@ -16,6 +16,7 @@ from llama_so8t.audit.records import read_record
 from llama_so8t.audit.search import find, read_key
 from llama_so8t.audit.statistics import render_statistics, statistics
 from llama_so8t.audit.text import describe, printable
+from llama_so8t.cli.values import count
 from llama_so8t.errors import ConfigError
 
 HELP = "check, read, count, export, search and sign the audit logs of llama-server"
@@ -57,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     show_parser.add_argument("--seq", type=_range, metavar="A:B", help="lines with seq A to B; A, A: and :B work too")
     show_parser.add_argument("--decision", metavar="ACTION", help="requests decided so: allow, escalate or refuse")
     show_parser.add_argument("--event", metavar="NAME", help="open, request, escalation, lost, rotate or close")
-    show_parser.add_argument("--tail", type=_count, metavar="N", help="the last N of these lines")
+    show_parser.add_argument("--tail", type=count, metavar="N", help="the last N of these lines")
     stats_parser = command("stats", "count decisions, labels, escalations, models and policies")
     export_parser = command("export", "write a SQLite database with tables runs, requests, verdicts and escalations")
     export_parser.add_argument("--sqlite", type=Path, required=True, metavar="OUT.db", help="file to write")
@@ -69,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sign_parser.add_argument("--key", type=Path, required=True, metavar="PEM", help="Ed25519 private key")
     sign_parser.add_argument("--out", type=Path, required=True, metavar="SIGNED", help="signed checkpoint to write")
     sign_parser.add_argument(
-        "--every", type=_count, metavar="SECONDS", help="sign again and again, until stopped or something is wrong"
+        "--every", type=count, metavar="SECONDS", help="sign again and again, until stopped or something is wrong"
     )
     for subparser in (verify_parser, show_parser, stats_parser):
         subparser.add_argument("--json", action="store_true", help="print JSON")
@@ -200,9 +201,3 @@ def _range(text: str) -> tuple[int | None, int | None]:
         raise argparse.ArgumentTypeError(f"found {text!r}, expected A:B, A:, :B or A")
     first = int(found[1]) if found[1] else None
     return first, (int(found[3]) if found[3] else None) if found[2] else first
-
-
-def _count(text: str) -> int:
-    if not re.fullmatch(r"\d{1,9}", text, re.ASCII) or not int(text):
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number above 0")
-    return int(text)

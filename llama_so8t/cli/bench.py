@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from llama_so8t.cli.values import count, counts, words
+
 HELP = "measure this project against upstream and against the base"
 
 
@@ -34,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tokenizer", type=Path, required=True, metavar="DIR", help="directory with the tokenizer of a Qwen3 model"
     )
     convert.add_argument("--layers", type=int, default=36, help="layers of the model (default: 36)")
-    convert.add_argument("--outtypes", default="q8_0", help="comma-separated types (default: q8_0)")
+    convert.add_argument("--outtypes", type=words, default=("q8_0",), help="comma-separated types (default: q8_0)")
     convert.add_argument("--runs", type=int, default=1, help="conversions of each kind (default: 1)")
 
     guard = kinds.add_parser("guard", help="heads and guard of a model in llama-server, against the same without")
@@ -44,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     guard.add_argument("--runs", type=int, default=30, help="requests of each kind (default: 30)")
     guard.add_argument("--threads", type=int, default=2, help="of each server (default: 2)")
     guard.add_argument(
-        "--policies", type=_words, metavar="LIST",
+        "--policies", type=words, metavar="LIST",
         help="each needs the memory of a server of its own (default: off,monitor,enforce)",
     )  # fmt: skip
 
@@ -58,12 +60,12 @@ def _add_run(kinds: Any) -> None:
     parser = kinds.add_parser("run", help="speed, memory and load time of SO8T models against their base")
     parser.formatter_class, parser.epilog = argparse.RawDescriptionHelpFormatter, KEYS
     option = parser.add_argument
-    option("--shapes", type=_words, metavar="LIST", help="some of tiny, 135M, 0.6B, 4B (default: 135M,0.6B,4B)")
-    option("--outtypes", type=_words, metavar="LIST", help="types (default: q8_0,q4_k_m)")
-    option("--threads", type=_counts, metavar="LIST", help="numbers of threads (default: 1,2)")
-    option("-r", "--repetitions", type=_count, metavar="N", help="loadings and tests of each model (default: 3)")
-    option("--prompt", type=_count, metavar="N", help="tokens of a prompt (default: 512; of 0.6B 128, of 4B 16)")
-    option("-n", type=_count, metavar="N", help="tokens to generate (default: 128; of 0.6B 32, of 4B 4)")
+    option("--shapes", type=words, metavar="LIST", help="some of tiny, 135M, 0.6B, 4B (default: 135M,0.6B,4B)")
+    option("--outtypes", type=words, metavar="LIST", help="types (default: q8_0,q4_k_m)")
+    option("--threads", type=counts, metavar="LIST", help="numbers of threads (default: 1,2)")
+    option("-r", "--repetitions", type=count, metavar="N", help="loadings and tests of each model (default: 3)")
+    option("--prompt", type=count, metavar="N", help="tokens of a prompt (default: 512; of 0.6B 128, of 4B 16)")
+    option("-n", type=count, metavar="N", help="tokens to generate (default: 128; of 0.6B 32, of 4B 4)")
     option("--shared-blocks", action="store_true", help="one rotation per site instead of one per block")
     option("--instructions", action="store_true", help="count instructions under valgrind (default: 135M at q8_0)")
     option("--directory", type=Path, metavar="DIR", help="where models may be for a while (default: build/bench)")
@@ -78,9 +80,9 @@ def _add_profile(kinds: Any) -> None:
     parser.add_argument("--outtype", default="q8_0", help="type of --shape (default: q8_0)")
     where = "where the models of --shape may be for a while (default: build/bench)"
     parser.add_argument("--directory", type=Path, default=Path("build/bench"), metavar="DIR", help=where)
-    parser.add_argument("--tokens", type=_count, default=1, metavar="N", help="tokens at once (default: 1, generation)")
-    parser.add_argument("--runs", type=_count, default=30, metavar="N", help="evaluations (default: 30)")
-    parser.add_argument("--threads", type=_count, default=2, metavar="N", help="CPU threads (default: 2)")
+    parser.add_argument("--tokens", type=count, default=1, metavar="N", help="tokens at once (default: 1, generation)")
+    parser.add_argument("--runs", type=count, default=30, metavar="N", help="evaluations (default: 30)")
+    parser.add_argument("--threads", type=count, default=2, metavar="N", help="CPU threads (default: 2)")
     parser.add_argument("--sites", action="store_true", help="a line for each site instead of one for all rotations")
     parser.add_argument("--plot", type=Path, metavar="OUT.png", help="draw a bar per model")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
@@ -146,11 +148,10 @@ def _report(line: str) -> None:
 
 
 def _convert(args: argparse.Namespace) -> dict[str, Any]:
-    from llama_so8t.benchmarks.convert import measure_conversions
+    from llama_so8t.benchmarks.convert import ConversionOptions, measure_conversions
 
-    found = measure_conversions(
-        args.directory, args.tokenizer, args.layers, args.outtypes.split(","), args.runs, _report
-    )
+    options = ConversionOptions(args.directory, args.tokenizer, args.layers, args.outtypes, args.runs)
+    found = measure_conversions(options, _report)
     if not args.json:
         print(f"writing as many bytes alone: {found['write_seconds']:.1f} s")
         for name, ratio in found["ratios"].items():
@@ -159,10 +160,12 @@ def _convert(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _guard(args: argparse.Namespace) -> dict[str, Any]:
-    from llama_so8t.benchmarks.guard import BARE, POLICIES, measure_guard
+    from llama_so8t.benchmarks.guard import BARE, POLICIES, GuardOptions, measure_guard
 
     policies = args.policies or POLICIES
-    found = measure_guard(args.model, args.directory, args.prompt, args.n, args.runs, args.threads, policies, _report)
+    found = measure_guard(
+        GuardOptions(args.model, args.directory, args.prompt, args.n, args.runs, args.threads, policies), _report
+    )
     if not args.json:
         base = found["medians"][BARE]
         print(f"{BARE}: {base['first_ms']:.2f} ms to the first token, {base['token_ms']:.3f} ms per token")
@@ -173,17 +176,3 @@ def _guard(args: argparse.Namespace) -> dict[str, Any]:
             )
             print(f"{arm}: {first} to the first token, {token} per token")
     return found
-
-
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(word.strip() for word in text.split(",") if word.strip())
-
-
-def _counts(text: str) -> tuple[int, ...]:
-    return tuple(_count(word) for word in _words(text))
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number above 0")
-    return int(text)

@@ -1,12 +1,12 @@
 """`so8t convert`: an SO8T checkpoint or adapter becomes a GGUF file."""
 
 import argparse
-import re
 import sys
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llama_so8t.cli.values import count, size, words
 from llama_so8t.conversion.options import ARCHITECTURES, OUTTYPES, ROTATION_MODES, ConvertOptions
 from llama_so8t.errors import ConfigError
 
@@ -24,6 +24,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config", type=Path, metavar="FILE", help="YAML file with options; those of the command line come first"
     )
+    _add_model_options(parser)
+    _add_tensor_options(parser)
+    _add_work_options(parser)
+
+
+def _add_model_options(parser: argparse.ArgumentParser) -> None:
+    """What is written: name, type, rotations, architecture, base."""
     parser.add_argument(
         "--outfile", type=Path, metavar="FILE", help="file to write (default: MODEL/NAME-ARCH-OUTTYPE.gguf)"
     )
@@ -48,13 +55,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "and the heads in NAME.heads.gguf (default: so8t)",
     )
     parser.add_argument(
-        "--drop-sites", type=_names, default=(), metavar="SITES", help="with --arch stock: leave these sites out"
+        "--drop-sites", type=words, default=(), metavar="SITES", help="with --arch stock: leave these sites out"
     )
     parser.add_argument("--base", metavar="MODEL", help="base model of an adapter, instead of the one it names")
     parser.add_argument("--model-name", metavar="NAME", help="general.name of the file")
+
+
+def _add_tensor_options(parser: argparse.ArgumentParser) -> None:
+    """Tensors that get another type, and how the file is cut."""
     parser.add_argument(
         "--keep",
-        type=_names,
+        type=words,
         metavar="MODULES",
         help="comma-separated modules that stay at 16 bit, for example lm_head; heads and rotations are F32 always",
     )
@@ -67,9 +78,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--imatrix", type=Path, metavar="FILE", help="importance matrix made by llama-imatrix")
     parser.add_argument(
-        "--split-max-size", type=_size, metavar="N[M|G]", help="split into files of at most this many bytes"
+        "--split-max-size", type=size, metavar="N[M|G]", help="split into files of at most this many bytes"
     )
-    parser.add_argument("--threads", type=_count, metavar="N", help="cores to use (default: all)")
+
+
+def _add_work_options(parser: argparse.ArgumentParser) -> None:
+    """How the work is done, and what is done beside it."""
+    parser.add_argument("--threads", type=count, metavar="N", help="cores to use (default: all)")
     parser.add_argument(
         "--allow-nonfinite", action="store_true", help="write NaN and infinity instead of refusing them"
     )
@@ -171,21 +186,3 @@ def _table(planned: "Plan") -> str:
     lines.append(f"{'total':<10} {counts.total():>8} {sizes.total():>15,}")
     lines += [f"would write {path}" for path in planned.paths]
     return "\n".join(lines)
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name for name in (part.strip() for part in text.split(",")) if name)
-
-
-def _size(text: str) -> int:
-    # as in llama-gguf-split: decimal millions and billions of bytes
-    found = re.fullmatch(r"(\d+)([MG]?)", text)
-    if not found or not int(found[1]):
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected a number with M or G, such as 2G")
-    return int(found[1]) * {"": 1, "M": 10**6, "G": 10**9}[found[2]]
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number above 0")
-    return int(text)

@@ -1,10 +1,11 @@
 """`so8t trace`: head probabilities over the tokens of a prompt and its answer, as a page, a picture or JSON."""
 
 import argparse
-import os
 from pathlib import Path
 
+from llama_so8t.cli.values import count_or_zero
 from llama_so8t.errors import ConfigError
+from llama_so8t.machine import n_cores
 
 HELP = "show the head probabilities at every token of a text, as a page, a picture or JSON"
 
@@ -35,11 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     answer = parser.add_mutually_exclusive_group()
     answer.add_argument("--answer", metavar="TEXT", help="read this answer instead of generating one")
     answer.add_argument(
-        "-n", type=_count, default=64, metavar="N", help="generate at most N tokens, greedily (default: 64)"
+        "-n", type=count_or_zero, default=64, metavar="N", help="generate at most N tokens, greedily (default: 64)"
     )
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="FILE.html, FILE.png or FILE.json")
-    parser.add_argument("--threads", type=_count, metavar="N", help="cores to use (default: all)")
-    parser.add_argument("-ngl", type=_count, default=0, metavar="N", help="layers on the GPU (default: 0)")
+    parser.add_argument("--threads", type=count_or_zero, metavar="N", help="cores to use (default: all)")
+    parser.add_argument("-ngl", type=count_or_zero, default=0, metavar="N", help="layers on the GPU (default: 0)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -59,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
             messages=read_messages(args.messages) if args.messages is not None else None,
             answer=args.answer,
             n_predict=args.n,
-            n_threads=args.threads or os.cpu_count() or 1,
+            n_threads=args.threads or n_cores(),
             n_gpu_layers=args.ngl,
         )
     )
@@ -77,10 +78,3 @@ def _read(path: Path) -> str:
         return path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: found bytes that are not UTF-8 at {error.start}, expected a text") from None
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"found {value}, expected 0 or more")
-    return value

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from llama_so8t import kernels, upstream
 from llama_so8t.conversion.header import Shard, ggml_type, n_bytes, write_header
 from llama_so8t.errors import ConversionError
+from llama_so8t.machine import n_cores
 from llama_so8t.tensors import LazyTensor
 
 _CHUNK = 1 << 21
@@ -60,7 +61,7 @@ def write(
         ConversionError: a key or a value does not fit its type.
         OSError: the disk is full, or another failure of the file system.
     """
-    threads = threads or _cores()
+    threads = threads or n_cores()
     total = sum(n_bytes(tensor) for shard in shards for tensor in shard.tensors)
     with (
         tqdm(total=total, unit="B", unit_scale=True, desc=progress, disable=progress is None) as bar,
@@ -70,11 +71,6 @@ def write(
             start = write_header(path, shard, arch)
             with _Stream(path, start) as stream:
                 _run(pool, threads, _jobs(shard.tensors, importances, check), stream, bar)
-
-
-def _cores() -> int:
-    # the cores of this process; only some systems tell them from those of the machine
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)

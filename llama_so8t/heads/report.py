@@ -7,6 +7,7 @@ from typing import Any
 
 from llama_so8t.heads.datasets import INSTALL
 from llama_so8t.heads.features import MAX_ANSWER_TOKENS
+from llama_so8t.text_table import aligned, markdown
 
 REPORT_NAME = "heads_report.json"
 
@@ -41,7 +42,7 @@ def render(report: dict[str, Any]) -> str:
     blocks = []
     for task in report["tasks"]:
         blocks.append(f"{_title(task)}\n{_sizes(task, report)}")
-        blocks += [_aligned(_rates(task["rates"], task, report)), _aligned(_auroc(task))]
+        blocks += [_indented(_rates(task["rates"], task, report)), _indented(_auroc(task))]
     heads = [
         f"{name}: {head['labels'][1]} from {head['thresholds'][1]:.4f}, debounce {head['debounce']}, "
         f"scope {head['scope']}"
@@ -76,7 +77,7 @@ def model_card(report: dict[str, Any], path: Path) -> str:
         "",
         "## Heads",
         "",
-        *_markdown(_head_rows(report)),
+        *markdown(_head_rows(report)),
         "",
         _rule(report),
         "",
@@ -85,7 +86,7 @@ def model_card(report: dict[str, Any], path: Path) -> str:
     ]
     for task in report["tasks"]:
         lines += [f"### {_title(task)}", "", _sizes(task, report), ""]
-        lines += [*_markdown(_rates(task["rates"], task, report)), "", *_markdown(_auroc(task)), ""]
+        lines += [*markdown(_rates(task["rates"], task, report)), "", *markdown(_auroc(task)), ""]
     return "\n".join([*lines, "## What these numbers do not say", "", _matched(report), _LIMITS])
 
 
@@ -205,23 +206,5 @@ def _matched(report: dict[str, Any]) -> str:
     )
 
 
-def _markdown(rows: Sequence[Sequence[str]]) -> list[str]:
-    header, *body = rows
-    return [
-        f"| {' | '.join(header)} |",
-        f"|{'---|' * len(header)}",
-        *(f"| {' | '.join(row)} |" for row in body),
-    ]
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Columns padded to their widest entry; the first two to the left, numbers to the right."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join(
-        "  "
-        + "  ".join(
-            cell.ljust(width) if column < 2 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    )
+def _indented(rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join(f"  {line}" for line in aligned(rows, left=2))

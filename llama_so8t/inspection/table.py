@@ -7,6 +7,7 @@ from itertools import groupby
 from llama_so8t.algebra import TOLERANCE
 from llama_so8t.inspection.measure import ANGLE_FLOOR, Report, SiteMeasure
 from llama_so8t.inspection.subject import HeadTensors, Subject, representation_name
+from llama_so8t.text_table import aligned
 
 _COLUMNS = (
     "generator",
@@ -131,15 +132,3 @@ def _head_row(head: HeadTensors) -> tuple[str, ...]:
         str(spec.debounce),
         f"{spec.temperature:g}",
     )
-
-
-def aligned(rows: Sequence[Sequence[str]], left: int) -> list[str]:
-    """Columns padded to their widest entry, the first ``left`` to the left, the others to the right."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return [
-        "  ".join(
-            cell.ljust(width) if column < left else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]

@@ -1,7 +1,6 @@
 """Runs a short prompt through llama.cpp and through the reference model, and compares their numbers."""
 
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from llama_so8t.checkpoint.row_order import from_gguf
 from llama_so8t.conversion.convert import Plan
 from llama_so8t.errors import RuntimeLibraryError
 from llama_so8t.format import ARCH, GENERATORS, SITES, Tensors, stem_tensor_prefix
+from llama_so8t.machine import available_memory, n_cores
 from llama_so8t.tensors import LazyTensor
 from llama_so8t.verification.bounds import LOGITS, LOGITS_QUANTIZED
 from llama_so8t.verification.report import FAILED, NOT_RUN, OK, Check
@@ -76,7 +76,7 @@ def effect_of_dropped_sites(plan: Plan) -> str:
 def _lacking_memory(tensors: Mapping[str, LazyTensor]) -> str | None:
     """Why the reference model does not fit in memory, or None if it does."""
     n_values = sum(math.prod(tensor.shape) for tensor in tensors.values())
-    needed, available = 4 * n_values * 5 // 4, _available_memory()
+    needed, available = 4 * n_values * 5 // 4, available_memory()
     if available is not None and needed <= available:
         return None
     free = "an unknown amount is" if available is None else f"{available:,} are"
@@ -84,7 +84,7 @@ def _lacking_memory(tensors: Mapping[str, LazyTensor]) -> str | None:
 
 
 def _of_runtime(path: Path) -> tuple[list[int], dict[str, np.ndarray]]:
-    threads = min(os.cpu_count() or 1, 8)
+    threads = min(n_cores(), 8)
     with Session(path, n_ctx=64, n_threads=threads, type_k=F32, type_v=F32, flash_attn=False) as session:
         tokens = session.tokenize(PROMPT)[:N_TOKENS]
         session.decode(tokens)
@@ -179,22 +179,3 @@ def _compared(found: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray
 
 def _rms(values: np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.square(values, dtype=np.float64))))
-
-
-def _available_memory() -> int | None:
-    """Bytes that can be used without swapping, as far as the system says it."""
-    limits = []
-    try:
-        fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-        limits.append(int(fields["MemAvailable"].split()[0]) * 1024)
-    except (OSError, KeyError, ValueError):
-        try:
-            limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
-        except (AttributeError, OSError, ValueError):
-            return None
-    try:  # a container's own limit
-        group = Path("/sys/fs/cgroup")
-        limits.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
-    except (OSError, ValueError):
-        pass  # no limit, or no such file
-    return min(limits)

@@ -9,7 +9,7 @@ from typing import Any
 
 from llama_so8t.errors import ConversionError
 from llama_so8t.files.atomic import new_file
-from llama_so8t.inspection.table import aligned
+from llama_so8t.text_table import aligned
 from llama_so8t.verification.tensors import TensorMeasure
 
 OK, FAILED, NOT_RUN = "ok", "failed", "not run"

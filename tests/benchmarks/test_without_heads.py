@@ -3,7 +3,7 @@
 import pytest
 from scripted_model import Head, scripted_gguf
 
-from llama_so8t.benchmarks.guard import measure_guard, without_heads
+from llama_so8t.benchmarks.guard import GuardOptions, measure_guard, without_heads
 from llama_so8t.errors import So8tError
 from llama_so8t.files.gguf_file import read_gguf
 
@@ -34,5 +34,5 @@ def test_a_model_without_heads_is_refused(tmp_path):
 @pytest.mark.parametrize("policies", [(), ("monitor", "on")])
 def test_a_policy_that_there_is_not_is_an_error(tmp_path, policies):
     with pytest.raises(So8tError, match="expected some of off,monitor,enforce"):
-        measure_guard(tmp_path / "m.gguf", tmp_path / "out", 8, 8, 1, 1, policies, print)
+        measure_guard(GuardOptions(tmp_path / "m.gguf", tmp_path / "out", 8, 8, 1, 1, policies), print)
     assert not (tmp_path / "out").exists()

@@ -296,13 +296,13 @@ def test_a_file_that_llama_cpp_refuses_fails(converted, monkeypatch):
 @pytest.mark.parametrize(("available", "words"), [(1000, "1,000 are available"), (None, "an unknown amount")])
 def test_a_model_that_does_not_fit_is_not_run(converted, monkeypatch, available, words):
     monkeypatch.setattr(logits_module.library, "load", lambda: None)
-    monkeypatch.setattr(logits_module, "_available_memory", lambda: available)
+    monkeypatch.setattr(logits_module, "available_memory", lambda: available)
     check = verify(converted()).checks[-1]
     assert check.status == NOT_RUN and words in check.detail
 
 
 def test_the_memory_of_this_machine_is_known():
-    assert logits_module._available_memory() > 1 << 20
+    assert logits_module.available_memory() > 1 << 20
 
 
 def test_the_report_is_written_beside_the_file(converted):
