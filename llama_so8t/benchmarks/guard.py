@@ -2,11 +2,7 @@
 
 import json
 import random
-import socket
 import statistics
-import subprocess
-import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,6 +14,7 @@ from llama_so8t import upstream
 from llama_so8t.benchmarks.paired import paired_ratio
 from llama_so8t.errors import So8tError
 from llama_so8t.files.gguf_file import read_gguf
+from llama_so8t.server_process import LlamaServer
 from llama_so8t.tools import program
 
 BARE = "no heads"
@@ -25,8 +22,6 @@ BARE = "no heads"
 
 POLICIES = ("off", "monitor", "enforce")
 """The other arms: the file with heads, under a policy."""
-
-_START_SECONDS = 300
 
 
 @dataclass(frozen=True)
@@ -124,10 +119,10 @@ def _servers(options: GuardOptions) -> Iterator[dict[str, str]]:
     bare = without_heads(options.model, options.directory / f"{options.model.stem}-no-heads.gguf")
     n_ctx = options.n_prompt + options.n_predict + 8
     with ExitStack() as stack:
-        urls = {BARE: stack.enter_context(_server(bare, n_ctx, options.threads, []))}
+        urls = {BARE: stack.enter_context(_server(bare, n_ctx, options.threads, [])).url}
         for policy in options.policies:
             flags = ["--so8t-policy", policy, "--so8t-threshold", _never(options.model)]
-            urls[policy] = stack.enter_context(_server(options.model, n_ctx, options.threads, flags))
+            urls[policy] = stack.enter_context(_server(options.model, n_ctx, options.threads, flags)).url
         yield urls
 
 
@@ -165,35 +160,11 @@ def _never(model: Path) -> str:
     )
 
 
-@contextmanager
-def _server(model: Path, n_ctx: int, threads: int, flags: list[str]) -> Iterator[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [
-        program("llama-server"), "-m", model, "--port", port, "-c", n_ctx, "-np", 1, "-t", threads, "-tb", threads,
+def _server(model: Path, n_ctx: int, threads: int, flags: list[str]) -> LlamaServer:
+    return LlamaServer(
+        program("llama-server"), "-m", model, "-c", n_ctx, "-np", 1, "-t", threads, "-tb", threads,
         "--cache-ram", 0, *flags,
-    ]  # fmt: skip
-    process = subprocess.Popen([str(word) for word in command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        deadline = time.monotonic() + _START_SECONDS
-        while not _is_up(url):
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise So8tError(f"{' '.join(map(str, command))}: the server did not start; run it to see why")
-            time.sleep(0.2)
-        yield url
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def _is_up(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{url}/health", timeout=5):
-            return True
-    except (urllib.error.URLError, ConnectionError):
-        return False
+    )  # fmt: skip
 
 
 def _complete(url: str, prompt: list[int], n_predict: int) -> Timing:

@@ -61,7 +61,7 @@ def test_the_first_round_of_guard_does_not_count(monkeypatch, tmp_path):
 
     @contextmanager
     def server(model, n_ctx, threads, flags):
-        yield flags[1] if flags else "bare"
+        yield SimpleNamespace(url=flags[1] if flags else "bare")
 
     tokens = SimpleNamespace(value=["token"] * 50)
     monkeypatch.setattr(guard, "read_gguf", lambda path: SimpleNamespace(metadata={"tokenizer.ggml.tokens": tokens}))

@@ -2,10 +2,6 @@
 
 import http.client
 import json
-import socket
-import subprocess
-import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from scripted_model import INF, NAN, Head
+
+from llama_so8t.server_process import HOST, LlamaServer
 
 SECONDS = 120
 SMALL = ("-t", "1", "-c", "2048", "--no-warmup")
@@ -47,44 +45,19 @@ class Stream:
         return [line.removeprefix("event: ") for line in self.lines if line.startswith("event: ")]
 
 
-class Server:
-    """llama-server on a free port of the loopback interface; its output is kept to be shown where a test fails."""
+class Server(LlamaServer):
+    """llama-server on a free port, asked over HTTP."""
 
     def __init__(self, program: Path, *arguments: object, key: str | None = None) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
         self.key = key
-        self._output = tempfile.TemporaryFile()
-        keys = ("--api-key", key) if key else ()
-        self.process = subprocess.Popen(
-            [program, "--host", "127.0.0.1", "--port", str(self.port), "--no-webui", *keys, *map(str, arguments)],
-            stdout=self._output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-        )  # fmt: skip
-        for _ in range(10 * SECONDS):
-            try:
-                if self.request("GET", "/health").status == 200:
-                    return
-            except ConnectionError:
-                assert self.process.poll() is None, f"llama-server ended at start:\n{self.output()[-2000:]}"
-            time.sleep(0.1)
-        raise AssertionError("llama-server did not become ready")
-
-    def output(self) -> str:
-        """What the server has printed."""
-        self._output.seek(0)
-        return self._output.read().decode(errors="replace")
-
-    @property
-    def is_alive(self) -> bool:
-        return self.process.poll() is None
+        super().__init__(program, "--no-webui", *(("--api-key", key) if key else ()), *arguments)
 
     @contextmanager
     def open(
         self, method: str, path: str, body: object = None, headers: dict[str, str] | None = None
     ) -> Iterator[http.client.HTTPResponse]:
         """A reply to be read by the caller. ``body``: bytes as they are, anything else as JSON."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=SECONDS)
+        connection = http.client.HTTPConnection(HOST, self.port, timeout=SECONDS)
         all_headers = {"Content-Type": "application/json"}
         if self.key:
             all_headers["Authorization"] = f"Bearer {self.key}"
@@ -113,21 +86,6 @@ class Server:
         reply = self.request("POST", path, body | {"stream": True})
         assert reply.status == 200, reply.body
         return Stream(reply.body.decode().split("\n"))
-
-    def stop(self) -> None:
-        self.process.terminate()
-        try:
-            self.process.wait(timeout=30)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-        self._output.close()
-
-    def __enter__(self) -> "Server":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
 
 
 @dataclass(frozen=True)

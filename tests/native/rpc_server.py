@@ -3,46 +3,18 @@
 import re
 import select
 import socket
-import subprocess
-import tempfile
 import threading
-import time
 from pathlib import Path
 
-SECONDS = 60
+from llama_so8t.server_process import HOST, ServerProcess
 
 
-def free_port() -> int:
-    """A port of the loopback interface that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-class RpcServer:
-    """ggml-rpc-server on a free port of the loopback interface. It tells what it does, so that a test sees its work."""
+class RpcServer(ServerProcess):
+    """ggml-rpc-server on a free port. It tells what it does, so that a test sees its work."""
 
     def __init__(self, program: Path) -> None:
-        port = free_port()
-        self.endpoint = f"127.0.0.1:{port}"
-        self._output = tempfile.TemporaryFile()
-        self.process = subprocess.Popen(
-            [program, "--host", "127.0.0.1", "--port", str(port), "--threads", "1"],
-            stdout=self._output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env={"GGML_RPC_DEBUG": "1"},
-        )  # fmt: skip
-        for _ in range(10 * SECONDS):
-            try:
-                socket.create_connection(("127.0.0.1", port)).close()
-                return
-            except ConnectionRefusedError:
-                assert self.process.poll() is None, f"ggml-rpc-server ended at start:\n{self.output()}"
-            time.sleep(0.1)
-        raise AssertionError("ggml-rpc-server did not become ready")
-
-    def output(self) -> str:
-        """What the server has printed."""
-        self._output.seek(0)
-        return self._output.read().decode(errors="replace")
+        super().__init__(program, "--threads", 1, environment={"GGML_RPC_DEBUG": "1"})
+        self.endpoint = f"{HOST}:{self.port}"
 
     def work(self) -> "Work":
         """What it has done so far."""
@@ -52,12 +24,9 @@ class RpcServer:
         self.process.kill()
         self.process.wait()
 
-    def __enter__(self) -> "RpcServer":
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def stop(self) -> None:
         self.kill()
-        self._output.close()
+        super().stop()
 
 
 class Work:
@@ -74,8 +43,8 @@ class Line:
     def __init__(self, target: str, n_bytes: int | None = None) -> None:
         self._target = target
         self._n_bytes = n_bytes
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.endpoint = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        self._listener = socket.create_server((HOST, 0))
+        self.endpoint = f"{HOST}:{self._listener.getsockname()[1]}"
         self.n_sent = 0
         self._cut = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)

@@ -21,6 +21,7 @@ from llama_so8t.audit.anchor import read_anchor
 from llama_so8t.audit.search import find, read_key
 from llama_so8t.conversion.convert import convert
 from llama_so8t.conversion.options import ConvertOptions
+from llama_so8t.errors import RuntimeLibraryError
 from llama_so8t.inspection.tensor_hash import model_sha256
 
 from .guard_server import COMPLETION, ENDPOINTS, SMALL, Answer, Server
@@ -50,7 +51,7 @@ def refused(audited) -> Callable[..., str]:
     """What llama-server says that does not start."""
 
     def start(*flags: object, log: Path) -> str:
-        with pytest.raises(AssertionError, match="ended at start") as found:
+        with pytest.raises(RuntimeLibraryError, match="ended at start") as found:
             audited(*flags, log=log).stop()
         return str(found.value)
 

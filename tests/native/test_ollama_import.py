@@ -9,17 +9,12 @@ import http.client
 import json
 import os
 import re
-import socket
-import subprocess
-import tempfile
-import time
-from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 from modelfile_grammar import parse
 
 from llama_so8t.modelfile import write_modelfile
+from llama_so8t.server_process import HOST, ServerProcess
 
 from .test_tools import contents, run
 
@@ -73,7 +68,7 @@ def test_the_copy_has_every_key_and_every_tensor(modelfile, blob):
 def test_discovery_finds_the_server_and_its_devices(runtime):
     result = run(runtime, "llama-server", "--list-devices", "--offline", "--verbose")
     assert result.returncode == 0, result.stderr
-    with server(runtime, "--no-webui", "--offline", "--verbose") as found:
+    with Server(runtime, "--no-webui", "--offline", "--verbose") as found:
         assert found.wait_for_line("system_info:")
 
 
@@ -81,7 +76,7 @@ def test_discovery_finds_the_server_and_its_devices(runtime):
 def chat(runtime, blob, modelfile):
     """The server as Ollama starts it for a file with a chat template, on a machine without GPU."""
     n_ctx = dict(modelfile[1])["num_ctx"]
-    with server(runtime, *ollama_options(blob, n_ctx)) as found:
+    with Server(runtime, *ollama_options(blob, n_ctx)) as found:
         assert found.wait_for_health() == {"status": "ok"}
         yield found
 
@@ -125,7 +120,7 @@ def test_api_generate_streams_lines_that_ollama_reads(chat, modelfile):
 
 
 def test_a_go_template_of_ollama_is_served_too(runtime, blob):
-    with server(runtime, *ollama_options(blob, 512), "--no-jinja", "--chat-template", "chatml") as found:
+    with Server(runtime, *ollama_options(blob, 512), "--no-jinja", "--chat-template", "chatml") as found:
         assert found.wait_for_health() == {"status": "ok"}
         assert found.post("/completion", {"prompt": "The head decides", "n_predict": 4})["tokens_predicted"] >= 1
 
@@ -151,19 +146,22 @@ def stream(server, path, body):
     return chunks
 
 
-class Server:
-    """A running llama-server and its log."""
+class Server(ServerProcess):
+    """llama-server as Ollama starts it, with the library path that it sets, and waits for it afterwards."""
 
-    def __init__(self, process, port, log):
-        self.process, self.port, self._log = process, port, log
+    def __init__(self, runtime, *options):
+        super().__init__(runtime / "llama-server", *options, environment=os.environ | {"LD_LIBRARY_PATH": str(runtime)})
+
+    def is_ready(self):
+        return True
 
     def log(self):
-        return self._log.read_text(errors="replace").splitlines()
+        return self.output().splitlines()
 
-    def wait_for_line(self, words, seconds=120):
-        return self._wait(lambda: any(words in line for line in self.log()), seconds)
+    def wait_for_line(self, words):
+        return self.wait_for(lambda: any(words in line for line in self.log()))
 
-    def wait_for_health(self, seconds=120):
+    def wait_for_health(self):
         def healthy():
             try:
                 answer = self._request("GET", "/health")
@@ -172,17 +170,7 @@ class Server:
             body = json.loads(answer.read())
             return body if answer.status == 200 else None  # 503 while it loads
 
-        return self._wait(healthy, seconds)
-
-    def _wait(self, condition, seconds):
-        for _ in range(seconds * 4):  # Ollama asks every 250 ms
-            found = condition()
-            if found:
-                return found
-            if self.process.poll() is not None:
-                pytest.fail("llama-server ended:\n" + "\n".join(self.log()[-30:]))
-            time.sleep(0.25)
-        pytest.fail("llama-server did not become ready:\n" + "\n".join(self.log()[-30:]))
+        return self.wait_for(healthy)
 
     def post(self, path, body):
         answer = self._request("POST", path, body)
@@ -196,35 +184,7 @@ class Server:
         return [line.decode().rstrip("\r\n") for line in answer]
 
     def _request(self, method, path, body=None):
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
+        connection = http.client.HTTPConnection(HOST, self.port, timeout=120)
         headers = {"Content-Type": "application/json"}
         connection.request(method, path, None if body is None else json.dumps(body), headers)
         return connection.getresponse()
-
-
-@contextmanager
-def server(runtime, *options):
-    """llama-server on a free port of this machine, with the library path that Ollama sets; ended in any case."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    command = [runtime / "llama-server", *options, "--port", port, "--host", "127.0.0.1"]
-    with tempfile.TemporaryDirectory() as directory:
-        log = Path(directory) / "log"
-        with log.open("wb") as out:
-            process = subprocess.Popen(
-                list(map(str, command)),
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=out,
-                env=os.environ | {"LD_LIBRARY_PATH": str(runtime)},
-            )
-        try:
-            yield Server(process, port, log)
-        finally:
-            process.terminate()
-            try:
-                process.wait(timeout=20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()

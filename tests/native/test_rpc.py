@@ -15,11 +15,12 @@ from scripted_model import Head, scripted_gguf
 
 from llama_so8t.bindings import Session
 from llama_so8t.errors import RuntimeLibraryError
+from llama_so8t.server_process import free_port
 
 from . import backend_values
 from .conftest import tokens_for
 from .guard_server import SMALL, Server
-from .rpc_server import Line, RpcServer, free_port
+from .rpc_server import Line, RpcServer
 
 MODELS = {
     "qwen3": {
