@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, TypeVar
 
 from llama_so8t.audit.log import AuditError, Place
@@ -10,6 +11,23 @@ MAX_INTEGER = 2**63 - 1
 """What SQLite can store."""
 
 T = TypeVar("T")
+
+
+class Event(str, Enum):
+    """What a line tells; the same list as ``SO8T_AUDIT_*`` of csrc/audit/so8t-audit-chain.h."""
+
+    OPEN = "open"
+    """A run of the server begins."""
+    REQUEST = "request"
+    """A request was judged."""
+    ESCALATION = "escalation"
+    """A held answer was decided."""
+    LOST = "lost"
+    """Records were dropped while the log could not be written."""
+    ROTATE = "rotate"
+    """The log goes on in the next file."""
+    CLOSE = "close"
+    """A run of the server ends."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +77,12 @@ class Trigger:
 
 @dataclass(frozen=True)
 class Request:
-    """A judged request. ``model`` and ``policy`` are hashes; ``escalation`` is the id of a held answer."""
+    """A judged request.
+
+    ``model`` and ``policy`` are hashes; ``escalation`` is the id of a held answer. ``cancelled``: the client went away
+    or the server ended before the answer did. ``verdicts_omitted`` counts the last verdicts of a line that would have
+    been too long with them.
+    """
 
     request: str
     task: int | None
@@ -74,6 +97,8 @@ class Request:
     enforced: str
     triggered: Trigger | None
     escalation: str | None
+    cancelled: bool
+    verdicts_omitted: int
 
 
 @dataclass(frozen=True)
@@ -86,17 +111,42 @@ class Escalation:
     comment: str | None
 
 
-def read_record(place: Place, record: dict[str, Any]) -> Open | Request | Escalation | None:
-    """A line as what its event says.
+@dataclass(frozen=True)
+class Lost:
+    """There is nothing more of ``lines`` requests and decisions: the log could not be written."""
 
-    Returns:
-        None for "rotate", "close" and events that this version does not know.
+    lines: int
+
+
+@dataclass(frozen=True)
+class Bare:
+    """A line of which only the event matters: "rotate", "close", or one that this version does not know."""
+
+    event: str
+
+
+Content = Open | Request | Escalation | Lost | Bare
+"""What a line says."""
+
+
+def read_record(place: Place, record: dict[str, Any]) -> Content:
+    """A line as what its event says.
 
     Raises:
         AuditError: a field is missing or of another type; names it.
     """
-    reader = {"open": _open, "request": _request, "escalation": _escalation}.get(record["event"])
-    return reader and reader(_Fields(place, "", record))
+    fields = _Fields(place, "", record)
+    match record["event"]:
+        case Event.OPEN:
+            return _open(fields)
+        case Event.REQUEST:
+            return _request(fields)
+        case Event.ESCALATION:
+            return _escalation(fields)
+        case Event.LOST:
+            return Lost(fields.count("lines"))
+        case other:
+            return Bare(other)
 
 
 @dataclass(frozen=True)
@@ -118,6 +168,21 @@ class _Fields:
         if not -MAX_INTEGER <= value <= MAX_INTEGER:
             raise self._error(name, f"at most {MAX_INTEGER}")
         return value
+
+    def count(self, name: str) -> int:
+        value = self.integer(name)
+        if value < 0:
+            raise self._error(name, "a whole number from 0 on")
+        return value
+
+    def optional_count(self, name: str) -> int | None:
+        return self._optional(name, self.count)
+
+    def optional_flag(self, name: str) -> bool:
+        value = self.values.get(name)
+        if not isinstance(value, bool | None):
+            raise self._error(name, "true or false")
+        return bool(value)
 
     def optional_integer(self, name: str) -> int | None:
         return self._optional(name, self.integer)
@@ -186,6 +251,8 @@ def _request(fields: _Fields) -> Request:
         enforced=fields.text("enforced"),
         triggered=fields.optional("triggered", _trigger),
         escalation=fields.optional_text("escalation"),
+        cancelled=fields.optional_flag("cancelled"),
+        verdicts_omitted=fields.optional_count("verdicts_omitted") or 0,
     )
 
 

@@ -1,4 +1,4 @@
-"""An audit log as a SQLite database: tables runs, requests, verdicts, escalations."""
+"""An audit log as a SQLite database: tables runs, requests, verdicts, escalations, lost."""
 
 import json
 import sqlite3
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_so8t.audit.log import AuditError, Place
-from llama_so8t.audit.records import Escalation, Open, Request, Text, read_record
+from llama_so8t.audit.records import Bare, Content, Escalation, Event, Lost, Open, Request, Text, read_record
 from llama_so8t.files.atomic import new_file
 
 SCHEMA = """
@@ -36,6 +36,8 @@ CREATE TABLE requests (
     triggered_part TEXT, triggered_position INTEGER, triggered_head TEXT, triggered_label TEXT,
     triggered_probability REAL,
     escalation TEXT,
+    cancelled INTEGER NOT NULL,         -- 1: the client went away, or the server ended, before the answer did
+    verdicts_omitted INTEGER NOT NULL,  -- of the last ones, for which the line had no room
     hash TEXT NOT NULL
 );
 CREATE TABLE verdicts (
@@ -57,6 +59,13 @@ CREATE TABLE escalations (
     status TEXT NOT NULL,
     reviewer TEXT,
     comment TEXT,
+    hash TEXT NOT NULL
+);
+CREATE TABLE lost (
+    seq INTEGER PRIMARY KEY,
+    run INTEGER REFERENCES runs,
+    time TEXT NOT NULL,
+    lines INTEGER NOT NULL,             -- requests and decisions of which there is nothing more
     hash TEXT NOT NULL
 );
 """
@@ -112,7 +121,7 @@ def export(records: Iterable[tuple[Place, dict[str, Any]]], path: Path) -> dict[
 
 _MAGIC = b"SQLite format 3\0"
 
-_TABLES = ("runs", "requests", "verdicts", "escalations")
+_TABLES = ("runs", "requests", "verdicts", "escalations", "lost")
 
 
 class _Writer:
@@ -120,7 +129,7 @@ class _Writer:
         self.connection = connection
         self.run: int | None = None
 
-    def add(self, record: dict[str, Any], content: Open | Request | Escalation | None) -> None:
+    def add(self, record: dict[str, Any], content: Content) -> None:
         seq, time, digest = record["seq"], record["time"], record["hash"]
         match content:
             case Open():
@@ -133,7 +142,9 @@ class _Writer:
             case Escalation():
                 held = (content.escalation, content.status, content.reviewer, content.comment)
                 self._insert("escalations", seq, self.run, time, *held, digest)
-            case None if record["event"] == "close":
+            case Lost():
+                self._insert("lost", seq, self.run, time, content.lines, digest)
+            case Bare(Event.CLOSE):
                 self.connection.execute("UPDATE runs SET closed = ? WHERE run = ?", (time, self.run))
 
     def _request(self, seq: int, time: str, request: Request, digest: str) -> None:
@@ -146,7 +157,7 @@ class _Writer:
             *_text(request.answer),
             *(request.decision, request.enforced),
             *((t.part, t.position, t.head, t.label, t.probability) if t else (None,) * 5),
-            *(request.escalation, digest),
+            *(request.escalation, request.cancelled, request.verdicts_omitted, digest),
         )
         for number, v in enumerate(request.verdicts):
             probability, probabilities = v.probabilities.get(v.label), json.dumps(v.probabilities)

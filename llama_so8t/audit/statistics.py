@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llama_so8t.audit.log import Place
-from llama_so8t.audit.records import Escalation, Open, Request, read_record
+from llama_so8t.audit.records import Content, Escalation, Lost, Open, Request, read_record
 from llama_so8t.audit.text import printable
 
 MAX_ROWS = 10_000
@@ -35,13 +35,17 @@ class Statistics:
 
     ``requests`` by decision and what was enforced; ``labels`` the requests in which a head had a label, by part, head
     and label; ``triggers`` by part, head and label; ``escalations`` by status and reviewer; ``models`` and ``policies``
-    the requests by sha256 (and mode); ``runs`` by model name, model sha256 and policy sha256.
+    the requests by sha256 (and mode); ``runs`` by model name, model sha256 and policy sha256. ``n_held`` counts
+    requests that were held for a reviewer, ``n_cancelled`` those whose client did not wait, ``n_lost`` the records that
+    were dropped while the log could not be written, which no table counts.
     """
 
     n_lines: int = 0
     first_time: str | None = None
     last_time: str | None = None
     n_held: int = 0
+    n_cancelled: int = 0
+    n_lost: int = 0
     runs: Table = field(default_factory=Table)
     requests: Table = field(default_factory=Table)
     labels: Table = field(default_factory=Table)
@@ -50,7 +54,7 @@ class Statistics:
     models: Table = field(default_factory=Table)
     policies: Table = field(default_factory=Table)
 
-    def add(self, content: Open | Request | Escalation | None) -> None:
+    def add(self, content: Content) -> None:
         """Counts a line."""
         match content:
             case Open():
@@ -64,8 +68,11 @@ class Statistics:
                 self.models.count(content.model)
                 self.policies.count(content.policy, content.mode)
                 self.n_held += content.escalation is not None
+                self.n_cancelled += content.cancelled
             case Escalation():
                 self.escalations.count(content.status, content.reviewer)
+            case Lost():
+                self.n_lost += content.lines
 
     def tables(self) -> dict[str, tuple[tuple[str, ...], Table]]:
         """Name -> names of the columns, and the counts."""
@@ -86,6 +93,8 @@ class Statistics:
             "first_time": self.first_time,
             "last_time": self.last_time,
             "held": self.n_held,
+            "cancelled": self.n_cancelled,
+            "lost": self.n_lost,
             **{
                 name: [dict(zip(columns, key, strict=True)) | {"n": n} for key, n in sorted(table.items())]
                 for name, (columns, table) in self.tables().items()
@@ -122,5 +131,11 @@ def render_statistics(result: Statistics) -> str:
             "  ".join((f"{n:>8}", *(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))).rstrip()
             for n, row in zip(counts, rows, strict=True)
         ]
-    lines += ["", f"{result.n_held} requests were held for a reviewer"] if result.n_held else []
+    ends = (
+        (result.n_held, "requests were held for a reviewer"),
+        (result.n_cancelled, "requests were cancelled"),
+        (result.n_lost, "more requests and decisions were lost: the log could not be written"),
+    )
+    told = [f"{n} {text}" for n, text in ends if n]
+    lines += ["", *told] if told else []
     return "\n".join(lines)

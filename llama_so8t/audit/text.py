@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from llama_so8t.audit.records import Escalation, Open, Request, Text, Verdict
+from llama_so8t.audit.records import Content, Escalation, Lost, Open, Request, Text, Verdict
 
 TEXT_SHOWN = 1000
 """Characters of a prompt or an answer; ``--json`` has them all."""
@@ -13,7 +13,7 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
-def describe(record: dict, content: Open | Request | Escalation | None) -> str:
+def describe(record: dict, content: Content) -> str:
     """A record as one line, and one more, indented, for each verdict and text."""
     lines = [f"{record['seq']:>8}  {record['time']}  {record['event']}"]
     match content:
@@ -24,14 +24,14 @@ def describe(record: dict, content: Open | Request | Escalation | None) -> str:
                 lines.append(f"cut away {content.dropped_bytes} bytes of an unfinished line")
         case Request():
             lines[0] += f"  {content.request}  {content.decision}, enforced: {content.enforced}"
-            lines[0] += ", cancelled" if record.get("cancelled") is True else ""
+            lines[0] += ", cancelled" if content.cancelled else ""
             lines += _request(content)
         case Escalation():
             lines[0] += f"  {content.escalation}  {content.status}"
             lines[0] += f" by {content.reviewer}" if content.reviewer else ""
             lines += [f"comment: {_shortened(content.comment)}"] if content.comment else []
-        case None if record["event"] == "lost":
-            lines[0] += f"  {record.get('lines')} lines"
+        case Lost():
+            lines[0] += f"  {content.lines} lines"
     return "\n".join(printable(line) if i == 0 else f"          {printable(line)}" for i, line in enumerate(lines))
 
 
@@ -42,6 +42,8 @@ def _request(request: Request) -> Iterator[str]:
     if request.escalation:
         yield f"held as {request.escalation}"
     yield from (_verdict(verdict) for verdict in request.verdicts)
+    if request.verdicts_omitted:
+        yield f"{request.verdicts_omitted} more verdicts were left out: the line would have been too long"
     for name, text in (("prompt", request.prompt), ("answer", request.answer)):
         if text:
             yield f"{name}: {_text(text)}"

@@ -10,6 +10,7 @@ from typing import Any
 from llama_so8t.audit.anchor import Anchor, check_signature, read_anchor
 from llama_so8t.audit.chain import MAX_PARTS, Chain, Run
 from llama_so8t.audit.log import MAX_NAMED, Line, Log, Place, is_hash
+from llama_so8t.audit.records import Event
 from llama_so8t.audit.tampering import Finding, tampering
 from llama_so8t.audit.text import printable
 
@@ -103,6 +104,7 @@ def verify(
         *(Finding("missing", f"{file} is missing, but files before or after it are there") for file in log.missing),
         *tampering(reader.chain.parts, lambda seqs: _hashes(log, seqs, report.n_lines)),
         *stopped,
+        *reader.lost,
         *reader.end_problems(),
         *(reader.note_problems(note) if note else ()),
         *(reader.model_problems(model_sha256) if model_sha256 else ()),
@@ -156,6 +158,7 @@ class _Reader:
         self.wanted = [each for each in (note, earlier) if each]
         self.runs: dict[str | None, Line] = {}  # the first line for each of report.models
         self.dropped: list[str] = []
+        self.lost: list[Finding] = []
 
     def read(self, log: Log, progress: str | None) -> list[Finding]:
         for line in log.lines(progress):
@@ -177,7 +180,9 @@ class _Reader:
         for note in self.wanted:
             if line.seq == note.seq and (self.at_note[note.text] is None or end.hash == note.hash):
                 self.at_note[note.text] = line
-        if end.event == "open":
+        if end.event == Event.LOST and len(self.lost) < MAX_NAMED:
+            self.lost.append(_lost(line))
+        if end.event == Event.OPEN:
             model = record.get("model")
             sha256 = model.get("sha256") if isinstance(model, dict) else None
             key = sha256 if is_hash(sha256) else None
@@ -196,7 +201,7 @@ class _Reader:
         last = self.report.last
         if self.report.n_lines == 0:
             yield Finding("removed", f"{self.report.path} has no lines, but every log that was opened has one")
-        elif last and last.event == "rotate" and self.report.path.is_file():
+        elif last and last.event == Event.ROTATE and self.report.path.is_file():
             message = f"{last.place} (seq {last.seq}) says that the log goes on in another file, but no line follows"
             yield Finding("missing", message, last.place, last.seq)
 
@@ -238,7 +243,7 @@ class _Reader:
             yield f"the checkpoint was made for a log named {note.name}"
         if note and self._last_seq() > note.seq:
             yield f"lines after seq {note.seq} are newer than the checkpoint: if they are cut off, it cannot be seen"
-        if last and last.event not in ("close", "rotate"):
+        if last and last.event not in (Event.CLOSE, Event.ROTATE):
             yield (
                 f'the last run has no "close" line (last is {last.place}): the server runs, or was killed, '
                 f"or lines were cut off"
@@ -251,6 +256,15 @@ class _Reader:
 
 def _is_at(line: Line, note: Anchor) -> bool:
     return line.seq == note.seq and line.record["hash"] == note.hash
+
+
+def _lost(line: Line) -> Finding:
+    n = line.record.get("lines")
+    message = (
+        f"{line.place} (seq {line.seq}): the server could not write the log, and lost {n!r:.20} requests and decisions "
+        f"before this line"
+    )
+    return Finding("lost", message, line.place, line.seq)
 
 
 def _hashes(log: Log, seqs: set[int], n_lines: int) -> dict[int, dict[Place, str]]:

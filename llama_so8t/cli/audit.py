@@ -12,7 +12,7 @@ from typing import Any
 
 from llama_so8t.audit import AuditError, Log, render, verify
 from llama_so8t.audit.log import MAX_NAMED, Line, Place
-from llama_so8t.audit.records import read_record
+from llama_so8t.audit.records import Event, read_record
 from llama_so8t.audit.search import find, read_key
 from llama_so8t.audit.statistics import render_statistics, statistics
 from llama_so8t.audit.text import describe, printable
@@ -30,12 +30,14 @@ The object of `verify --json`:
   first, last              seq, time and hash of the first and the last whole line, or null
   models                   sha256 of every model that a run was opened with (null: none named), and the number of runs
   findings                 one object each: kind, file, line, seq (null where unknown), message; the kind is
-                           changed, removed, inserted, duplicated, swapped, moved, cut, missing (a file),
-                           rewritten (not what the checkpoint says), signature, model or stopped
+                           changed, removed, inserted, duplicated, swapped, moved, cut, missing (a file), lost (records
+                           that the server could not write), rewritten (not what the checkpoint says), signature, model
+                           or stopped
   notes                    what cannot be seen, and what is worth knowing
 
-The object of `stats --json`: lines, first_time, last_time, held (requests held for a reviewer) and lists of rows with a
-count n: runs, requests, labels (requests in which a head had a label), triggers, escalations, models, policies.
+The object of `stats --json`: lines, first_time, last_time, held (requests held for a reviewer), cancelled (requests
+whose client went away), lost (records that the server could not write) and lists of rows with a count n: runs,
+requests, labels (requests in which a head had a label), triggers, escalations, models, policies.
 """
 
 
@@ -57,10 +59,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     show_parser = command("show", "print lines so that people can read them")
     show_parser.add_argument("--seq", type=_range, metavar="A:B", help="lines with seq A to B; A, A: and :B work too")
     show_parser.add_argument("--decision", metavar="ACTION", help="requests decided so: allow, escalate or refuse")
-    show_parser.add_argument("--event", metavar="NAME", help="open, request, escalation, lost, rotate or close")
+    show_parser.add_argument(
+        "--event", metavar="NAME", help=f"lines of this event: {', '.join(event.value for event in Event)}"
+    )
     show_parser.add_argument("--tail", type=count, metavar="N", help="the last N of these lines")
     stats_parser = command("stats", "count decisions, labels, escalations, models and policies")
-    export_parser = command("export", "write a SQLite database with tables runs, requests, verdicts and escalations")
+    export_parser = command(
+        "export", "write a SQLite database with tables runs, requests, verdicts, escalations and lost"
+    )
     export_parser.add_argument("--sqlite", type=Path, required=True, metavar="OUT.db", help="file to write")
     find_parser = command("find", "find the requests whose prompt or answer is a text")
     find_parser.add_argument("--key", type=Path, metavar="KEY", help="audit key of the server (default: FILE.key)")

@@ -78,7 +78,10 @@ def _add_tensor_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--imatrix", type=Path, metavar="FILE", help="importance matrix made by llama-imatrix")
     parser.add_argument(
-        "--split-max-size", type=size, metavar="N[M|G]", help="split into files of at most this many bytes"
+        "--split-max-size",
+        type=size,
+        metavar="N[M|G]",
+        help="split into files of at most this many bytes; M and G: 10^6 and 10^9",
     )
 
 

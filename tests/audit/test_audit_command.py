@@ -320,7 +320,7 @@ def query(path: Path, sql: str) -> list[tuple]:
 def test_export(so8t, log, tmp_path):
     db = tmp_path / "log.db"
     code, out, _ = so8t("export", log, "--sqlite", db)
-    assert code == 0 and f"wrote {db} (2 runs, 4 requests, 9 verdicts, 2 escalations)" in out
+    assert code == 0 and f"wrote {db} (2 runs, 4 requests, 9 verdicts, 2 escalations, 0 lost)" in out
     assert [file.name for file in tmp_path.iterdir() if "partial" in file.name or "journal" in file.name] == []
     other = w.digest("other")
     assert query(db, "SELECT run, model_sha256, mode, policy_sha256, closed FROM runs ORDER BY run") == [
@@ -438,3 +438,68 @@ def test_show_what_was_cancelled_or_lost(so8t, path):
     lines = w.chain([w.opening(), w.request(1, cancelled=True), ("lost", {"lines": 7})])
     _, out, _ = so8t("show", w.write(path, lines))
     assert "chatcmpl-1  allow, enforced: none, cancelled\n" in out and out.endswith("lost  7 lines\n")
+
+
+# --- lost ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def gap(path) -> Path:
+    """A log in which the server says twice that it lost records, and one request was cancelled."""
+    lost = [("lost", {"lines": 1000}), ("lost", {"lines": 7})]
+    cut = w.request(2, "refuse", cancelled=True, verdicts_omitted=12)
+    return w.write(path, w.chain([w.opening(), w.request(1), lost[0], cut, lost[1], ("close", {})]))
+
+
+def test_verify_finds_that_records_were_lost(so8t, gap):
+    code, out, _ = so8t("verify", gap, "--json")
+    report = json.loads(out)
+    assert code == 1 and not report["ok"]
+    assert [(f["kind"], f["line"], f["seq"]) for f in report["findings"]] == [("lost", 3, 3), ("lost", 5, 5)]
+    assert "lost 1000 requests and decisions" in report["findings"][0]["message"]
+    code, out, _ = so8t("verify", gap)
+    assert code == 1 and f"lost: {gap}:5 (seq 5): " in out and out.endswith("2 findings\n")
+
+
+def test_verify_names_a_bounded_number_of_losses_in_a_hostile_log(so8t, path):
+    lines = w.chain([("lost", {"lines": "x" * 500})] * 300)
+    _, out, _ = so8t("verify", w.write(path, lines))
+    assert out.count("lost: ") == 100 and "x" * 30 not in out
+
+
+def test_stats_count_what_was_lost_and_cancelled(so8t, gap):
+    stats = json.loads(so8t("stats", gap, "--json")[1])
+    assert (stats["lines"], stats["lost"], stats["cancelled"], stats["held"]) == (6, 1007, 1, 0)
+    out = so8t("stats", gap)[1]
+    assert "\n1007 more requests and decisions were lost" in out and "\n1 requests were cancelled\n" in out
+
+
+def test_show_chooses_lost_lines_and_tells_what_was_omitted(so8t, gap):
+    assert seqs(so8t("show", gap, "--json", "--event", "lost")[1]) == [3, 5]
+    assert "12 more verdicts were left out" in so8t("show", gap)[1]
+
+
+def test_export_has_a_table_of_what_was_lost(so8t, gap, tmp_path):
+    db = tmp_path / "log.db"
+    assert "2 requests, 5 verdicts, 0 escalations, 2 lost)" in so8t("export", gap, "--sqlite", db)[1]
+    hashes = [json.loads(line)["hash"] for line in gap.read_text().splitlines()]
+    assert query(db, "SELECT seq, run, lines, hash FROM lost ORDER BY seq") == [
+        (3, 1, 1000, hashes[2]), (5, 1, 7, hashes[4]),
+    ]  # fmt: skip
+    assert query(db, "SELECT seq, cancelled, verdicts_omitted FROM requests ORDER BY seq") == [(2, 0, 0), (4, 1, 12)]
+
+
+@pytest.mark.parametrize(
+    ("event", "fields", "message"),
+    [
+        ("lost", {}, "field lines: found nothing, expected a whole number"),
+        ("lost", {"lines": -1}, "field lines: found -1, expected a whole number from 0 on"),
+        ("request", {"cancelled": 1}, "field cancelled: found 1, expected true or false"),
+        ("request", {"verdicts_omitted": True}, "field verdicts_omitted: found True, expected a whole number"),
+    ],
+)
+def test_fields_of_lost_and_cancelled_of_the_wrong_type(so8t, path, event, fields, message):
+    record = w.request(1, **fields) if event == "request" else (event, fields)
+    for command in ("show", "stats"):
+        code, _, err = so8t(command, w.write(path, w.chain([w.opening(), record])))
+        assert code == 1 and f"{path}:2: {message}" in err

@@ -125,3 +125,10 @@ def test_the_script_of_the_clone_has_the_options_of_the_command(tmp_path):
     ):
         assert option in done.stdout
     assert len(script.read_text().splitlines()) <= 20
+
+
+@pytest.mark.parametrize(("text", "n_bytes"), [("1500000", 1_500_000), ("1M", 10**6), ("2G", 2 * 10**9)])
+def test_sizes_of_split_files_are_decimal(text, n_bytes):
+    """As in llama-gguf-split and --so8t-audit-max-size."""
+    args = cli.build_parser().parse_args(["convert", "model", "--split-max-size", text])
+    assert args.split_max_size == n_bytes
