@@ -6,6 +6,7 @@ Every function may run in several threads at once; the native ones release Pytho
 import ctypes as c
 import functools
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -124,7 +125,7 @@ def rotate(values: np.ndarray, columns: ColumnRotation | None, rows: np.ndarray 
     return turned
 
 
-def quantize(values: np.ndarray, kind: int, importance: np.ndarray | None = None, check: bool = True) -> np.ndarray:
+def quantize(values: np.ndarray, kind: Any, importance: np.ndarray | None = None, check: bool = True) -> np.ndarray:
     """Rows of float32 to a ggml type, byte for byte as `llama-quantize` does.
 
     Args:
@@ -140,7 +141,6 @@ def quantize(values: np.ndarray, kind: int, importance: np.ndarray | None = None
         ConversionError: a value is too large for the type, or the type needs the native kernels.
     """
     gguf = upstream.gguf
-    kind = gguf.GGMLQuantizationType(kind)
     if kind == gguf.GGMLQuantizationType.F32:
         return np.ascontiguousarray(values, dtype=np.float32).view(np.uint8)
     if (native := library()) is None:
@@ -163,6 +163,7 @@ def quantize(values: np.ndarray, kind: int, importance: np.ndarray | None = None
 
 
 def _rotate(values: np.ndarray, columns: ColumnRotation | None, rows: np.ndarray | None) -> np.ndarray:
+    x: np.ndarray
     wide = values.astype(np.float64)
     if columns is not None:
         n = _DIM * columns.stride * columns.groups
@@ -182,7 +183,7 @@ def _rotate(values: np.ndarray, columns: ColumnRotation | None, rows: np.ndarray
     return wide.astype(np.float32)
 
 
-def _quantize(values: np.ndarray, kind: int, importance: np.ndarray | None, check: bool) -> np.ndarray:
+def _quantize(values: np.ndarray, kind: Any, importance: np.ndarray | None, check: bool) -> np.ndarray:
     if kind.name not in _WITHOUT_BUILD or importance is not None:
         raise ConversionError(
             f"{kind.name}{' with an importance matrix' if importance is not None else ''} needs the native "
@@ -195,7 +196,7 @@ def _quantize(values: np.ndarray, kind: int, importance: np.ndarray | None, chec
     return data.view(np.uint8)
 
 
-def _too_large(values: np.ndarray, kind: int) -> str:
+def _too_large(values: np.ndarray, kind: Any) -> str:
     return f"found values up to {np.abs(values).max():g}, which do not fit {kind.name}; choose BF16 or F32"
 
 

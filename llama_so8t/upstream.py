@@ -112,6 +112,8 @@ def _load(name: str, folder: str) -> ModuleType:
             )
         return loaded
     spec = importlib.util.spec_from_file_location(name, init, submodule_search_locations=[str(init.parent)])
+    if spec is None or spec.loader is None:
+        raise So8tError(f"{init}: is no Python file that can be imported")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     # upstream's own files put gguf-py, which holds a folder named "tests", on sys.path unless this is set
@@ -131,7 +133,7 @@ def _load(name: str, folder: str) -> ModuleType:
         else:
             os.environ["NO_LOCAL_GGUF"] = held
     if name == "gguf":
-        module.__version__ = _version(init.parents[1] / "pyproject.toml")
+        vars(module)["__version__"] = _version(init.parents[1] / "pyproject.toml")
     apply_verbosity()
     return module
 

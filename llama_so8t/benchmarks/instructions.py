@@ -81,7 +81,8 @@ def _count(valgrind: str, model: Path, directory: Path) -> float:
             ) from None
         raise
     dumps = sorted(directory.glob("callgrind.out.*"), key=lambda path: int(path.suffix[1:]))
-    tokens = [int(_TOTAL.search(path.read_text())[1]) for path in dumps]
+    totals = [_TOTAL.search(path.read_text()) for path in dumps]
+    tokens = [int(found[1]) for found in totals if found is not None]
     for path in (*dumps, out):
         path.unlink(missing_ok=True)
     if len(tokens) < _TOKENS:

@@ -133,16 +133,16 @@ def write_models(
 def _checkpoint(
     directory: Path, config: dict[str, Any], shared_blocks: bool, heads: bool, rng: np.random.Generator
 ) -> Checkpoint:
-    added = {"so8t_shared_blocks": shared_blocks} | ({} if heads else {"so8t_heads": {}})
+    added: dict[str, Any] = {"so8t_shared_blocks": shared_blocks} | ({} if heads else {"so8t_heads": {}})
     full = so8t_config(config, added)
     spec = ModelSpec.from_config(full)
     tensors = {
-        name: LazyTensor(name, entry.shape, "F32", _no_data)
+        name: LazyTensor(name, entry.known_shape, "F32", _no_data)
         for name, entry in base_tensors(full, spec).items()
         if entry.required
     }
     for name, entry in so8t_tensors(spec).items():
-        values = rng.normal(0.0, _GENERATOR_SCALE, entry.shape).astype(np.float32)
+        values = rng.normal(0.0, _GENERATOR_SCALE, entry.known_shape).astype(np.float32)
         tensors[name] = LazyTensor.of(name, values)
     return Checkpoint(directory, full, spec, tensors, Vocabulary())
 
@@ -222,7 +222,7 @@ def _write(path: Path, shard: Shard, data: Callable[[LazyTensor], memoryview]) -
 
 
 def _computed(tensor: LazyTensor) -> memoryview:
-    return memoryview(np.ascontiguousarray(tensor.read(), dtype=np.float32).reshape(-1).view(np.uint8))
+    return np.ascontiguousarray(tensor.read(), dtype=np.float32).reshape(-1).view(np.uint8).data
 
 
 def _random_blocks(rng: np.random.Generator) -> Callable[[LazyTensor], memoryview]:
@@ -232,14 +232,14 @@ def _random_blocks(rng: np.random.Generator) -> Callable[[LazyTensor], memoryvie
 
     def data(tensor: LazyTensor) -> memoryview:
         if len(tensor.shape) == 1:
-            return memoryview(np.ones(tensor.shape, dtype=np.float32).view(np.uint8))
+            return np.ones(tensor.shape, dtype=np.float32).view(np.uint8).data
         kind = ggml_type(tensor)
         if kind not in pools:
             pools[kind] = kernels.quantize(values, kind).reshape(-1)
         pool = pools[kind]
         _, block_bytes = upstream.gguf.GGML_QUANT_SIZES[kind]
         start = int(rng.integers(len(pool) // block_bytes // 2)) * block_bytes
-        return memoryview(pool[start:])
+        return pool[start:].data
 
     return data
 

@@ -33,16 +33,19 @@ def paired_ratio(values: Sequence[float], base: Sequence[float]) -> Interval:
     return median_interval(np.asarray(values, dtype=np.float64) / np.asarray(base))
 
 
-def median_interval(values: Sequence[float]) -> Interval:
+def median_interval(values: Sequence[float] | np.ndarray) -> Interval:
     """Median of values, which may be medians of pairs themselves; drawn again with replacement for the interval.
 
     Args:
         values: ``(n,)``.
+
+    Raises:
+        ValueError: there are none, or they are not in one dimension.
     """
-    values = np.asarray(values, dtype=np.float64)
-    if values.ndim != 1 or not len(values):
-        raise ValueError(f"found values of shape {values.shape}, expected one or more numbers")
-    return Interval(float(np.median(values)), *_bootstrap(values, np.median), len(values))
+    numbers = np.asarray(values, dtype=np.float64)
+    if numbers.ndim != 1 or not len(numbers):
+        raise ValueError(f"found values of shape {numbers.shape}, expected one or more numbers")
+    return Interval(float(np.median(numbers)), *_bootstrap(numbers, np.median), len(numbers))
 
 
 def geometric_mean(ratios: Sequence[float]) -> tuple[float, float, float]:
@@ -53,7 +56,7 @@ def geometric_mean(ratios: Sequence[float]) -> tuple[float, float, float]:
     """
     logarithms = np.log(np.asarray(ratios, dtype=np.float64))
     low, high = _bootstrap(logarithms, np.mean)
-    return tuple(float(np.exp(value)) for value in (logarithms.mean(), low, high))
+    return float(np.exp(logarithms.mean())), float(np.exp(low)), float(np.exp(high))
 
 
 def _bootstrap(values: np.ndarray, statistic: Callable) -> tuple[float, float]:

@@ -13,7 +13,7 @@ from typing import Any
 from llama_so8t.benchmarks.models import BASE, Arm, write_models
 from llama_so8t.benchmarks.run import RunOptions, machine
 from llama_so8t.bindings import Session
-from llama_so8t.bindings.session import Node
+from llama_so8t.bindings.session import Node, SessionSizes
 from llama_so8t.conversion.options import ROTATION_MODES
 from llama_so8t.errors import So8tError
 from llama_so8t.text_table import markdown
@@ -136,7 +136,12 @@ def _us(seconds: float) -> str:
 
 
 def _profile(model: Path, n_tokens: int, rounds: int, threads: int, sites: bool) -> Profile:
-    options = {"n_ctx": n_tokens * (rounds + 1), "n_batch": n_tokens, "n_ubatch": n_tokens, "n_threads": threads}
+    options: SessionSizes = {
+        "n_ctx": n_tokens * (rounds + 1),
+        "n_batch": n_tokens,
+        "n_ubatch": n_tokens,
+        "n_threads": threads,
+    }
     names: list[str] = []
     whole: list[float] = []
     times: list[list[float]] = []  # of every node in every round

@@ -32,7 +32,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
     longest = max(sum(part["seconds"] for part in one["parts"]) for one in models)
     large = {part["name"] for one in models for part in one["parts"] if part["seconds"] >= _SMALL * longest}
     names = [name for name in dict.fromkeys(part["name"] for one in models for part in one["parts"]) if name in large]
-    colors = matplotlib.colormaps["tab20"].colors
+    colors = [matplotlib.colormaps["tab20"](index) for index in range(20)]
     left = [0.0] * len(models)
     for index, name in enumerate([*names, _REST]):
         widths = [_milliseconds(one["parts"], name, large) for one in models]

@@ -16,6 +16,7 @@ from llama_so8t.benchmarks import process
 from llama_so8t.benchmarks.models import ARMS, BASE, SHAPES, WEIGHTS, Arm, write_models
 from llama_so8t.benchmarks.paired import Interval, median_interval
 from llama_so8t.bindings import Session
+from llama_so8t.bindings.session import SessionSizes
 from llama_so8t.errors import So8tError
 from llama_so8t.machine import n_cores, processor
 from llama_so8t.tools import program
@@ -206,7 +207,7 @@ def _kilobytes(path: str, key: str) -> int:
     return next((int(line.split()[1]) for line in lines if line.startswith(f"{key}:")), 0)
 
 
-def _context(sizes: tuple[int, int]) -> dict[str, int]:
+def _context(sizes: tuple[int, int]) -> SessionSizes:
     n_batch = _slice("pp", sizes[0])
     return {"n_ctx": max(sizes), "n_batch": n_batch, "n_ubatch": n_batch}
 

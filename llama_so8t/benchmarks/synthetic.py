@@ -71,7 +71,7 @@ def write_base(directory: Path, tokenizer: Path, layers: int, seed: int = 0) -> 
     directory.mkdir(parents=True)
     half = len(names) // 2
     for number, part in enumerate((names[:half], names[half:]), start=1):
-        entries = [entry for name in part for entry in _stored(name, shapes[name].shape)]
+        entries = [entry for name in part for entry in _stored(name, shapes[name].known_shape)]
         _write(directory / _SHARD.format(number, 2), entries, pools, rng)
         weight_map |= {name: _SHARD.format(number, 2) for name, _, _ in entries}
     for file in tokenizer.iterdir():
@@ -92,7 +92,7 @@ def write_so8t(base: Path, directory: Path, scale: float, seed: int = 0) -> None
     """
     config = so8t_config(read_json(base / "config.json"), {})
     rng = np.random.default_rng(seed)
-    added = [(name, "F32", entry.shape) for name, entry in so8t_tensors(ModelSpec.from_config(config)).items()]
+    added = [(name, "F32", entry.known_shape) for name, entry in so8t_tensors(ModelSpec.from_config(config)).items()]
     numbers = (rng.standard_normal(_POOL // 16) * scale).astype(np.float32).view(np.uint8)
     weight_map = read_json(base / INDEX_NAME)["weight_map"] | {name: _ADDED for name, _, _ in added}
     directory.mkdir(parents=True)
@@ -145,7 +145,7 @@ def _write(
             while size > 0:
                 start = 4 * int(rng.integers(0, len(pool) // 8))
                 part = pool[start : start + size]
-                file.write(part)
+                file.write(part.data)
                 size -= len(part)
 
 

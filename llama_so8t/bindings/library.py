@@ -4,6 +4,7 @@ import ctypes as c
 import functools
 import os
 from pathlib import Path
+from typing import Any
 
 from llama_so8t.errors import RuntimeLibraryError
 
@@ -119,7 +120,11 @@ def library_directory() -> Path:
 
 @functools.cache
 def load() -> c.CDLL:
-    """The library, its prototypes set."""
+    """The library, its prototypes set.
+
+    Raises:
+        RuntimeLibraryError: it is missing, or cannot be loaded.
+    """
     path = next(iter(sorted(library_directory().glob("*so8t-session.*"))))
     try:
         library = c.CDLL(str(path))
@@ -131,6 +136,10 @@ def load() -> c.CDLL:
     return library
 
 
-def call(name: str, *arguments: object) -> object:
-    """Calls ``so8t_session_NAME``."""
+def call(name: str, *arguments: Any) -> Any:
+    """Calls ``so8t_session_NAME``; the prototype says what it takes and returns.
+
+    Raises:
+        RuntimeLibraryError: the library is missing.
+    """
     return getattr(load(), f"so8t_session_{name}")(*arguments)

@@ -2,10 +2,11 @@
 
 import ctypes as c
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -48,6 +49,15 @@ class Node:
     def is_rotation(self) -> bool:
         """Whether the first operand is a stack of rotations."""
         return self.hint == SO8_HINT
+
+
+class SessionSizes(TypedDict, total=False):
+    """Those options of a `Session` that are numbers of tokens and threads."""
+
+    n_ctx: int
+    n_batch: int
+    n_ubatch: int
+    n_threads: int
 
 
 class Session:
@@ -132,7 +142,11 @@ class Session:
         )
 
     def tokenize(self, text: str, *, add_special: bool = True) -> list[int]:
-        """Token ids of a text; special tokens in it are parsed."""
+        """Token ids of a text; special tokens in it are parsed.
+
+        Raises:
+            RuntimeLibraryError: the text has more tokens than bytes.
+        """
         n_max = len(text.encode()) + 8
         tokens = (c.c_int32 * n_max)()
         n = call("tokenize", self._handle, text.encode(), add_special, tokens, n_max)
@@ -209,7 +223,7 @@ class Session:
         index = [head.name for head in self.heads].index(name)
         return self._rows(len(self.heads[index].labels), lambda i: call("head_logits", self._handle, index, i))
 
-    def _rows(self, width: int, row: object) -> np.ndarray:
+    def _rows(self, width: int, row: Callable[[int], Any]) -> np.ndarray:
         result = np.empty((self._n_tokens, width), dtype=np.float32)
         for i in range(self._n_tokens):
             pointer = row(i)
@@ -219,7 +233,11 @@ class Session:
         return result
 
     def forget(self, sequence: int = 0, start: int = 0, stop: int = -1, shift: int = 0) -> None:
-        """Removes positions ``[start, stop)`` of a sequence and moves what follows by ``shift`` (context shift)."""
+        """Removes positions ``[start, stop)`` of a sequence and moves what follows by ``shift`` (context shift).
+
+        Raises:
+            RuntimeLibraryError: the memory of this model does not allow it.
+        """
         if not call("forget", self._handle, sequence, start, stop, shift):
             raise RuntimeLibraryError(f"positions {start} to {stop} of sequence {sequence} cannot be removed")
 
@@ -231,12 +249,20 @@ class Session:
         return buffer.raw[:n_written]
 
     def load_state(self, state: bytes) -> None:
-        """Restores what `save_state` gave."""
+        """Restores what `save_state` gave.
+
+        Raises:
+            RuntimeLibraryError: it is the state of another model or context.
+        """
         if call("state_set", self._handle, state, len(state)) == 0:
             raise RuntimeLibraryError(f"the state does not fit this model and context: {_error()}")
 
     def apply_lora(self, path: str | os.PathLike[str], scale: float = 1.0) -> None:
-        """Applies a LoRA adapter in GGUF form."""
+        """Applies a LoRA adapter in GGUF form, multiplied by ``scale``.
+
+        Raises:
+            RuntimeLibraryError: llama.cpp refuses the file.
+        """
         if call("lora", self._handle, os.fsencode(Path(path)), scale) != 0:
             raise RuntimeLibraryError(f"{path}: llama.cpp did not load this LoRA adapter: {_error()}")
 

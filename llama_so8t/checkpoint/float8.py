@@ -66,19 +66,20 @@ def _scaled(
         )
     scale = found[0]
     rows, columns = tensor.shape
-    block = _block_size(path, quantization)
-    blocks = None if block is None else (-(-rows // block[0]), -(-columns // block[1]))
+    stated = _block_size(path, quantization)
+    blocks = None if stated is None else (-(-rows // stated[0]), -(-columns // stated[1]))
     if scale.shape in ((), (1,), (1, 1), (rows,), (rows, 1)):
         block = (1, columns)
-    elif scale.shape != blocks:
+        values = np.broadcast_to(finite(path, scale).reshape(-1, 1), (rows, 1))
+    elif stated is not None and scale.shape == blocks:
+        block = stated
+        values = finite(path, scale)
+    else:
+        wanted = "" if stated is None or blocks is None else f"{list(blocks)} (blocks of {list(stated)}), "
         raise CheckpointError(
             f"{path}: tensor {scale.name!r}: found shape {list(scale.shape)} for a weight of "
-            f"{list(tensor.shape)}, expected {f'{list(blocks)} (blocks of {list(block)}), ' if blocks else ''}"
-            f"one scale per row, or a single one"
+            f"{list(tensor.shape)}, expected {wanted}one scale per row, or a single one"
         )
-    values = finite(path, scale).reshape(-1, 1) if block == (1, columns) else finite(path, scale)
-    if len(values) == 1 and block == (1, columns):
-        values = np.broadcast_to(values, (rows, 1))
 
     def multiply(part: np.ndarray, start: int) -> np.ndarray:
         scaled = np.empty_like(part) if not part.flags.writeable else part

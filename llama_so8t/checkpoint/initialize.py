@@ -133,7 +133,7 @@ def _added_tensors(options: InitializeOptions, spec: ModelSpec) -> list[LazyTens
     """Generators and heads, each from a random stream of its own, so that no tensor depends on the order."""
     tensors = []
     for name, expected in so8t_tensors(spec).items():
-        shape = tuple(int(size) for size in expected.shape if size is not None)
+        shape = expected.known_shape
         values = np.zeros(shape, dtype=np.float32)
         is_qk = name.endswith(".so8t.qk")
         kept_zero = options.compensate and spec.has_qk_norm and is_qk

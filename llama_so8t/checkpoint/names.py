@@ -58,6 +58,18 @@ class Expected:
     shape: tuple[int | None, ...]
     required: bool = True
 
+    @property
+    def known_shape(self) -> tuple[int, ...]:
+        """The shape, where no size is left to the file.
+
+        Raises:
+            ValueError: one is.
+        """
+        sizes = tuple(size for size in self.shape if size is not None)
+        if len(sizes) != len(self.shape):
+            raise ValueError(f"found shape {self.shape}, expected one whose sizes are all known")
+        return sizes
+
 
 def layer_tensor(name: str) -> tuple[int, str] | None:
     """Layer and suffix of ``model.layers.{i}.SUFFIX``, or None."""
@@ -89,7 +101,7 @@ def base_tensors(config: Mapping[str, Any], spec: ModelSpec) -> dict[str, Expect
         "mlp.up_proj": (ff, d, mlp_bias),
         "mlp.down_proj": (d, ff, mlp_bias),
     }
-    layer = {"input_layernorm.weight": (d,), "post_attention_layernorm.weight": (d,)}
+    layer: dict[str, tuple[int, ...]] = {"input_layernorm.weight": (d,), "post_attention_layernorm.weight": (d,)}
     if spec.has_qk_norm:
         layer |= {"self_attn.q_norm.weight": (head_dim,), "self_attn.k_norm.weight": (head_dim,)}
     for name, (rows, columns, bias) in linear.items():

@@ -180,7 +180,8 @@ def _table(planned: "Plan") -> str:
     """Tensors and bytes per type, and the files."""
     from llama_so8t.conversion.header import n_bytes
 
-    counts, sizes = Counter(), Counter()
+    counts: Counter[str] = Counter()
+    sizes: Counter[str] = Counter()
     for tensor in planned.tensors:
         counts[tensor.dtype] += 1
         sizes[tensor.dtype] += n_bytes(tensor)

@@ -78,9 +78,11 @@ def plan(options: ConvertOptions) -> Plan:
             raise ConversionError(f"found {field} {getattr(options, field)!r}, expected one of {', '.join(allowed)}")
     checkpoint = open_checkpoint(options.model, options.base)
     spec, stock = checkpoint.spec, options.arch == "stock"
+    folded: tuple[str, ...]
+    explicit: tuple[str, ...] = ()
     _check_model(checkpoint, stock)
     if stock:
-        folded, explicit = _stock_sites(options, checkpoint), ()
+        folded = _stock_sites(options, checkpoint)
         tensors = list(plan_stock_tensors(checkpoint, folded, options.allow_nonfinite))
     else:
         if options.drop_sites:

@@ -149,7 +149,7 @@ def _from_directory(
     return BaseMetadata(upstream.keys_of(model.gguf_writer), extra)
 
 
-def _plain(model_class: type) -> type:
+def _plain(model_class: Any) -> type:
     # upstream makes a reranker of every Qwen3 directory with that word in its name or model card
     members = {"model_arch": model_class.model_arch, "_is_qwen3_reranker": lambda model: False}
     return type(model_class.__name__, (model_class,), members)

@@ -71,15 +71,15 @@ def _folded(
     checkpoint: Checkpoint, rotations: RotationCache, name: str, folded: Sequence[str], allow_nonfinite: bool
 ) -> LazyTensor:
     tensor = checkpoint.tensors[name]
-    found = layer_tensor(name)
-    rotated = found is not None and bool(folded) and folding.is_rotated(found[1])
+    found = layer_tensor(name) if folded else None
 
     def turn(rows: np.ndarray, start: int) -> np.ndarray:
         if not allow_nonfinite:
             check_finite(checkpoint.path, name, rows, start)
-        if not rotated:
+        if found is None or not folding.is_rotated(found[1]):
             return rows
-        step = folding.fold_step(found[1], tensor.shape, rotations.layer(found[0]), folded)
+        layer, suffix = found
+        step = folding.fold_step(suffix, tensor.shape, rotations.layer(layer), folded)
         return rows if step is None else step(rows, start)
 
     return tensor.mapped_rows(turn)

@@ -203,7 +203,7 @@ class _Stream:
 
 
 def _write(file: int, data: np.ndarray, offset: int) -> None:
-    rest = memoryview(data)
+    rest = data.data
     while rest:
         try:
             count = os.pwrite(file, rest, offset)

@@ -73,7 +73,9 @@ def gate_measures(
     """Rotations of every parameter tensor whose formula is known, and what is wrong with the tensors."""
     builder = builder_of(found.layout, config)
     gates, problems = [], []
-    for name, layer in found.parameters.items() if builder is not None else ():
+    if builder is None:
+        return [], []
+    for name, layer in found.parameters.items():
         try:
             rotation = column_form(builder(read(name)), found.layout.side or "").reshape(-1, 8, 8)
         except (AlgebraError, CheckpointError) as error:

@@ -1,6 +1,7 @@
 """One file: GGUF and what only looks like it, safetensors, files of torch.save, npz."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -90,14 +91,13 @@ def _tensors(path: Path, kind: str, stored: Mapping[str, LazyTensor | torch_file
 
 
 def _soul(path: Path, diagnosis: Diagnosis) -> Diagnosis:
+    found = replace(diagnosis, path=str(path), layout=BY_ID["L14"], notes=(), gates=())
     try:
         soul = read_soul(path)
     except CheckpointError as error:
-        problems, notes = (*diagnosis.problems, str(error)), ()
-    else:
-        problems = diagnosis.problems
-        notes = (
-            f"alpha {soul.alpha:.6g}, sigmoid(alpha) {soul.gate:.6g}, rotation of width {len(soul.rotation)}, "
-            f"|R^T R - I| {soul.orthogonality_error():.3g}",
-        )
-    return Diagnosis(str(path), diagnosis.kind, diagnosis.meaning, BY_ID["L14"], problems, notes)
+        return replace(found, problems=(*diagnosis.problems, str(error)))
+    note = (
+        f"alpha {soul.alpha:.6g}, sigmoid(alpha) {soul.gate:.6g}, rotation of width {len(soul.rotation)}, "
+        f"|R^T R - I| {soul.orthogonality_error():.3g}"
+    )
+    return replace(found, notes=(note,))

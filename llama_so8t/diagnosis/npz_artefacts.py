@@ -49,7 +49,9 @@ def diagnose_npz(path: Path) -> Diagnosis:
         else:
             notes.append(f"{info.name}: one scale for a whole tensor, labelled Q8_0, which it is not")
     meaning = f"an archive of {len(names)} numpy tensors"
-    return Diagnosis(str(path), "npz", meaning, found and found.layout, problems=tuple(problems), notes=tuple(notes))
+    return Diagnosis(
+        str(path), "npz", meaning, found.layout if found else None, problems=tuple(problems), notes=tuple(notes)
+    )
 
 
 def _is_sidecar(info: Path) -> bool:

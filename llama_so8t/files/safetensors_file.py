@@ -26,7 +26,7 @@ _DTYPES_BY_BYTES = {
     1: "F8_E4M3 F8_E5M2 I8 U8 BOOL",
 }
 _DTYPE_BYTES = {dtype: size for size, dtypes in _DTYPES_BY_BYTES.items() for dtype in dtypes.split()}
-_READABLE = {
+_READABLE: dict[str, np.dtype] = {
     "F64": np.dtype("<f8"),
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),

@@ -33,7 +33,7 @@ def write_sharded(directory: Path, tensors: Sequence[LazyTensor], max_bytes: int
     if len(shards) == 1:
         write_file(directory / SINGLE_NAME, tensors)
         return
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         write_file(directory / name, shard)
@@ -80,4 +80,4 @@ def _encoded(tensor: LazyTensor) -> memoryview:
     elif dtype == "BF16":
         # exact: the values were read from bfloat16, so the lower half of each float32 is zero
         values = (values.view("<u4") >> 16).astype("<u2")
-    return memoryview(values.reshape(-1)).cast("B")
+    return values.reshape(-1).data.cast("B")

@@ -73,7 +73,7 @@ def _flatten(path: Path, value: Any, name: str, found: dict[str, Entry], depth: 
         for key, entry in value.items():
             _flatten(path, entry, f"{name}.{key}" if name else str(key), found, depth + 1)
     elif isinstance(value, bool | int | float):
-        found[name or path.name] = Entry((), lambda: np.float64(value))
+        found[name or path.name] = Entry((), lambda: np.array(value, dtype=np.float64))
 
 
 def _array(tensor: Any) -> np.ndarray:

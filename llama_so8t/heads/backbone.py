@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -86,7 +86,7 @@ class Backbone:
                 del order[-len(batch) :]
                 yield from zip(batch, self._run([sequences[i] for i in batch], prefix, start), strict=True)
 
-    def _run(self, sequences: list[Sequence[int]], prefix: int, start: "object") -> Iterator[np.ndarray]:
+    def _run(self, sequences: list[Sequence[int]], prefix: int, start: Any) -> Iterator[np.ndarray]:
         import copy
 
         import torch

@@ -56,6 +56,26 @@ class Example:
         """Name of the example without its text."""
         return f"{self.source}/{self.index}"
 
+    def required_score(self) -> float:
+        """`score`, of a set that has one.
+
+        Raises:
+            DatasetError: there is none.
+        """
+        if self.score is None:
+            raise DatasetError(f"{self.id}: found no score, expected a labelled example")
+        return self.score
+
+    def required_answer(self) -> str:
+        """`answer`, of a set that has them.
+
+        Raises:
+            DatasetError: there is none.
+        """
+        if self.answer is None:
+            raise DatasetError(f"{self.id}: found no answer, expected one beside the prompt")
+        return self.answer
+
     @property
     def set(self) -> str:
         """Name of its set in weights and tables: the source without the side of a pair or the file of BFCL."""
@@ -189,7 +209,7 @@ def mt_bench() -> tuple[Example, ...]:
 @cache
 def pyrit_harm() -> tuple[Example, ...]:
     """PyRIT answers with human harm scores (MIT), clear ones only; ``prompt`` is the objective."""
-    return tuple(row for row in _pyrit_harm() if row.score <= SAFE_AT_MOST or row.score >= UNSAFE_AT_LEAST)
+    return tuple(row for row in _pyrit_harm() if not SAFE_AT_MOST < row.required_score() < UNSAFE_AT_LEAST)
 
 
 @cache
@@ -200,11 +220,11 @@ def pyrit_objective() -> tuple[Example, ...]:
     """
     harm = _pyrit_harm()
     prompts = {normalized(row.prompt) for row in harm}
-    answers = {normalized(row.answer) for row in harm}
+    answers = {normalized(row.required_answer()) for row in harm}
     return tuple(
         row
         for row in _pyrit_folder("objective")
-        if normalized(row.prompt) not in prompts and normalized(row.answer) not in answers
+        if normalized(row.prompt) not in prompts and normalized(row.required_answer()) not in answers
     )
 
 

@@ -28,7 +28,7 @@ def evaluate_task(task: Task, direction: Direction, head: HeadSpec, features: Fe
     labels = np.array([row.label for row in task.held_out])
     sets = np.array([row.example.set for row in task.held_out])
     found = np.array([_score(row, task, direction, head, features) for row in task.held_out])
-    by_classifier = {"head": found} | _baselines(task)
+    by_classifier = {"head": found, **_baselines(task)}
     return {
         "head": task.head,
         "position": task.position,

@@ -67,11 +67,12 @@ class Features:
         answers = [
             tokenizer.answer(example.answer)[:MAX_ANSWER_TOKENS] if example.answer else [] for example in examples
         ]
-        found: list[np.ndarray | None] = [None] * len(examples)
+        by_index: dict[int, np.ndarray] = {}
         sequences = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
         for index, states in self._backbone.hidden_states(sequences):
             # half precision: 1e-3 of a value, far below what separates the labels, at half the disk
-            found[index] = states[-1 - len(answers[index]) :].astype(np.float16)
+            by_index[index] = states[-1 - len(answers[index]) :].astype(np.float16)
+        found = [by_index[index] for index in range(len(examples))]
         self._write(examples, found)
         self._states |= {example.id: states for example, states in zip(examples, found, strict=True)}
 

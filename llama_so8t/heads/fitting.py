@@ -75,7 +75,7 @@ class _Trial:
             for name in sorted(set(part.sets[part.labels == 0]))
         }
         self.limit = max(limits.values())
-        self.decided_by = max(limits, key=limits.get)
+        self.decided_by = max(limits, key=lambda name: limits[name])
         self.caught = float(
             np.mean(
                 [

@@ -83,8 +83,8 @@ def safety_answers() -> Task:
     """Harmful answers against harmless ones, mostly to the same kind of harmful request."""
     harm = datasets.pyrit_harm()
     # rows of one objective, and rows with one answer, belong together
-    groups = _linked(harm, lambda row: (f"p {normalized(row.prompt)}", f"a {normalized(row.answer)}"))
-    fit = tuple(Labelled(row, round(row.score), group) for row, group in zip(harm, groups, strict=True))
+    groups = _linked(harm, lambda row: (f"p {normalized(row.prompt)}", f"a {normalized(row.required_answer())}"))
+    fit = tuple(Labelled(row, round(row.required_score()), group) for row, group in zip(harm, groups, strict=True))
     references = [example for example in datasets.mt_bench() if example.answer is not None]
     return Task(
         head="safety",
@@ -130,7 +130,9 @@ def _ordinary() -> tuple[tuple[Example, ...], tuple[Example, ...]]:
 def _labelled(*sets: Iterable[Example]) -> tuple[Labelled, ...]:
     """Examples with the label of their score, in groups of their own; the two sides of a rho pair share one."""
     return tuple(
-        Labelled(example, round(example.score), example.id.replace("/benign/", "/").replace("/harmful/", "/"))
+        Labelled(
+            example, round(example.required_score()), example.id.replace("/benign/", "/").replace("/harmful/", "/")
+        )
         for examples in sets
         for example in examples
     )

@@ -113,7 +113,7 @@ def write(
     """
     check_out(checkpoint, out)
     path = checkpoint.path
-    replaced = {}
+    replaced: dict[str, np.ndarray] = {}
     for name, direction in directions.items():
         weight, bias = head_weights(direction, out_rotations(checkpoint, heads[name]))
         prefix = head_tensor_prefix(name)

@@ -172,9 +172,9 @@ def _heat_maps(
         bar.ax.tick_params(labelsize=8, length=0)
 
 
-def _beside(figure: "Figure", grid: "GridSpec") -> list[float]:
+def _beside(figure: "Figure", grid: "GridSpec") -> tuple[float, float, float, float]:
     bottoms, tops, _, rights = grid.get_grid_positions(figure)
-    return [rights[-1] + 0.012, bottoms[-1], 0.009, tops[0] - bottoms[-1]]
+    return rights[-1] + 0.012, bottoms[-1], 0.009, tops[0] - bottoms[-1]
 
 
 def _by_generator(report: Report, key: str) -> dict[str, tuple[list[int], list[float]]]:
@@ -192,7 +192,11 @@ def _plain(axes: "Axes", title: str) -> None:
     axes.set_title(title, fontsize=11, loc="left")
     axes.set_xlabel("layer", fontsize=9)
     axes.tick_params(labelsize=8)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    from matplotlib.ticker import MaxNLocator
+
+    locator = axes.xaxis.get_major_locator()
+    if isinstance(locator, MaxNLocator):
+        locator.set_params(integer=True)
     axes.grid(axis="y", color="#E8E8E8", linewidth=0.8)
     axes.set_axisbelow(True)
     for side in ("top", "right"):

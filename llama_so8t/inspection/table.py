@@ -34,7 +34,7 @@ def render(report: Report) -> str:
     if report.sites:
         parts += [*aligned([_COLUMNS, *_site_rows(report.sites)], left=3), "", _LEGEND, ""]
     if report.subject.heads:
-        heads = [("head", "reads", "form", "labels", "scope", "debounce", "temperature")]
+        heads: list[tuple[str, ...]] = [("head", "reads", "form", "labels", "scope", "debounce", "temperature")]
         heads += [_head_row(head) for head in report.subject.heads]
         parts += [*aligned(heads, left=7), ""]
     parts += [f"PROBLEM {problem}" for problem in report.problems]

@@ -99,5 +99,5 @@ def _data_sha256(located: tuple[DataFile, "upstream.gguf.ReaderTensor"]) -> byte
     digest = hashlib.sha256()
     start, end = int(tensor.data_offset), int(tensor.data_offset) + int(tensor.n_bytes)
     for offset in range(start, end, _CHUNK):
-        digest.update(data.bytes(offset, min(_CHUNK, end - offset)))
+        digest.update(data.bytes(offset, min(_CHUNK, end - offset)).data)
     return digest.digest()

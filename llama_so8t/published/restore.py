@@ -194,7 +194,7 @@ def _applied(path: Path, row: Layout, stated: Statement) -> bool:
         if stated.origin is not None:
             raise CheckpointError(f"{path}: found origin {stated.origin!r}, layout {row.id} has only one")
         return True
-    if stated.origin not in row.origins:
+    if stated.origin is None or stated.origin not in row.origins:
         raise CheckpointError(
             f"{path}: layout {row.id} ({row.name}): {row.reason}; found origin {stated.origin!r}, say which with "
             f'"{ORIGIN_KEY}" in config.json: {" or ".join(repr(name) for name in row.origins)}'

@@ -71,6 +71,6 @@ def read_soul(path: Path, width: int | None = None) -> Soul:
         raise CheckpointError(f"{path}: {module}: {error}") from None
     if width is not None and len(soul.rotation) != width:
         raise CheckpointError(f"{path}: {module}: found width {len(soul.rotation)}, expected {width} of the model")
-    if not (error := soul.orthogonality_error()) <= TOLERANCE:
-        raise CheckpointError(f"{path}: {module}: found |R^T R - I| {error:.3g}, expected at most {TOLERANCE}")
+    if not (distance := soul.orthogonality_error()) <= TOLERANCE:
+        raise CheckpointError(f"{path}: {module}: found |R^T R - I| {distance:.3g}, expected at most {TOLERANCE}")
     return soul

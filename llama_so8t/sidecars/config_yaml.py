@@ -153,7 +153,7 @@ def _outtype(path: Path, values: Mapping[str, Any]) -> str | None:
         )
     if quantization == "none" and dtype is None:
         raise ConfigError(f"{path}: gguf.quantization is none, expected gguf.dtype beside it")
-    return QUANTIZATIONS.get("8bit" if eight_bit else quantization) or DTYPES.get(dtype)
+    return QUANTIZATIONS.get("8bit" if eight_bit else quantization or "") or DTYPES.get(dtype or "")
 
 
 def _keep(path: Path, values: Mapping[str, Any]) -> tuple[str, ...]:
@@ -189,7 +189,7 @@ def _flat(path: Path) -> dict[str, Any]:
 class _Loader(yaml.SafeLoader):
     """Plain data, every key once, no references: with them a short file could stand for a huge one."""
 
-    def compose_node(self, parent: yaml.Node, index: Any) -> yaml.Node:
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             raise _error(self.peek_event(), "references are not read")
         return super().compose_node(parent, index)
@@ -204,7 +204,8 @@ class _Loader(yaml.SafeLoader):
 
 
 def _error(where: yaml.Node | yaml.Event, problem: str) -> yaml.MarkedYAMLError:
-    return yaml.MarkedYAMLError(problem=problem, problem_mark=where.start_mark)
+    mark = where.start_mark
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=mark if isinstance(mark, yaml.Mark) else None)
 
 
 # PyYAML takes 1e-6 for text, because YAML 1.1 asks for a point

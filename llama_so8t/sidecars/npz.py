@@ -8,6 +8,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -44,12 +45,13 @@ def write_npz(
             entry = zipfile.ZipInfo(name + SUFFIX, _EPOCH)
             entry.compress_type = zipfile.ZIP_DEFLATED
             entry.create_system = _UNIX
-            entry._compresslevel = compression_level  # an entry of its own does not take the archive's
+            # an entry of its own does not take the archive's; the attribute has no other name before Python 3.13
+            entry._compresslevel = compression_level  # type: ignore[attr-defined]
             with archive.open(entry, "w", force_zip64=True) as file:
                 header = {"descr": DTYPE.str, "fortran_order": False, "shape": shape}
                 np.lib.format.write_array_header_1_0(file, header)
                 for block in blocks:
-                    file.write(memoryview(block).cast("B"))
+                    file.write(block.data.cast("B"))
 
 
 def read_npz(path: Path, scales: Mapping[str, float]) -> dict[str, LazyTensor]:
@@ -121,7 +123,7 @@ def _shape(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, where: str) -> tupl
     return shape
 
 
-def _read_header(file: object, where: str) -> tuple[int, ...]:
+def _read_header(file: IO[bytes], where: str) -> tuple[int, ...]:
     try:
         version = np.lib.format.read_magic(file)
         if version != (1, 0):

@@ -1,7 +1,7 @@
 """Eight bits with one scale per tensor: ``x ~ s q``, s = max|x| / 127, zero point 0."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -42,8 +42,12 @@ def dequantize(quantized: np.ndarray, scale: float) -> np.ndarray:
 
 def _row_blocks(tensor: LazyTensor) -> Iterator[np.ndarray]:
     """Some megabytes at a time, where the tensor can be read in parts."""
-    whole = tensor.read() if tensor.read_rows is None else None
+    read_rows = tensor.read_rows or _slices(tensor.read())
     rows = max(1, _BLOCK_VALUES // math.prod(tensor.shape[1:]))
     for start in range(0, tensor.shape[0], rows):
         stop = min(start + rows, tensor.shape[0])
-        yield tensor.read_rows(start, stop) if whole is None else whole[start:stop]
+        yield read_rows(start, stop)
+
+
+def _slices(whole: np.ndarray) -> Callable[[int, int], np.ndarray]:
+    return lambda start, stop: whole[start:stop]

@@ -25,6 +25,8 @@ def tokenizer_info(vocabulary: Vocabulary) -> dict[str, Any]:
     if vocabulary.gguf is not None:
         return _from_gguf(read_gguf(vocabulary.gguf))
     directory = vocabulary.directory
+    if directory is None:
+        raise CheckpointError("the model names no tokenizer, neither a directory nor a GGUF file")
     if (directory / "tokenizer.json").is_file():
         return _from_json(directory / "tokenizer.json", directory / "tokenizer_config.json")
     if (directory / "tokenizer.model").is_file():

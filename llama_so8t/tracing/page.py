@@ -163,7 +163,7 @@ def _y(probability: float) -> float:
 
 def _colored(trace: Trace, head: HeadSpec) -> Iterator[str]:
     probs = trace.probabilities[head.name]
-    risks, above = risk(head, probs), reached(head, probs).any(-1)
+    risks, above = risk(head, probs), np.any(reached(head, probs), axis=-1)
     labels = acting(head)
     strongest = np.array(labels)[np.nan_to_num(probs[:, labels]).argmax(-1)]
     read = judged(head, trace.spans, len(trace.tokens))

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -131,7 +131,7 @@ def _height(head: HeadSpec, n_lines: int) -> float:
     return 0.75 + _CURVE + text + 0.45
 
 
-def _words(figure: "Figure", top: float, text: str, size: float, x: float = _MARGIN, **style: object) -> None:
+def _words(figure: "Figure", top: float, text: str, size: float, x: float = _MARGIN, **style: Any) -> None:
     figure.text(
         x / WIDTH, 1 - top / figure.get_figheight(), text, fontsize=size, va="center", parse_math=False, **style
     )
@@ -215,7 +215,7 @@ def _text(axes: "Axes", trace: Trace, head: HeadSpec, cells: list[Cell], lines: 
     from matplotlib.patches import Rectangle
 
     probs = trace.probabilities[head.name]
-    risks, above = risk(head, probs), reached(head, probs).any(-1)
+    risks, above = risk(head, probs), np.any(reached(head, probs), axis=-1)
     read = judged(head, trace.spans, len(trace.tokens))
     labels = np.array(acting(head))
     strongest = labels[np.nan_to_num(probs[:, labels]).argmax(-1)]
@@ -232,7 +232,7 @@ def _text(axes: "Axes", trace: Trace, head: HeadSpec, cells: list[Cell], lines: 
         y = cell.line - cells[0].line
         p = risks[cell.token]
         color = ACTION_COLORS[head.actions[strongest[cell.token]]]
-        box = {"xy": (cell.column, y + 0.08), "width": cell.width, "height": 0.84}
+        box: dict[str, Any] = {"xy": (cell.column, y + 0.08), "width": cell.width, "height": 0.84}
         if np.isnan(p):
             axes.add_patch(Rectangle(**box, facecolor="none", edgecolor=ACTION_COLORS["refuse"], hatch="////", lw=0))
         elif p >= 0.005:

@@ -118,6 +118,8 @@ def _texts(file: GgufFile, options: TraceOptions) -> tuple[str, str | None]:
         if answer is None and messages[-1]["role"] == "assistant":
             messages, answer = messages[:-1], messages[-1]["content"]
         prompt = chat.render(file, messages)
+    if prompt is None:
+        raise ConfigError("found neither a prompt nor messages, expected one of them")
     for name, text in (("prompt", prompt), ("answer", answer or "")):
         if "\0" in text:
             raise ConfigError(f"the {name} has a NUL character at {text.index(chr(0))}, where llama.cpp would end it")

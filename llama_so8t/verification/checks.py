@@ -92,7 +92,7 @@ def _comparable(file: GgufFile, shard: Shard) -> list[tuple[LazyTensor, LazyTens
 
 def _measure(pairs: Sequence[tuple[LazyTensor, LazyTensor]], plan: Plan) -> list[TensorMeasure]:
     with ThreadPoolExecutor(plan.options.threads, thread_name_prefix="so8t-verify") as pool:
-        done = pool.map(lambda pair: measure_tensor(*pair, plan.importances.get(pair[1].name)), pairs)
+        done = pool.map(lambda pair: measure_tensor(pair[0], pair[1], plan.importances.get(pair[1].name)), pairs)
         return list(tqdm(done, total=len(pairs), unit="tensor", desc="verify", disable=not plan.options.progress))
 
 

@@ -141,8 +141,9 @@ def _stored(plan: Plan, tensors: Mapping[str, LazyTensor]) -> Callable[[str], np
             return (tensor if plan.arch == ARCH else from_gguf(tensor, spec)).read().reshape(shape)
         if generator not in in_graph:
             return np.zeros(shape, dtype=np.float32)
-        layer, _ = layer_tensor(name)
-        return tensors[Tensors.GENERATOR.format(layer=layer, name=generator)].read().reshape(shape)
+        found = layer_tensor(name)
+        assert found is not None, f"{name}: a generator in the graph is one of a layer"
+        return tensors[Tensors.GENERATOR.format(layer=found[0], name=generator)].read().reshape(shape)
 
     return read
 

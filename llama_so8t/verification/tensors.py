@@ -46,9 +46,11 @@ def measure_tensor(stored: LazyTensor, planned: LazyTensor, importance: np.ndarr
     """
     kind = planned.dtype
     n, width = math.prod(planned.shape), planned.shape[-1]
+    problem: str | None
     if stored.dtype != kind or kind not in BOUNDS:
         problem = "has a type without bounds" if stored.dtype == kind else f"found type {stored.dtype}, expected {kind}"
-        return TensorMeasure(planned.name, stored.dtype, n, planned.exact, *[math.nan] * 3, problem)
+        nan = math.nan
+        return TensorMeasure(planned.name, stored.dtype, n, planned.exact, nan, nan, nan, problem)
     bound = BOUNDS[kind] if importance is None else BOUNDS[kind].weighted()
     max_error = share = squares = errors = 0.0
     first_wrong = first_other = None
