@@ -45,21 +45,21 @@ class _Story:
 
     def __init__(self, parts: Sequence[Run | Broken]) -> None:
         self.parts = parts
-        runs = [i for i, part in enumerate(parts) if isinstance(part, Run)]
+        self.runs = {i: part for i, part in enumerate(parts) if isinstance(part, Run)}
         self.exchanged = _exchanged(parts)
-        self.backbone = _heaviest(parts, [i for i in runs if i not in self.exchanged])
-        self.astray = sorted(set(runs) - set(self.backbone))
+        self.backbone = _heaviest({i: run for i, run in self.runs.items() if i not in self.exchanged})
+        self.astray = sorted(set(self.runs) - set(self.backbone))
         self.gaps = list(pairwise([None, *self.backbone, None]))
 
     def astray_runs(self, copies: Copies) -> Iterator[tuple[int, Finding]]:
         """Runs that stand where they do not belong, or belong nowhere."""
-        home = {i: self._home(self.parts[i]) for i in self.astray}
+        home = {i: self._home(self.runs[i]) for i in self.astray}
         place = {i: bisect(self.backbone, i) for i in self.astray}
-        seconds = {self.parts[i].last for i in self.astray if home[i] is None}
+        seconds = {self.runs[i].last for i in self.astray if home[i] is None}
         known = copies(seconds) if seconds else {}
         told = set()
         for i in self.astray:
-            run = self.parts[i]
+            run = self.runs[i]
             if i in told:
                 continue
             other = self.exchanged.get(i)
@@ -70,7 +70,7 @@ class _Story:
                 other = next((j for j in self.astray if j > i and home[j] == place[i] and home[i] == place[j]), None)
             if other is not None:
                 told.add(other)
-                message = f"{run} and {self.parts[other]} stand in each other's place"
+                message = f"{run} and {self.runs[other]} stand in each other's place"
                 yield min(i, other), Finding("swapped", message, run.start, run.first)
             else:
                 yield i, Finding("moved", f"{run} should follow seq {run.first - 1}", run.start, run.first)
@@ -84,13 +84,13 @@ class _Story:
         # after the last run there is no telling what is missing
         holes = _Holes(first, first + len(broken) - 1 if last is None else last)
         for i in self.astray:
-            holes.remove(self.parts[i].first, self.parts[i].last)
+            holes.remove(self.runs[i].first, self.runs[i].last)
         seqs = [part.seq if part.seq is not None and holes.remove(part.seq, part.seq) else None for _, part in broken]
         for (i, part), stated in zip(broken, seqs, strict=True):
             yield i, _broken(part, stated or holes.take())
-        if right is None:
+        if right is None or last is None:
             return
-        after, before = self.parts[right], None if left is None else self.parts[left]
+        after, before = self.runs[right], None if left is None else self.runs[left]
         for a, b in holes.ranges:
             lines = f"the line of seq {a} is" if a == b else f"the lines of seq {a} to {b} are"
             where = f"between {before.end} and {after.start}" if before else f"before {after.start}"
@@ -111,11 +111,11 @@ class _Story:
     def _seqs(self, gap: int) -> tuple[int, int | None]:
         """First and last seq that belong in a gap; the one after the last run has no end."""
         left, right = self.gaps[gap]
-        return 1 if left is None else self.parts[left].last + 1, None if right is None else self.parts[right].first - 1
+        return 1 if left is None else self.runs[left].last + 1, None if right is None else self.runs[right].first - 1
 
     def _home(self, run: Run) -> int | None:
         """The gap in which a run belongs; None where its lines stand in the backbone already."""
-        gap = bisect(self.backbone, run.first, key=lambda i: self.parts[i].first)
+        gap = bisect(self.backbone, run.first, key=lambda i: self.runs[i].first)
         first, last = self._seqs(gap)
         return gap if first <= run.first and (last is None or run.last <= last) else None
 
@@ -169,19 +169,18 @@ def _exchanged(parts: Sequence[Run | Broken]) -> dict[int, int]:
     return {i: single[place, seq] for (seq, place), i in single.items() if (place, seq) in single}
 
 
-def _heaviest(parts: Sequence[Run | Broken], runs: Sequence[int]) -> list[int]:
-    """Indices of the runs, rising without overlap in seq, that have the most lines; of equal ones the most linked."""
+def _heaviest(runs: Mapping[int, Run]) -> list[int]:
+    """Indices of runs, rising without overlap in seq, that have the most lines; of equal ones the most linked."""
     best: dict[int, tuple[tuple[int, int], int | None]] = {}
-    for i in runs:
-        run = parts[i]
-        weights = [
-            ((best[j][0][0], best[j][0][1] + parts[j].precedes(run)), j) for j in best if parts[j].last < run.first
+    for i, run in runs.items():
+        weights: list[tuple[tuple[int, int], int | None]] = [
+            ((best[j][0][0], best[j][0][1] + runs[j].precedes(run)), j) for j in best if runs[j].last < run.first
         ]
         (lines, links), previous = max(weights, default=((0, 0), None), key=itemgetter(0))
         best[i] = (lines + len(run), links), previous
     chosen = []
-    i = max(best, key=lambda i: best[i][0], default=None)
-    while i is not None:
-        chosen.append(i)
-        i = best[i][1]
+    at = max(best, key=lambda i: best[i][0], default=None)
+    while at is not None:
+        chosen.append(at)
+        at = best[at][1]
     return chosen[::-1]
