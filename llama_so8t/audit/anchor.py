@@ -55,7 +55,8 @@ def read_anchor(path: Path) -> Anchor:
     """Reads an anchor; the signatures are not checked yet.
 
     Raises:
-        AuditError: missing, too long, or no checkpoint of an audit log.
+        OSError: it cannot be read.
+        AuditError: it is too long, or no checkpoint of an audit log.
     """
     raw = read_short(path)
     text, blank, rest = raw.partition(b"\n\n")

@@ -31,7 +31,8 @@ def read_public_key(path: Path) -> "Ed25519PublicKey":
     """The Ed25519 public key of a PEM file.
 
     Raises:
-        AuditError: the file has no such key, or the package cryptography is missing.
+        OSError: the file cannot be read.
+        AuditError: it has no such key, or the package cryptography is missing.
     """
     key = _load(path, "checking a signature", lambda serialization, raw: serialization.load_pem_public_key(raw))
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -48,7 +49,8 @@ def read_private_key(path: Path) -> "Ed25519PrivateKey":
     """The Ed25519 key of a PEM file without a password.
 
     Raises:
-        AuditError: the file has no such key, or the package cryptography is missing.
+        OSError: the file cannot be read.
+        AuditError: it has no such key, or the package cryptography is missing.
     """
     key = _load(path, "signing", lambda serialization, raw: serialization.load_pem_private_key(raw, password=None))
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey

@@ -79,7 +79,11 @@ def is_hash(value: Any) -> bool:
 
 
 class Log:
-    """The files of a log, oldest first: FILE.1, FILE.2, ..., FILE."""
+    """The files of a log, oldest first: FILE.1, FILE.2, ..., FILE.
+
+    Raises:
+        AuditError: there is none of them.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -125,7 +129,15 @@ class Log:
     def records(
         self, unusable: Callable[[Line], None], progress: str | None = None
     ) -> Iterator[tuple[Place, dict[str, Any]]]:
-        """Places and records of the whole, unchanged lines; ``unusable`` is called with every other line."""
+        """Places and records of the whole, unchanged lines.
+
+        Args:
+            unusable: called with every other line; what it raises ends the reading.
+            progress: title of a progress bar, which is drawn if stderr is a terminal.
+
+        Raises:
+            OSError: a file cannot be read.
+        """
         for line in self.lines(progress):
             if line.problem is None:
                 yield line.place, line.record

@@ -15,7 +15,8 @@ def read_key(path: Path) -> bytes:
     """The 32 bytes of an audit key, which are 64 hex digits in its file.
 
     Raises:
-        AuditError: anything else is in the file.
+        OSError: the file cannot be read.
+        AuditError: anything else is in it.
     """
     with path.open("rb") as file:
         raw = file.read(80).strip()
@@ -28,6 +29,11 @@ def find(
     records: Iterable[tuple[Place, dict[str, Any]]], key: bytes, texts: Iterable[bytes]
 ) -> Iterator[tuple[Place, dict[str, Any], str]]:
     """Requests whose prompt or answer is one of the texts.
+
+    Args:
+        records: places and records of a log.
+        key: 32 bytes, of `read_key`.
+        texts: in UTF-8, as the server saw them.
 
     Returns:
         Place, record, and "prompt" or "answer".

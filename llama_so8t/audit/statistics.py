@@ -103,7 +103,7 @@ class Statistics:
 
 
 def statistics(records: Iterable[tuple[Place, dict[str, Any]]]) -> Statistics:
-    """Counts the records of a log.
+    """Counts the records of a log, of which one at a time is in memory.
 
     Raises:
         AuditError: a field is missing or of another type.

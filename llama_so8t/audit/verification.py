@@ -92,6 +92,7 @@ def verify(
         progress: title of a progress bar, which is drawn if stderr is a terminal.
 
     Raises:
+        OSError: a file cannot be read.
         AuditError: there is no log, or the anchor or the key cannot be read.
     """
     note = read_anchor(anchor) if anchor else None
@@ -118,7 +119,12 @@ def verify(
 def verify_until(path: Path, note: Anchor, earlier: Anchor | None, progress: str | None = None) -> AuditReport:
     """`verify` of the lines up to an anchor, which the log must have, as an earlier one.
 
-    What comes behind it is not read: the server may be writing it.
+    What comes behind it is not read: the server may be writing it. Lost records are no finding here: they are written
+    in the chain, and a signature says that the chain is whole.
+
+    Raises:
+        OSError: a file cannot be read.
+        AuditError: there is no log.
     """
     log = Log(path)
     report = AuditReport(path)

@@ -87,6 +87,11 @@ def run(args: argparse.Namespace) -> int:
 
     Returns:
         0 if all is well, else 1; `find`: 0 if the text was found.
+
+    Raises:
+        OSError: a file cannot be read or written.
+        AuditError: a log, an anchor or a key is not what it should be.
+        ConfigError: options that do not go together.
     """
     command = {"verify": _verify, "show": _show, "stats": _stats, "export": _export, "find": _find, "sign": _sign}
     return command[args.audit_command](args)

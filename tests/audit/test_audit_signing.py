@@ -234,3 +234,10 @@ def _until(condition, process) -> None:
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.1)
     raise AssertionError("nothing was signed within a minute")
+
+
+def test_a_log_that_says_what_it_lost_is_signed(place):
+    """The chain is whole, and tells of the gap itself; `verify` of the signed log finds it."""
+    place.write(w.chain([w.opening(), w.request(1), ("lost", {"lines": 7}), ("close", {})]))
+    assert place.sign().findings == []
+    assert [finding.kind for finding in verify(place.log, place.signed, place.public).findings] == ["lost"]
