@@ -5,62 +5,56 @@ Compensation is folding with every R replaced by its transpose, so that folding 
 the graph, gives back the function of the uncompensated weights. Arithmetic is float64, results are float32.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, reduce
 
 import numpy as np
 
 from llama_so8t import kernels
 from llama_so8t.algebra import DIM, rotation
 from llama_so8t.errors import AlgebraError, ConversionError
-from llama_so8t.format import GENERATORS, generator_name
+from llama_so8t.format import PER_GROUP, SITES, SiteRotation, generator_name
 from llama_so8t.model_spec import ModelSpec
 
 RowStep = Callable[[np.ndarray, int], np.ndarray]
 """Some rows of a tensor, a multiple of 8, and the number of the first one -> those rows, turned; float32."""
 
-_INPUT_ROTATION = {
-    "self_attn.q_proj.weight": ("gate", "gate"),
-    "self_attn.k_proj.weight": ("gate", "gate"),
-    "self_attn.v_proj.weight": ("gate", "gate"),
-    "self_attn.o_proj.weight": ("heads", "heads"),
-    "mlp.gate_proj.weight": ("ffn", "ffn"),
-    "mlp.up_proj.weight": ("ffn", "ffn"),
-}
-"""Layer tensor -> (site, rotation) that acts on its input."""
+_Beside = tuple[str, SiteRotation]
+"""A site by name, and one of its rotations."""
 
-_OUTPUT_ROTATION = {
-    "self_attn.q_proj": ("qk", "q"),
-    "self_attn.k_proj": ("qk", "k"),
-    "self_attn.v_proj": ("v", "v"),
-}
-"""Linear map (weight and bias) -> (site, rotation) that acts on its output."""
+_BEFORE: dict[str, list[_Beside]] = {}
+"""Linear map of a layer -> rotations of its input, in the order in which they act."""
+
+_AFTER: dict[str, list[_Beside]] = {}
+"""Linear map of a layer (weight and bias) -> rotations of its output, in the order in which they act."""
+
+for _site in SITES.values():
+    for _rotation in _site.rotations:
+        for _linear in _rotation.before:
+            _BEFORE.setdefault(_linear, []).append((_site.name, _rotation))
+        for _linear in _rotation.after:
+            _AFTER.setdefault(_linear, []).append((_site.name, _rotation))
 
 
 @dataclass(frozen=True)
 class LayerRotations:
-    """Rotations of one layer, float64, column convention ``y = R x``; None where the model lacks the site.
+    """Rotations of one layer by their names in `format.SITES`: ``(n, 8, 8)`` float64, column convention ``y = R x``.
 
-    ``gate``: ``(nb, 8, 8)`` the product ``R_cmd R_safe``; ``gate_safe``, ``gate_cmd``: its factors.
-    ``q``: ``(n_head, 8, 8)``; ``k``, ``v``: ``(n_head_kv, 8, 8)``: one per head, in its representation.
-    ``heads``: ``(n_head // 8, 8, 8)`` mixing of head groups. ``ffn``: ``(nb, 8, 8)``.
+    n is the number of blocks (gate_safe, gate_cmd, ffn; 1 for shared blocks), of heads, each in its representation
+    (q; k and v: key-value heads), or of groups of 8 heads (heads). Rotations that the model lacks are absent.
     """
 
-    gate_safe: np.ndarray | None
-    gate_cmd: np.ndarray | None
-    q: np.ndarray
-    k: np.ndarray
-    v: np.ndarray
-    heads: np.ndarray | None
-    ffn: np.ndarray
+    n_head: int
+    matrices: Mapping[str, np.ndarray]
 
-    @property
-    def gate(self) -> np.ndarray | None:
-        """``R_cmd R_safe``: R_safe acts first."""
-        if self.gate_safe is None or self.gate_cmd is None:
-            return None
-        return self.gate_cmd @ self.gate_safe
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self.matrices[name]
+
+    def product(self, beside: Sequence[_Beside], sites: Collection[str]) -> np.ndarray | None:
+        """``R_n ... R_1`` of those rotations that belong to ``sites``, the first one acting first; None of none."""
+        found = [self[rotation.name] for site, rotation in beside if site in sites and rotation.name in self.matrices]
+        return reduce(lambda acted, rotation: rotation @ acted, found) if found else None
 
 
 def layer_rotations(spec: ModelSpec, read: Callable[[str], np.ndarray]) -> LayerRotations:
@@ -68,27 +62,19 @@ def layer_rotations(spec: ModelSpec, read: Callable[[str], np.ndarray]) -> Layer
 
     Args:
         spec: the model.
-        read: returns the generator ``(n, 28)`` of a name of `format.GENERATORS`, e.g. ``"gate_safe"``.
+        read: returns the generator ``(n, 28)`` of a name in `format.SITES`, e.g. ``"gate_safe"``.
     """
-    found = {
-        generator: np.asarray(read(generator), dtype=np.float64)
-        for site in spec.sites
-        for generator in GENERATORS[site]
-    }
-
-    def per_head(generator: str, representations: tuple[int, ...]) -> np.ndarray:
-        by_representation = {t: rotation(found[generator][0], t) for t in set(representations)}
-        return np.stack([by_representation[t] for t in representations])
-
-    return LayerRotations(
-        gate_safe=rotation(found["gate_safe"]) if "gate_safe" in found else None,
-        gate_cmd=rotation(found["gate_cmd"]) if "gate_cmd" in found else None,
-        q=per_head("qk", spec.head_representation),
-        k=per_head("qk", spec.head_kv_representation),
-        v=per_head("v", spec.head_kv_representation),
-        heads=rotation(found["heads"]) if "heads" in found else None,
-        ffn=rotation(found["ffn"]),
-    )
+    matrices = {}
+    for site in (SITES[name] for name in spec.sites):
+        generators = {name: np.asarray(read(name), dtype=np.float64) for name in site.generator_names}
+        for made in site.rotations:
+            coefficients, representations = generators[made.generator], spec.representations(made)
+            if representations is None:
+                matrices[made.name] = rotation(coefficients)
+            else:
+                by_representation = {t: rotation(coefficients[0], t) for t in set(representations)}
+                matrices[made.name] = np.stack([by_representation[t] for t in representations])
+    return LayerRotations(spec.n_head, matrices)
 
 
 class RotationCache:
@@ -106,12 +92,13 @@ class RotationCache:
 
 def foldable_sites(spec: ModelSpec) -> tuple[str, ...]:
     """Sites that folding absorbs: all but qk where a norm stands between projection and rotation."""
-    return tuple(site for site in spec.sites if site != "qk" or not spec.has_qk_norm)
+    return tuple(site for site in spec.sites if site not in spec.unfoldable_sites)
 
 
 def is_rotated(suffix: str) -> bool:
     """Whether a layer tensor (name after ``model.layers.{i}.``) is beside a site."""
-    return suffix in _INPUT_ROTATION or suffix.rpartition(".")[0] in _OUTPUT_ROTATION
+    linear, _, part = suffix.rpartition(".")
+    return linear in _AFTER or (linear in _BEFORE and part == "weight")
 
 
 def fold_step(suffix: str, shape: tuple[int, ...], rotations: LayerRotations, sites: Collection[str]) -> RowStep | None:
@@ -150,11 +137,12 @@ def compensate_step(suffix: str, shape: tuple[int, ...], rotations: LayerRotatio
         ConversionError: the qk generators are not zero and the base has q/k norms: the norm weight stands
             between projection and rotation and does not commute with it.
     """
-    if spec.has_qk_norm and not (_is_identity(rotations.q) and _is_identity(rotations.k)):
-        raise ConversionError(
-            "site qk: a base with q/k norms cannot be compensated for a rotation there; "
-            "its generators have to stay zero"
-        )
+    for site in spec.unfoldable_sites:
+        if not all(_is_identity(rotations[name]) for name in SITES[site].rotation_names):
+            raise ConversionError(
+                f"site {site}: a base with q/k norms cannot be compensated for a rotation there; "
+                f"its generators have to stay zero"
+            )
     return _step(suffix, shape, rotations, foldable_sites(spec), inverse=True)
 
 
@@ -219,19 +207,15 @@ _Rows = Callable[[int, int], np.ndarray]
 def _step(
     suffix: str, shape: tuple[int, ...], rotations: LayerRotations, sites: Collection[str], inverse: bool
 ) -> RowStep | None:
-    def find(entry: tuple[str, str] | None) -> np.ndarray | None:
-        if entry is None or entry[0] not in sites:
-            return None
-        found = getattr(rotations, entry[1])
-        return found.swapaxes(-1, -2) if inverse and found is not None else found
-
-    before = find(_INPUT_ROTATION.get(suffix))
-    after = find(_OUTPUT_ROTATION.get(suffix.rpartition(".")[0]))
-    if before is None:
-        columns = None
-    elif suffix == "self_attn.o_proj.weight":
-        columns = _mixing(shape, before, len(rotations.q))
-    else:
+    linear, _, part = suffix.rpartition(".")
+    beside = _BEFORE.get(linear, []) if part == "weight" else []
+    before, after = rotations.product(beside, sites), rotations.product(_AFTER.get(linear, []), sites)
+    if inverse:
+        before, after = (None if matrices is None else matrices.swapaxes(-1, -2) for matrices in (before, after))
+    columns = None
+    if before is not None and any(rotation.per == PER_GROUP for _, rotation in beside):
+        columns = _mixing(shape, before, rotations.n_head)
+    elif before is not None:
         columns = _columns(shape, before)
     return _combined(columns, None if after is None else _rows(shape, after))
 

@@ -1,10 +1,12 @@
 """The contract between checkpoints, GGUF files and the runtime: names, shapes, defaults.
 
-Every name of `docs/format.md` exists here once for Python; `llama_so8t/csrc/model/so8t-format.h` is its
-C++ twin, compared by `tests/test_format_twins.py`.
+Sites, base families and head forms are one row each, which all other code reads. Every name of `docs/format.md`
+exists here once; `format_header` writes the same names and rows for C++ (`csrc/model/so8t-format.h`).
+`docs/howto.md` says what else a new row needs.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,33 +16,139 @@ from llama_so8t.errors import ConfigError
 
 ARCH = "so8t"
 FORMAT_VERSION = 1
-BASE_ARCHITECTURES = ("qwen3", "llama", "qwen2")
 
 # --- sites -----------------------------------------------------------------------------------
 
-SITES = ("gate", "qk", "v", "heads", "ffn")
-"""Sites inside a layer, in the order of the data flow. `out` comes once, after the last layer."""
+PER_BLOCK, PER_GROUP, PER_HEAD, PER_HEAD_KV = PER = ("block", "group", "head", "head_kv")
+"""How many matrices a rotation has, and what they turn.
 
-GENERATORS = {
-    "gate": ("gate_safe", "gate_cmd"),
-    "qk": ("qk",),
-    "v": ("v",),
-    "heads": ("heads",),
-    "ffn": ("ffn",),
-}
-"""Site -> its generator tensors ``model.layers.{i}.so8t.NAME``, each [n, 28] float32."""
+``block``: one for each 8 numbers of the hidden vector, or one for all of them (``so8t_shared_blocks``).
+``group``: one for each 8 attention heads, whose outputs it mixes. ``head``, ``head_kv``: one for each query or
+key-value head, in the representation of that head; all are made from one generator.
+"""
 
-ROTATIONS = {
-    "gate": ("gate_safe", "gate_cmd"),
-    "qk": ("q", "k"),
-    "v": ("v",),
-    "heads": ("heads",),
-    "ffn": ("ffn",),
-}
-"""Site -> its rotation tensors ``blk.N.so8t_NAME_rot.weight`` when the site is explicit."""
+
+@dataclass(frozen=True)
+class SiteGenerator:
+    """A generator tensor ``model.layers.{i}.so8t.NAME``, ``(n, 28)`` float32, and how a picture shows it.
+
+    ``titles`` has a title for each representation that is drawn, from the vector on (matplotlib's mathtext).
+    """
+
+    name: str
+    label: str
+    colour: str
+    titles: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class SiteRotation:
+    """A rotation tensor ``blk.N.so8t_NAME_rot.weight``, made from a generator.
+
+    ``before`` are the linear maps whose input it turns (``W' = W R``), ``after`` those whose output it turns
+    (``W' = R W``, ``b' = R b``): folding and compensation change these.
+    """
+
+    name: str
+    generator: str
+    per: str
+    before: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place inside a layer where vectors are rotated.
+
+    ``rotations`` stand in the order in which they act. ``flag`` is the field of ``config.json`` that switches the
+    site off. ``after_qk_norm``: the q/k norm of a family stands between the linear map and the rotation; its weight
+    does not commute with the rotation, which then can be neither folded nor compensated.
+    """
+
+    name: str
+    generators: tuple[SiteGenerator, ...]
+    rotations: tuple[SiteRotation, ...]
+    flag: str | None = None
+    after_qk_norm: bool = False
+
+    @property
+    def generator_names(self) -> tuple[str, ...]:
+        """Names of its generator tensors."""
+        return tuple(generator.name for generator in self.generators)
+
+    @property
+    def rotation_names(self) -> tuple[str, ...]:
+        """Names of its rotation tensors."""
+        return tuple(rotation.name for rotation in self.rotations)
+
+    @property
+    def is_triality(self) -> bool:
+        """Whether one generator acts in several representations."""
+        return any(rotation.per in (PER_HEAD, PER_HEAD_KV) for rotation in self.rotations)
+
+
+_QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+
+# colours: Okabe and Ito's palette, told apart by people with any kind of colour vision (https://jfly.uni-koeln.de/color/)
+_SITES = (
+    Site(
+        "gate",
+        (
+            SiteGenerator("gate_safe", "gate, safe", "#0072B2", ("$R_{safe}$",)),
+            SiteGenerator("gate_cmd", "gate, cmd", "#56B4E9", ("$R_{cmd}$",)),
+        ),
+        (
+            SiteRotation("gate_safe", "gate_safe", PER_BLOCK, before=_QKV),
+            SiteRotation("gate_cmd", "gate_cmd", PER_BLOCK, before=_QKV),
+        ),
+        flag="so8t_non_commutative_gates",
+    ),
+    Site(
+        "qk",
+        (SiteGenerator("qk", "q and k", "#D55E00", ("q, k: vector", "q, k: spinor+", "q, k: spinor$-$")),),
+        (
+            SiteRotation("q", "qk", PER_HEAD, after=("self_attn.q_proj",)),
+            SiteRotation("k", "qk", PER_HEAD_KV, after=("self_attn.k_proj",)),
+        ),
+        after_qk_norm=True,
+    ),
+    Site(
+        "v",
+        (SiteGenerator("v", "v", "#E69F00", ("v: vector",)),),
+        (SiteRotation("v", "v", PER_HEAD_KV, after=("self_attn.v_proj",)),),
+    ),
+    Site(
+        "heads",
+        (SiteGenerator("heads", "heads", "#009E73", ("cross-head",)),),
+        (SiteRotation("heads", "heads", PER_GROUP, before=("self_attn.o_proj",)),),
+        flag="so8t_cross_head_interaction",
+    ),
+    Site(
+        "ffn",
+        (SiteGenerator("ffn", "ffn", "#CC79A7", ("ffn",)),),
+        (SiteRotation("ffn", "ffn", PER_BLOCK, before=("mlp.gate_proj", "mlp.up_proj")),),
+    ),
+)
+
+SITES: Mapping[str, Site] = {site.name: site for site in _SITES}
+"""Sites inside a layer by name, in the order of the data flow."""
+
+OUT = "out"
+"""The site after the last layer, before the heads: one generator per block, always folded."""
 
 OUT_GENERATOR = "so8t.out"
 """Checkpoint name of the generator before the heads, [nb, 28]."""
+
+SO8T_FLAGS = (
+    "so8t_triality_symmetry",
+    *sorted(site.flag for site in _SITES if site.flag is not None),
+    *(f"so8t_{name}_representation" for name in REPRESENTATIONS),
+)
+"""Fields of ``config.json`` that switch off a site or a representation; true where they are absent."""
+
+_PER_OF_GENERATOR = {OUT: PER_BLOCK} | {
+    rotation.generator: rotation.per for site in _SITES for rotation in site.rotations
+}
 
 
 def generator_name(layer: int, generator: str) -> str:
@@ -50,17 +158,110 @@ def generator_name(layer: int, generator: str) -> str:
 
 def n_generators(generator: str, hidden_size: int, n_head: int, shared_blocks: bool) -> int:
     """Rows n of a generator tensor [n, 28]: blocks for gate, ffn and out; 1 for qk and v; groups for heads."""
-    if generator in ("qk", "v"):
+    per = _PER_OF_GENERATOR[generator]
+    if per in (PER_HEAD, PER_HEAD_KV):
         return 1
-    if generator == "heads":
+    if per == PER_GROUP:
         return n_head // DIM
     return 1 if shared_blocks else hidden_size // DIM
 
 
+# --- base families -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of base models, which differs from the others in what is named here and in nothing else.
+
+    ``name`` is the ``model_type`` in Hugging Face and the architecture in GGUF; transformers has the class
+    ``architecture`` and, beside it, the MLP. A bias is there (True), absent (False), or there when the field of
+    ``config.json`` with this name says so. ``interleaved_rope``: the GGUF architecture rotates neighbours in its
+    rope where Hugging Face rotates halves, so it has the rows of q and k in another order. ``sizes`` are the sizes
+    that its models are known by, as llama.cpp spells them. ``aliases`` are other model types that are this family
+    as long as they have no sliding window.
+    """
+
+    name: str
+    architecture: str
+    qk_norm: bool
+    qkv_bias: bool | str
+    o_bias: bool | str
+    mlp_bias: bool | str
+    interleaved_rope: bool
+    sizes: tuple[str, ...]
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def mlp_class(self) -> str:
+        """Name of the MLP class of transformers."""
+        return self.architecture.removesuffix("ForCausalLM") + "MLP"
+
+
+_FAMILIES = (
+    Family(
+        "qwen3",
+        "Qwen3ForCausalLM",
+        qk_norm=True,
+        qkv_bias="attention_bias",
+        o_bias="attention_bias",
+        mlp_bias=False,
+        interleaved_rope=False,
+        sizes=("0.6B", "1.7B", "4B", "8B", "14B", "32B"),
+    ),
+    Family(
+        "llama",
+        "LlamaForCausalLM",
+        qk_norm=False,
+        qkv_bias="attention_bias",
+        o_bias="attention_bias",
+        mlp_bias="mlp_bias",
+        interleaved_rope=True,
+        sizes=("360M", "1B", "1.7B", "3B", "7B", "8B", "13B", "34B", "65B", "70B", "405B"),
+        aliases=("mistral",),
+    ),
+    Family(
+        "qwen2",
+        "Qwen2ForCausalLM",
+        qk_norm=False,
+        qkv_bias=True,
+        o_bias=False,
+        mlp_bias=False,
+        interleaved_rope=False,
+        sizes=("0.5B", "1.5B", "3B", "7B", "14B", "32B", "70B"),
+    ),
+)
+
+FAMILIES: Mapping[str, Family] = {family.name: family for family in _FAMILIES}
+"""Base families by name."""
+
 # --- heads -----------------------------------------------------------------------------------
 
+
+@dataclass(frozen=True)
+class HeadForm:
+    """The form of a head, named by its activation: ``W z + b``, or ``W act(W1 z + b1) + b`` behind a stem.
+
+    ``norm``: the stem has a ``norm.weight``. ``bias``: the reference model has biases in head and stem; a file
+    may have them in any form.
+    """
+
+    activation: str
+    stem: bool = True
+    norm: bool = False
+    bias: bool = True
+
+
+_HEAD_FORMS = (
+    HeadForm("none", stem=False),
+    HeadForm("gelu"),
+    HeadForm("tanh"),
+    HeadForm("rmsnorm", norm=True, bias=False),  # the form of Qwen3Guard
+)
+
+HEAD_FORMS: Mapping[str, HeadForm] = {form.activation: form for form in _HEAD_FORMS}
+"""Head forms by the name of their activation; ``gelu`` is the exact one (erf)."""
+
 ACTIONS = ("allow", "escalate", "refuse")
-ACTIVATIONS = ("none", "gelu", "tanh", "rmsnorm")
 SCOPES = ("prompt", "answer", "both")
 
 
@@ -104,10 +305,10 @@ class HeadSpec:
             raise ConfigError(f"{where}: found thresholds {list(self.thresholds)}, expected finite numbers")
         if self.representation not in range(len(REPRESENTATIONS)):
             raise ConfigError(f"{where}: found representation {self.representation!r}, expected 0, 1 or 2")
-        if self.activation not in ACTIVATIONS:
-            allowed = ", ".join(ACTIVATIONS)
+        if self.activation not in HEAD_FORMS:
+            allowed = ", ".join(HEAD_FORMS)
             raise ConfigError(f"{where}: found activation {self.activation!r}, expected one of {allowed}")
-        if (self.stem is None) != (self.activation == "none"):
+        if (self.stem is not None) != HEAD_FORMS[self.activation].stem:
             raise ConfigError(f"{where}: an activation needs a stem, and a stem an activation")
         if not (math.isfinite(self.temperature) and self.temperature > 0):
             raise ConfigError(f"{where}: found temperature {self.temperature!r}, expected a number above 0")
@@ -178,22 +379,22 @@ def default_representations(n: int, enabled: tuple[bool, bool, bool] = (True, Tr
 
 
 class Keys:
-    """GGUF metadata keys. Head keys keep the literal prefix ``so8t.`` in every architecture."""
+    """GGUF metadata keys. Those of verdict heads, ``HEAD_*``, keep the prefix ``so8t.`` in every architecture."""
 
     FORMAT_VERSION = "so8t.format_version"
     BASE_ARCHITECTURE = "so8t.base_architecture"
     ROTATION_DIMENSION = "so8t.rotation.dimension"
     ROTATION_EXPLICIT = "so8t.rotation.explicit"
     ROTATION_FOLDED = "so8t.rotation.folded"
-    HEAD_REPRESENTATION = "so8t.attention.head_representation"
-    HEAD_KV_REPRESENTATION = "so8t.attention.head_kv_representation"
+    ATTN_HEAD_REPRESENTATION = "so8t.attention.head_representation"
+    ATTN_HEAD_KV_REPRESENTATION = "so8t.attention.head_kv_representation"
     HEADS = "so8t.heads"
     HEAD_LABELS = "so8t.head.{name}.labels"
     HEAD_ACTIONS = "so8t.head.{name}.actions"
     HEAD_THRESHOLDS = "so8t.head.{name}.thresholds"
     HEAD_TEMPERATURE = "so8t.head.{name}.temperature"
     HEAD_DEBOUNCE = "so8t.head.{name}.debounce"
-    HEAD_REPRESENTATION_OF = "so8t.head.{name}.representation"
+    HEAD_REPRESENTATION = "so8t.head.{name}.representation"
     HEAD_ACTIVATION = "so8t.head.{name}.activation"
     HEAD_STEM = "so8t.head.{name}.stem"
     HEAD_SCOPE = "so8t.head.{name}.scope"

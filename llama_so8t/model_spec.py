@@ -5,14 +5,19 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from llama_so8t.algebra.basis import DIM
-from llama_so8t.algebra.triality import VECTOR
+from llama_so8t.algebra.triality import REPRESENTATIONS, VECTOR
 from llama_so8t.errors import ConfigError
 from llama_so8t.format import (
-    BASE_ARCHITECTURES,
-    GENERATORS,
+    FAMILIES,
+    OUT,
     OUT_GENERATOR,
+    PER_HEAD,
+    PER_HEAD_KV,
     SITES,
+    Family,
     HeadSpec,
+    Site,
+    SiteRotation,
     default_heads,
     default_representations,
     generator_name,
@@ -35,6 +40,9 @@ class ModelSpec:
     head_representation: tuple[int, ...]
     head_kv_representation: tuple[int, ...]
     heads: dict[str, HeadSpec]
+    qkv_bias: bool = False
+    o_bias: bool = False
+    mlp_bias: bool = False
     stem_sizes: dict[str, int] = field(default_factory=dict)
     """Stem -> its inner width, as far as ``so8t_stem_sizes`` says; a checkpoint's tensors say it too."""
 
@@ -46,10 +54,9 @@ class ModelSpec:
             ConfigError: a field is missing, of the wrong kind, or contradicts another.
         """
         base = config.get("base_model_type", config.get("model_type"))
-        if base not in BASE_ARCHITECTURES:
-            raise ConfigError(
-                f"config.json: found base model type {base!r}, supported are {', '.join(BASE_ARCHITECTURES)}"
-            )
+        if base not in FAMILIES:
+            raise ConfigError(f"config.json: found base model type {base!r}, supported are {', '.join(FAMILIES)}")
+        family = FAMILIES[base]
         n_head = _positive(config, "num_attention_heads")
         n_head_kv = _positive(config, "num_key_value_heads", n_head)
         hidden_size = _positive(config, "hidden_size")
@@ -63,17 +70,10 @@ class ModelSpec:
         if rotation_dim != DIM:
             raise ConfigError(f"config.json: found so8t_rotation_dim {rotation_dim!r}, expected {DIM}")
 
-        enabled = tuple(
-            _flag(config, f"so8t_{name}_representation") for name in ("vector", "spinor_plus", "spinor_minus")
-        )
+        enabled = tuple(_flag(config, f"so8t_{name}_representation") for name in REPRESENTATIONS)
         if not _flag(config, "so8t_triality_symmetry"):
             enabled = (True, False, False)
-        absent = set()
-        if not _flag(config, "so8t_non_commutative_gates"):
-            absent.add("gate")
-        if not _flag(config, "so8t_cross_head_interaction") or n_head < DIM:
-            absent.add("heads")
-
+        shared_blocks = _flag(config, "so8t_shared_blocks", False)
         heads = config.get("so8t_heads")
         if heads is None:
             specs = default_heads()
@@ -93,18 +93,39 @@ class ModelSpec:
             n_head=n_head,
             n_head_kv=n_head_kv,
             head_dim=head_dim,
-            shared_blocks=_flag(config, "so8t_shared_blocks", False),
-            sites=tuple(site for site in SITES if site not in absent),
+            shared_blocks=shared_blocks,
+            sites=tuple(site.name for site in SITES.values() if _exists(site, config, hidden_size, n_head)),
             head_representation=_representations(config, "so8t_head_representation", n_head, enabled),
             head_kv_representation=_representations(config, "so8t_head_kv_representation", n_head_kv, enabled),
             heads=specs,
+            qkv_bias=_has_bias(config, family.qkv_bias),
+            o_bias=_has_bias(config, family.o_bias),
+            mlp_bias=_has_bias(config, family.mlp_bias),
             stem_sizes=_stem_sizes(config, specs),
         )
 
     @property
+    def family(self) -> Family:
+        """The base family."""
+        return FAMILIES[self.base_model_type]
+
+    @property
     def has_qk_norm(self) -> bool:
         """Whether a norm stands between the q, k projections and the qk site, so that it cannot be folded."""
-        return self.base_model_type == "qwen3"
+        return self.family.qk_norm
+
+    @property
+    def unfoldable_sites(self) -> tuple[str, ...]:
+        """Sites of this model that can be neither folded nor compensated."""
+        return tuple(site for site in self.sites if self.has_qk_norm and SITES[site].after_qk_norm)
+
+    def n_rotations(self, rotation: SiteRotation, n_generators: int) -> int:
+        """Matrices of a rotation tensor, for the rows of its generator: both are the same away from q, k and v."""
+        return {PER_HEAD: self.n_head, PER_HEAD_KV: self.n_head_kv}.get(rotation.per, n_generators)
+
+    def representations(self, rotation: SiteRotation) -> tuple[int, ...] | None:
+        """Representation of each matrix of a rotation of q, k or v; None for others, which are vectors."""
+        return {PER_HEAD: self.head_representation, PER_HEAD_KV: self.head_kv_representation}.get(rotation.per)
 
     def generator_shapes(self) -> dict[str, tuple[int, int]]:
         """Every generator tensor of the checkpoint and its shape [n, 28]."""
@@ -112,9 +133,9 @@ class ModelSpec:
             generator_name(layer, generator): (self._rows(generator), 28)
             for layer in range(self.n_layer)
             for site in self.sites
-            for generator in GENERATORS[site]
+            for generator in SITES[site].generator_names
         }
-        shapes[OUT_GENERATOR] = (self._rows("out"), 28)
+        shapes[OUT_GENERATOR] = (self._rows(OUT), 28)
         return shapes
 
     def _rows(self, generator: str) -> int:
@@ -135,6 +156,17 @@ def _flag(config: Mapping[str, Any], key: str, default: bool = True) -> bool:
     if not isinstance(value, bool):
         raise ConfigError(f"config.json: found {key} {value!r}, expected true or false")
     return value
+
+
+def _exists(site: Site, config: Mapping[str, Any], hidden_size: int, n_head: int) -> bool:
+    if site.flag is not None and not _flag(config, site.flag):
+        return False
+    # a model with fewer than 8 attention heads has no group to mix
+    return all(n_generators(name, hidden_size, n_head, shared_blocks=True) for name in site.generator_names)
+
+
+def _has_bias(config: Mapping[str, Any], bias: bool | str) -> bool:
+    return bias if isinstance(bias, bool) else bool(config.get(bias))
 
 
 def _representations(config: Mapping[str, Any], key: str, n: int, enabled: tuple[bool, ...]) -> tuple[int, ...]:

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from llama_so8t.checkpoint.names import ARCHITECTURES, OUTPUT, base_tensors
+from llama_so8t import format
+from llama_so8t.checkpoint.names import OUTPUT, base_tensors
 from llama_so8t.files import safetensors_writer
 from llama_so8t.model_spec import ModelSpec
 from llama_so8t.tensors import LazyTensor
 
-FAMILIES = tuple(ARCHITECTURES)
+FAMILIES = tuple(format.FAMILIES)
 VOCABULARY_SIZE = 320
 
 TEXT = (
@@ -28,7 +29,7 @@ TEXT = (
 def base_config(family: str = "qwen3", **fields: Any) -> dict[str, Any]:
     """``config.json`` of a tiny base model; ``fields`` replace or add."""
     config = {
-        "architectures": [ARCHITECTURES[family]],
+        "architectures": [format.FAMILIES[family].architecture],
         "model_type": family,
         "vocab_size": VOCABULARY_SIZE,
         "hidden_size": 64,
@@ -109,7 +110,7 @@ def make_base(directory: Path, family: str = "qwen3", dtype: str = "float32", **
     config = base_config(family, dtype=dtype, **fields)
     for key in ("architectures", "model_type") + (("head_dim",) if family == "qwen2" else ()):
         del config[key]
-    model_class = getattr(transformers, ARCHITECTURES[family])
+    model_class = getattr(transformers, format.FAMILIES[family].architecture)
     torch.manual_seed(0)
     model = model_class(model_class.config_class(**config))
     with torch.no_grad():

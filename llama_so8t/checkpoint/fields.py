@@ -8,15 +8,7 @@ import numpy as np
 from llama_so8t.algebra import DIM
 from llama_so8t.checkpoint.checkpoint import Checkpoint
 from llama_so8t.errors import ConfigError
-
-SO8T_FLAGS = (
-    "so8t_triality_symmetry",
-    "so8t_cross_head_interaction",
-    "so8t_non_commutative_gates",
-    "so8t_vector_representation",
-    "so8t_spinor_plus_representation",
-    "so8t_spinor_minus_representation",
-)
+from llama_so8t.format import SO8T_FLAGS
 
 FIELDS = (
     "model_type",
@@ -39,7 +31,7 @@ FIELDS = (
     *SO8T_FLAGS,
 )
 
-# the same in transformers' configurations of the three base families
+# the same in transformers' configurations of all base families
 _DEFAULTS = {
     "hidden_act": "silu",
     "rms_norm_eps": 1e-6,

@@ -1,13 +1,14 @@
-"""A GGUF file of arch llama, qwen2 or qwen3 seen as a Hugging Face model: fields, names, order of rows."""
+"""A GGUF file of a base family seen as a Hugging Face model: fields, names, order of rows."""
 
 from typing import Any
 
 import numpy as np
 
-from llama_so8t.checkpoint.names import ARCHITECTURES, GLOBAL_NAMES, LAYER_NAMES
+from llama_so8t.checkpoint.names import GLOBAL_NAMES, LAYER_NAMES
 from llama_so8t.checkpoint.row_order import from_gguf
 from llama_so8t.errors import CheckpointError
 from llama_so8t.files.gguf_file import GgufFile
+from llama_so8t.format import FAMILIES
 from llama_so8t.model_spec import ModelSpec
 from llama_so8t.tensors import LazyTensor
 
@@ -37,7 +38,7 @@ def base_config(file: GgufFile) -> dict[str, Any]:
         CheckpointError: as `hyperparameters`, or the embedding is missing.
     """
     config = hyperparameters(file)
-    arch = config["model_type"]
+    family = FAMILIES[config["model_type"]]
     embedding = file.tensors.get("token_embd.weight")
     if embedding is None:
         raise CheckpointError(f"{file.path}: tensor 'token_embd.weight' is missing")
@@ -46,10 +47,9 @@ def base_config(file: GgufFile) -> dict[str, Any]:
         "tie_word_embeddings": "output.weight" not in file.tensors,
         "dtype": "float32",
     }
-    if arch != "qwen2":
-        config["attention_bias"] = "blk.0.attn_q.bias" in file.tensors
-    if arch == "llama":
-        config["mlp_bias"] = "blk.0.ffn_down.bias" in file.tensors
+    for bias, tensor in ((family.qkv_bias, "attn_q"), (family.mlp_bias, "ffn_down")):
+        if isinstance(bias, str):
+            config[bias] = f"blk.0.{tensor}.bias" in file.tensors
     for field, key in (
         ("bos_token_id", "bos_token_id"),
         ("eos_token_id", "eos_token_id"),
@@ -68,11 +68,9 @@ def hyperparameters(file: GgufFile) -> dict[str, Any]:
         CheckpointError: another architecture, a split file, a missing key, or a feature so8t graphs lack.
     """
     arch = file.get("general.architecture")
-    if not isinstance(arch, str) or arch not in ARCHITECTURES:
+    if not isinstance(arch, str) or arch not in FAMILIES:
         hint = "; it is a converted model already" if arch == "so8t" else ""
-        raise CheckpointError(
-            f"{file.path}: found general.architecture {arch!r}, expected {', '.join(ARCHITECTURES)}{hint}"
-        )
+        raise CheckpointError(f"{file.path}: found general.architecture {arch!r}, expected {', '.join(FAMILIES)}{hint}")
     if _number(file, "split.count", 1) > 1:
         raise CheckpointError(
             f"{file.path}: is one part of a split model; join the parts with llama-gguf-split --merge"
@@ -91,7 +89,7 @@ def hyperparameters(file: GgufFile) -> dict[str, Any]:
         if found != head_dim:
             raise CheckpointError(f"{file.path}: found {arch}.{key} {found}, expected the head size {head_dim}")
     return {
-        "architectures": [ARCHITECTURES[arch]],
+        "architectures": [FAMILIES[arch].architecture],
         "model_type": arch,
         "hidden_size": hidden_size,
         "intermediate_size": _count(file, f"{arch}.feed_forward_length"),

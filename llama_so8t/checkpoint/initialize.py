@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from llama_so8t.algebra import random_generators
+from llama_so8t.algebra import DIM, random_generators
 from llama_so8t.checkpoint import adapter, vocabulary
 from llama_so8t.checkpoint.checkpoint import Checkpoint
 from llama_so8t.checkpoint.names import base_tensors, so8t_tensors
@@ -16,7 +16,7 @@ from llama_so8t.checkpoint.open import compensated, open_checkpoint
 from llama_so8t.errors import CheckpointError, ConfigError
 from llama_so8t.files import gguf_file, safetensors_writer
 from llama_so8t.files.atomic import new_directory
-from llama_so8t.format import default_heads
+from llama_so8t.format import SITES, SO8T_FLAGS, default_heads, generator_name
 from llama_so8t.model_spec import ModelSpec
 from llama_so8t.tensors import LazyTensor
 
@@ -87,8 +87,11 @@ def initialize(options: InitializeOptions) -> Initialized:
     spec = ModelSpec.from_config(config)
     added = _added_tensors(options, spec)
     notes = []
-    if options.compensate and spec.has_qk_norm:
-        notes.append("site qk stays zero: a base with q/k norms cannot be compensated for a rotation there")
+    if options.compensate:
+        notes += [
+            f"site {site} stays zero: a base with q/k norms cannot be compensated for a rotation there"
+            for site in spec.unfoldable_sites
+        ]
     with new_directory(options.out) as directory:
         if options.adapter:
             _write_adapter(options, base, config, added, directory)
@@ -115,13 +118,8 @@ def _check_options(options: InitializeOptions) -> None:
 
 def _so8t_fields(options: InitializeOptions, base: Checkpoint) -> dict[str, Any]:
     return {
-        "so8t_rotation_dim": 8,
-        "so8t_triality_symmetry": True,
-        "so8t_cross_head_interaction": True,
-        "so8t_non_commutative_gates": True,
-        "so8t_vector_representation": True,
-        "so8t_spinor_plus_representation": True,
-        "so8t_spinor_minus_representation": True,
+        "so8t_rotation_dim": DIM,
+        **dict.fromkeys(SO8T_FLAGS, True),
         "so8t_shared_blocks": options.shared_blocks,
         "so8t_head_representation": list(base.spec.head_representation),
         "so8t_head_kv_representation": list(base.spec.head_kv_representation),
@@ -132,12 +130,16 @@ def _so8t_fields(options: InitializeOptions, base: Checkpoint) -> dict[str, Any]
 def _added_tensors(options: InitializeOptions, spec: ModelSpec) -> list[LazyTensor]:
     """Generators and heads, each from a random stream of its own, so that no tensor depends on the order."""
     tensors = []
+    kept_zero = {
+        generator_name(layer, generator)
+        for layer in range(spec.n_layer)
+        for site in (spec.unfoldable_sites if options.compensate else ())
+        for generator in SITES[site].generator_names
+    }
     for name, expected in so8t_tensors(spec).items():
         shape = expected.known_shape
         values = np.zeros(shape, dtype=np.float32)
-        is_qk = name.endswith(".so8t.qk")
-        kept_zero = options.compensate and spec.has_qk_norm and is_qk
-        if options.rotations == "random" and name in spec.generator_shapes() and not kept_zero:
+        if options.rotations == "random" and name in spec.generator_shapes() and name not in kept_zero:
             rng = np.random.default_rng([options.seed, *name.encode()])
             values = random_generators(rng, shape[:-1], options.scale).astype(np.float32)
         tensors.append(LazyTensor.of(name, values))

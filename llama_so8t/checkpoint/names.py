@@ -1,15 +1,12 @@
-"""Tensors of the three base families: Hugging Face names, GGUF names, shapes."""
+"""Tensors of the base families: Hugging Face names, GGUF names, shapes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from llama_so8t.errors import CheckpointError
-from llama_so8t.format import Tensors, head_tensor_prefix, stem_tensor_prefix
+from llama_so8t.format import HEAD_FORMS, Tensors, head_tensor_prefix, stem_tensor_prefix
 from llama_so8t.model_spec import ModelSpec
-
-ARCHITECTURES = {"qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}
-"""Base model type -> class name in ``architectures`` of config.json."""
 
 EMBEDDING = "model.embed_tokens.weight"
 OUTPUT = "lm_head.weight"
@@ -89,17 +86,14 @@ def base_tensors(config: Mapping[str, Any], spec: ModelSpec) -> dict[str, Expect
         raise CheckpointError(f"config.json: found {spec.n_layer} layers, expected at most {MAX_LAYERS}")
     d, ff, vocab = spec.hidden_size, _size(config, "intermediate_size"), _size(config, "vocab_size")
     q, kv, head_dim = spec.n_head * spec.head_dim, spec.n_head_kv * spec.head_dim, spec.head_dim
-    attention_bias = spec.base_model_type == "qwen2" or bool(config.get("attention_bias"))
-    output_bias = spec.base_model_type != "qwen2" and bool(config.get("attention_bias"))
-    mlp_bias = spec.base_model_type == "llama" and bool(config.get("mlp_bias"))
     linear = {
-        "self_attn.q_proj": (q, d, attention_bias),
-        "self_attn.k_proj": (kv, d, attention_bias),
-        "self_attn.v_proj": (kv, d, attention_bias),
-        "self_attn.o_proj": (d, q, output_bias),
-        "mlp.gate_proj": (ff, d, mlp_bias),
-        "mlp.up_proj": (ff, d, mlp_bias),
-        "mlp.down_proj": (d, ff, mlp_bias),
+        "self_attn.q_proj": (q, d, spec.qkv_bias),
+        "self_attn.k_proj": (kv, d, spec.qkv_bias),
+        "self_attn.v_proj": (kv, d, spec.qkv_bias),
+        "self_attn.o_proj": (d, q, spec.o_bias),
+        "mlp.gate_proj": (ff, d, spec.mlp_bias),
+        "mlp.up_proj": (ff, d, spec.mlp_bias),
+        "mlp.down_proj": (d, ff, spec.mlp_bias),
     }
     layer: dict[str, tuple[int, ...]] = {"input_layernorm.weight": (d,), "post_attention_layernorm.weight": (d,)}
     if spec.has_qk_norm:
@@ -127,7 +121,7 @@ def so8t_tensors(spec: ModelSpec) -> dict[str, Expected]:
             prefix, columns = stem_tensor_prefix(head.stem), spec.stem_sizes.get(head.stem)
             tensors[f"{prefix}.weight"] = Expected((columns, spec.hidden_size))
             tensors[f"{prefix}.bias"] = Expected((columns,), required=False)
-            if head.activation == "rmsnorm":
+            if HEAD_FORMS[head.activation].norm:
                 tensors[f"{prefix}.norm.weight"] = Expected((columns,))
         prefix = head_tensor_prefix(head.name)
         tensors[f"{prefix}.weight"] = Expected((len(head.labels), columns))

@@ -9,12 +9,13 @@ import numpy as np
 from llama_so8t.checkpoint import adapter, float8, gguf_base, qwen3guard, vocabulary
 from llama_so8t.checkpoint.checkpoint import Checkpoint
 from llama_so8t.checkpoint.checks import check_stems, check_tensors, normalized
-from llama_so8t.checkpoint.names import ARCHITECTURES, base_tensors, layer_tensor, so8t_tensors
+from llama_so8t.checkpoint.names import base_tensors, layer_tensor, so8t_tensors
 from llama_so8t.errors import CheckpointError
 from llama_so8t.files import gguf_file, pytorch_bin, safetensors_file
 from llama_so8t.files.finite import finite
 from llama_so8t.files.json_file import read_json
 from llama_so8t.folding import RotationCache, compensate_step, is_rotated
+from llama_so8t.format import ARCH, FAMILIES
 from llama_so8t.model_spec import ModelSpec
 from llama_so8t.published import as_base
 from llama_so8t.tensors import LazyTensor
@@ -24,8 +25,8 @@ def open_checkpoint(path: str | Path, base: str | Path | None = None) -> Checkpo
     """Opens a model; headers are read and checked, weights are not.
 
     Args:
-        path: Hugging Face directory of a base or SO8T model, SO8T adapter directory, or GGUF file of arch
-            llama, qwen2 or qwen3; also ``package:NAME/FILE``, a file inside an installed Python package.
+        path: Hugging Face directory of a base or SO8T model, SO8T adapter directory, or GGUF file of a base
+            family; also ``package:NAME/FILE``, a file inside an installed Python package.
         base: for an adapter, the base to use instead of the one that the adapter names.
 
     Raises:
@@ -63,24 +64,25 @@ def _open_directory(path: Path) -> Checkpoint:
 
 
 def _of_family(path: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration under the name of one of the families; Mistral without a window is a llama.
+    """The configuration under the name of one of the families; Mistral without a window, for one, is a llama.
 
     Raises:
         CheckpointError: another family.
     """
     model_type, file = config.get("model_type"), path / "config.json"
-    if model_type == "mistral":
+    aliases = {alias: family for family in FAMILIES.values() for alias in family.aliases}
+    if model_type in aliases:
         if config.get("sliding_window"):
             raise CheckpointError(
-                f"{file}: found model_type 'mistral' with sliding_window {config['sliding_window']!r}, "
+                f"{file}: found model_type {model_type!r} with sliding_window {config['sliding_window']!r}, "
                 f"but so8t attends to all positions"
             )
         config = {key: value for key, value in config.items() if key != "sliding_window"}
-        return config | {"model_type": "llama", "architectures": [ARCHITECTURES["llama"]]}
-    if model_type not in ("so8t", *ARCHITECTURES):
-        raise CheckpointError(
-            f"{file}: found model_type {model_type!r}, expected so8t, {', '.join(ARCHITECTURES)} or mistral"
-        )
+        family = aliases[model_type]
+        return config | {"model_type": family.name, "architectures": [family.architecture]}
+    if model_type not in (ARCH, *FAMILIES):
+        expected = f"{', '.join((ARCH, *FAMILIES))} or {' or '.join(aliases)}"
+        raise CheckpointError(f"{file}: found model_type {model_type!r}, expected {expected}")
     return config
 
 

@@ -39,6 +39,6 @@ def split_halves(weight: np.ndarray, n_head: int) -> np.ndarray:
 def _interleaved_heads(name: str, spec: ModelSpec) -> int | None:
     """Number of heads of a tensor (Hugging Face name) whose rows differ, or None where they do not."""
     found = layer_tensor(name)
-    if spec.base_model_type != "llama" or found is None:
+    if not spec.family.interleaved_rope or found is None:
         return None
     return {"self_attn.q_proj": spec.n_head, "self_attn.k_proj": spec.n_head_kv}.get(found[1].rpartition(".")[0])

@@ -21,7 +21,7 @@ from llama_so8t.conversion.writer import write
 from llama_so8t.errors import ConversionError
 from llama_so8t.files.atomic import new_files
 from llama_so8t.folding import foldable_sites
-from llama_so8t.format import ARCH, GENERATORS, generator_name
+from llama_so8t.format import ARCH, SITES, generator_name
 from llama_so8t.tensors import LazyTensor
 
 _ROWS = 1024
@@ -188,7 +188,7 @@ def _stock_sites(options: ConvertOptions, checkpoint: Checkpoint) -> tuple[str, 
     for site in spec.sites:
         if site in foldable or site in options.drop_sites:
             continue
-        names = [generator_name(layer, part) for layer in range(spec.n_layer) for part in GENERATORS[site]]
+        names = [generator_name(layer, part) for layer in range(spec.n_layer) for part in SITES[site].generator_names]
         turning = [name for name in names if np.any(checkpoint.load(name))]
         if turning:
             raise ConversionError(

@@ -14,10 +14,9 @@ import numpy as np
 from llama_so8t import upstream
 from llama_so8t.checkpoint import Checkpoint
 from llama_so8t.checkpoint.gguf_base import ROPE_FREQS, hyperparameters
-from llama_so8t.checkpoint.names import ARCHITECTURES
 from llama_so8t.errors import ConversionError
 from llama_so8t.files.gguf_file import GgufFile, read_gguf
-from llama_so8t.format import ARCH
+from llama_so8t.format import ARCH, FAMILIES
 
 # keys that describe the weights of the base file, or how it was cut, and would be false in the new one
 _DROPPED_PREFIXES = ("split.", "quantize.", "general.tensor_extra")
@@ -121,7 +120,7 @@ def _from_directory(
     """Runs upstream's model class on a directory that looks like the base and holds no weights."""
     conversion, gguf = upstream.conversion, upstream.gguf
     base_type = checkpoint.spec.base_model_type
-    model_class = _plain(conversion.get_model_class(ARCHITECTURES[base_type]))
+    model_class = _plain(conversion.get_model_class(FAMILIES[base_type].architecture))
     with tempfile.TemporaryDirectory(prefix="so8t-") as temporary:
         # upstream derives names from the name of the directory
         directory = Path(temporary) / Path(os.path.abspath(checkpoint.path)).name
@@ -162,7 +161,7 @@ def _base_fields(checkpoint: Checkpoint) -> dict[str, Any]:
         for key, value in checkpoint.config.items()
         if not key.startswith("so8t_") and key not in _NOT_OF_THE_BASE
     }
-    return fields | {"model_type": base_type, "architectures": [ARCHITECTURES[base_type]]}
+    return fields | {"model_type": base_type, "architectures": [FAMILIES[base_type].architecture]}
 
 
 def _link_files(checkpoint: Checkpoint, directory: Path) -> None:

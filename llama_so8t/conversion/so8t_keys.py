@@ -30,8 +30,8 @@ def so8t_keys(spec: ModelSpec, explicit: Sequence[str], folded: Sequence[str]) -
     put.uint(Keys.ROTATION_DIMENSION, DIM)
     put.texts(Keys.ROTATION_EXPLICIT, explicit)
     put.texts(Keys.ROTATION_FOLDED, folded)
-    put.ints(Keys.HEAD_REPRESENTATION, spec.head_representation)
-    put.ints(Keys.HEAD_KV_REPRESENTATION, spec.head_kv_representation)
+    put.ints(Keys.ATTN_HEAD_REPRESENTATION, spec.head_representation)
+    put.ints(Keys.ATTN_HEAD_KV_REPRESENTATION, spec.head_kv_representation)
     put.texts(Keys.HEADS, list(spec.heads))
     for head in spec.heads.values():
         _put_head(put, head)
@@ -45,7 +45,7 @@ def _put_head(put: "_Putter", head: HeadSpec) -> None:
     put.floats(Keys.HEAD_THRESHOLDS.format(name=name), head.thresholds)
     put.float(Keys.HEAD_TEMPERATURE.format(name=name), head.temperature)
     put.uint(Keys.HEAD_DEBOUNCE.format(name=name), head.debounce)
-    put.int(Keys.HEAD_REPRESENTATION_OF.format(name=name), head.representation)
+    put.int(Keys.HEAD_REPRESENTATION.format(name=name), head.representation)
     put.text(Keys.HEAD_ACTIVATION.format(name=name), head.activation)
     put.text(Keys.HEAD_SCOPE.format(name=name), head.scope)
     if head.stem is not None:

@@ -13,9 +13,8 @@ from llama_so8t.checkpoint.row_order import to_gguf
 from llama_so8t.files.finite import check_finite
 from llama_so8t.folding import RotationCache
 from llama_so8t.format import (
-    GENERATORS,
     OUT_GENERATOR,
-    ROTATIONS,
+    SITES,
     Tensors,
     generator_name,
     head_tensor_prefix,
@@ -89,23 +88,22 @@ def _layer_extras(
     checkpoint: Checkpoint, rotations: RotationCache, layer: int, explicit: Sequence[str]
 ) -> Iterator[LazyTensor]:
     spec = checkpoint.spec
-    matrices = {"q": spec.n_head, "k": spec.n_head_kv, "v": spec.n_head_kv}
-    for site in spec.sites:
-        for generator in GENERATORS[site]:
+    for site in (SITES[name] for name in spec.sites):
+        for generator in site.generator_names:
             name = Tensors.GENERATOR.format(layer=layer, name=generator)
             yield _exact(checkpoint, generator_name(layer, generator), name)
-        if site not in explicit:
+        if site.name not in explicit:
             continue
-        for part in ROTATIONS[site]:
-            name = Tensors.ROTATION.format(layer=layer, name=part)
-            n = matrices.get(part) or checkpoint.shape(generator_name(layer, part))[0]
+        for part in site.rotations:
+            name = Tensors.ROTATION.format(layer=layer, name=part.name)
+            n = spec.n_rotations(part, checkpoint.shape(generator_name(layer, part.generator))[0])
             # row-major (n, 8, 8) is ggml [8, 8, n] with [j, i, b] = R_b[i][j]
-            read = partial(_rotation, rotations, layer, part)
+            read = partial(_rotation, rotations, layer, part.name)
             yield LazyTensor(name, (n, DIM, DIM), "F32", read, exact=True)
 
 
-def _rotation(rotations: RotationCache, layer: int, part: str) -> np.ndarray:
-    return getattr(rotations.layer(layer), part).astype(np.float32)
+def _rotation(rotations: RotationCache, layer: int, name: str) -> np.ndarray:
+    return rotations.layer(layer)[name].astype(np.float32)
 
 
 def _exact(checkpoint: Checkpoint, name: str, new_name: str) -> LazyTensor:

@@ -7,7 +7,7 @@ from typing import Any
 
 from llama_so8t.checkpoint import adapter, float8, open_checkpoint
 from llama_so8t.checkpoint.checks import check_tensors, normalized
-from llama_so8t.checkpoint.names import ARCHITECTURES, base_tensors
+from llama_so8t.checkpoint.names import base_tensors
 from llama_so8t.diagnosis.checks import gate_measures, gate_notes, weight_problems
 from llama_so8t.diagnosis.files import diagnose_file
 from llama_so8t.diagnosis.npz_artefacts import SEED_TENSORS, diagnose_npz
@@ -15,6 +15,7 @@ from llama_so8t.diagnosis.report import Diagnosis
 from llama_so8t.errors import CheckpointError, So8tError
 from llama_so8t.files import safetensors_file
 from llama_so8t.files.json_file import read_json
+from llama_so8t.format import FAMILIES
 from llama_so8t.model_spec import ModelSpec
 from llama_so8t.published import Signature, identify, restore
 from llama_so8t.published.restore import LAYOUT_KEY
@@ -136,9 +137,9 @@ def _restored(
         if restored is None:
             return [], ()
         family = restored.config.get("model_type")
-        if family not in ARCHITECTURES:
+        if family not in FAMILIES:
             raise CheckpointError(
-                f"{path / 'config.json'}: found model_type {family!r}, expected {', '.join(ARCHITECTURES)}"
+                f"{path / 'config.json'}: found model_type {family!r}, expected {', '.join(FAMILIES)}"
             )
         spec = ModelSpec.from_config(restored.config)
         check_tensors(path, normalized(path, restored.tensors), base_tensors(restored.config, spec))

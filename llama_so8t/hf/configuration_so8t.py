@@ -10,7 +10,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from llama_so8t.algebra import DIM
 from llama_so8t.errors import ConfigError
-from llama_so8t.format import ARCH, BASE_ARCHITECTURES, HeadSpec, default_heads
+from llama_so8t.format import ARCH, FAMILIES, HeadSpec, default_heads
 from llama_so8t.model_spec import ModelSpec
 
 ARCHITECTURE = "SO8TTransformerForCausalLM"
@@ -23,7 +23,7 @@ class SO8TTransformerConfig(PretrainedConfig):
     """Configuration of a base family plus rotations and heads; every field of the base is an attribute.
 
     Args:
-        base_model_type: "qwen3", "llama" or "qwen2"; decides which further fields exist, and their defaults.
+        base_model_type: a name of `format.FAMILIES`; decides which further fields exist, and their defaults.
         so8t_rotation_dim: 8.
         so8t_triality_symmetry: False puts every head on the vector representation.
         so8t_cross_head_interaction: whether the heads site exists.
@@ -128,10 +128,8 @@ class SO8TTransformerConfig(PretrainedConfig):
 
 
 def _base_class(base_model_type: str) -> type[PretrainedConfig]:
-    if base_model_type not in BASE_ARCHITECTURES:
-        raise ConfigError(
-            f"config: found base_model_type {base_model_type!r}, expected {', '.join(BASE_ARCHITECTURES)}"
-        )
+    if base_model_type not in FAMILIES:
+        raise ConfigError(f"config: found base_model_type {base_model_type!r}, expected {', '.join(FAMILIES)}")
     return CONFIG_MAPPING[base_model_type]
 
 

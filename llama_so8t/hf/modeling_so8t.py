@@ -6,6 +6,7 @@ logits are the base model's, bit for bit.
 """
 
 from dataclasses import dataclass
+from importlib import import_module
 
 import torch
 from torch import nn
@@ -17,10 +18,7 @@ from transformers.masking_utils import create_causal_mask, create_sliding_window
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.llama.modeling_llama import LlamaMLP
-from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP
 from transformers.models.qwen3.modeling_qwen3 import (
-    Qwen3MLP,
     Qwen3RMSNorm,
     Qwen3RotaryEmbedding,
     apply_rotary_pos_emb,
@@ -31,13 +29,10 @@ from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from llama_so8t.format import OUT_GENERATOR, generator_name, head_tensor_prefix
+from llama_so8t.format import HEAD_FORMS, OUT_GENERATOR, Family, generator_name, head_tensor_prefix
 from llama_so8t.hf.configuration_so8t import SO8TTransformerConfig
 from llama_so8t.hf.torch_rotation import mix_heads, rotate_blocks, rotate_heads, rotation
 from llama_so8t.model_spec import ModelSpec
-
-# the families differ in the biases and the q/k norm; norm, rotary embedding and attention are one code
-MLP = {"qwen3": Qwen3MLP, "llama": LlamaMLP, "qwen2": Qwen2MLP}
 
 STEM_ACTIVATIONS = {"gelu": nn.GELU(), "tanh": nn.Tanh(), "rmsnorm": nn.Identity()}
 
@@ -84,14 +79,12 @@ class SO8TMultiHeadAttention(nn.Module):
         self.head_representation = list(spec.head_representation)
         self.head_kv_representation = list(spec.head_kv_representation)
 
-        # diff with Qwen3: Qwen2 has a bias on q, k, v and none on o
-        qwen2 = config.base_model_type == "qwen2"
-        qkv_bias, o_bias = (True, False) if qwen2 else (config.attention_bias, config.attention_bias)
+        # diff with Qwen3: the biases are those of the family, Qwen2 has them on q, k, v and none on o
         d, width, kv_width = spec.hidden_size, spec.n_head * spec.head_dim, spec.n_head_kv * spec.head_dim
-        self.q_proj = nn.Linear(d, width, bias=qkv_bias)
-        self.k_proj = nn.Linear(d, kv_width, bias=qkv_bias)
-        self.v_proj = nn.Linear(d, kv_width, bias=qkv_bias)
-        self.o_proj = nn.Linear(width, d, bias=o_bias)
+        self.q_proj = nn.Linear(d, width, bias=spec.qkv_bias)
+        self.k_proj = nn.Linear(d, kv_width, bias=spec.qkv_bias)
+        self.v_proj = nn.Linear(d, kv_width, bias=spec.qkv_bias)
+        self.o_proj = nn.Linear(width, d, bias=spec.o_bias)
         # diff with Llama and Qwen2: Qwen3 alone has the q/k norm
         norm = spec.has_qk_norm
         self.q_norm = Qwen3RMSNorm(self.head_dim, eps=config.rms_norm_eps) if norm else nn.Identity()
@@ -152,7 +145,7 @@ class SO8TDecoderLayer(GradientCheckpointingLayer):
     def __init__(self, config: SO8TTransformerConfig, layer_idx: int, spec: ModelSpec) -> None:
         super().__init__()
         self.self_attn = SO8TMultiHeadAttention(config, layer_idx, spec)
-        self.mlp = MLP[config.base_model_type](config)
+        self.mlp = _mlp_class(spec.family)(config)
         self.input_layernorm = Qwen3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_attention_layernorm = Qwen3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.so8t = SO8TGenerators(spec, generator_name(layer_idx, ""))
@@ -276,9 +269,10 @@ class SO8TStem(nn.Linear):
     """First layer of MLP heads: ``act(W1 z + b1)``, or ``rmsnorm(W1 z)``. ``(..., d) -> (..., inner)``."""
 
     def __init__(self, d: int, inner: int, activation: str, eps: float) -> None:
-        super().__init__(d, inner, bias=activation != "rmsnorm", dtype=torch.float32)
+        form = HEAD_FORMS[activation]
+        super().__init__(d, inner, bias=form.bias, dtype=torch.float32)
         self.activation = STEM_ACTIVATIONS[activation]
-        self.norm = Qwen3RMSNorm(inner, eps=eps).float() if activation == "rmsnorm" else nn.Identity()
+        self.norm = Qwen3RMSNorm(inner, eps=eps).float() if form.norm else nn.Identity()
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
         return self.norm(self.activation(super().forward(z)))
@@ -324,7 +318,7 @@ class SO8TTransformerForCausalLM(SO8TPreTrainedModel, GenerationMixin):
             if head.stem and head.stem not in self.stems:
                 stem = SO8TStem(spec.hidden_size, width, head.activation, config.rms_norm_eps)
                 self.stems[head.stem] = stem
-            bias = head.activation != "rmsnorm"  # the form of Qwen3Guard has none
+            bias = HEAD_FORMS[head.activation].bias
             linear = nn.Linear(width, len(head.labels), bias=bias, dtype=torch.float32)
             parent, _, leaf = head_tensor_prefix(name).rpartition(".")
             self.get_submodule(parent).add_module(leaf, linear)
@@ -393,6 +387,11 @@ class SO8TTransformerForCausalLM(SO8TPreTrainedModel, GenerationMixin):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+
+def _mlp_class(family: Family) -> type[nn.Module]:
+    # the families differ in the MLP, the biases and the q/k norm; norm, rotary embedding and attention are one code
+    return getattr(import_module(f"transformers.models.{family.name}.modeling_{family.name}"), family.mlp_class)
 
 
 def _layer_types(config: SO8TTransformerConfig) -> list[str]:

@@ -6,7 +6,7 @@ import numpy as np
 
 from llama_so8t.checkpoint import Checkpoint, adapter, open_checkpoint
 from llama_so8t.errors import CheckpointError
-from llama_so8t.format import ARCH, GENERATORS, OUT_GENERATOR, HeadSpec, generator_name, head_tensor_prefix
+from llama_so8t.format import ARCH, OUT, OUT_GENERATOR, SITES, HeadSpec, generator_name, head_tensor_prefix
 from llama_so8t.inspection.subject import (
     Generator,
     HeadTensors,
@@ -56,10 +56,10 @@ def _generators(checkpoint: Checkpoint) -> list[Generator]:
         (layer, site, name, generator_name(layer, name))
         for layer in range(spec.n_layer)
         for site in spec.sites
-        for name in GENERATORS[site]
+        for name in SITES[site].generator_names
     ]
     found = []
-    for layer, site, name, tensor in [*places, (None, "out", "out", OUT_GENERATOR)]:
+    for layer, site, name, tensor in [*places, (None, OUT, OUT, OUT_GENERATOR)]:
         used = used_representations(site, spec.head_representation, spec.head_kv_representation, spec.heads)
         coefficients = checkpoint.load(tensor).astype(np.float64)
         rotations = (computed(tensor, coefficients, used),)

@@ -9,7 +9,17 @@ import numpy as np
 from llama_so8t.algebra import DIM, N_GENERATORS
 from llama_so8t.errors import CheckpointError
 from llama_so8t.files.gguf_file import GgufFile, read_gguf
-from llama_so8t.format import ARCH, FORMAT_VERSION, GENERATORS, ROTATIONS, SITES, HeadSpec, Keys, Tensors
+from llama_so8t.format import (
+    ARCH,
+    FORMAT_VERSION,
+    OUT,
+    PER_HEAD,
+    PER_HEAD_KV,
+    SITES,
+    HeadSpec,
+    Keys,
+    Tensors,
+)
 from llama_so8t.inspection.subject import (
     Generator,
     HeadTensors,
@@ -107,9 +117,9 @@ class _Reader:
     def _sites(self, key: str) -> list[str]:
         sites = self._list(key, str) if key in self.file.metadata else []
         for site in sites:
-            if site not in (*SITES, "out"):
+            if site not in (*SITES, OUT):
                 raise CheckpointError(
-                    f"{self.path}: key {key} names site {site!r}, expected some of {', '.join((*SITES, 'out'))}"
+                    f"{self.path}: key {key} names site {site!r}, expected some of {', '.join((*SITES, OUT))}"
                 )
         return sites
 
@@ -119,7 +129,7 @@ class _Reader:
             options = {
                 "temperature": (Keys.HEAD_TEMPERATURE, float),
                 "debounce": (Keys.HEAD_DEBOUNCE, int),
-                "representation": (Keys.HEAD_REPRESENTATION_OF, int),
+                "representation": (Keys.HEAD_REPRESENTATION, int),
                 "activation": (Keys.HEAD_ACTIVATION, str),
                 "stem": (Keys.HEAD_STEM, str),
                 "scope": (Keys.HEAD_SCOPE, str),
@@ -161,36 +171,42 @@ class _Reader:
         return tensor.read().reshape(found)
 
     def _generators(self, specs: dict[str, HeadSpec]) -> list[Generator]:
-        head = tuple(self._list(Keys.HEAD_REPRESENTATION, int, self.n_head))
-        head_kv = tuple(self._list(Keys.HEAD_KV_REPRESENTATION, int, self.n_head_kv))
-        for key, values in ((Keys.HEAD_REPRESENTATION, head), (Keys.HEAD_KV_REPRESENTATION, head_kv)):
+        head = tuple(self._list(Keys.ATTN_HEAD_REPRESENTATION, int, self.n_head))
+        head_kv = tuple(self._list(Keys.ATTN_HEAD_KV_REPRESENTATION, int, self.n_head_kv))
+        for key, values in (
+            (Keys.ATTN_HEAD_REPRESENTATION, head),
+            (Keys.ATTN_HEAD_KV_REPRESENTATION, head_kv),
+        ):
             if not set(values) <= {0, 1, 2}:
                 raise CheckpointError(f"{self.path}: key {key} has {sorted(set(values))}, expected 0, 1 or 2")
         explicit, folded = self._sites(Keys.ROTATION_EXPLICIT), self._sites(Keys.ROTATION_FOLDED)
         twice = sorted(set(explicit) & set(folded))
         if twice:
             raise CheckpointError(f"{self.path}: site {twice[0]} is listed as explicit and as folded, expected one")
-        per_matrix = {"q": head, "k": head_kv, "v": head_kv}
+        by_head = {PER_HEAD: head, PER_HEAD_KV: head_kv}
         blocks = max(self.hidden_size // DIM, 1)
         found = []
         for layer in range(self.n_layer):
             for site in (site for site in SITES if site in explicit or site in folded):
                 used = used_representations(site, head, head_kv, specs)
-                for name in GENERATORS[site]:
+                for name in SITES[site].generator_names:
                     tensor = Tensors.GENERATOR.format(layer=layer, name=name)
                     coefficients = self._array(tensor, (None, N_GENERATORS), blocks).astype(np.float64)
                     if site in folded:
                         rotations = (computed(tensor, coefficients, used),)
                     else:
-                        made = ROTATIONS[site] if site == "qk" else (name,)  # q and k share one generator
-                        rotations = tuple(self._stored(layer, r, per_matrix.get(r), len(coefficients)) for r in made)
+                        made = [rotation for rotation in SITES[site].rotations if rotation.generator == name]
+                        rotations = tuple(
+                            self._stored(layer, rotation.name, by_head.get(rotation.per), len(coefficients))
+                            for rotation in made
+                        )
                     state = "folded" if site in folded else "explicit"
                     found.append(Generator(layer, site, name, tensor, state, coefficients, rotations))
         if Tensors.OUT_GENERATOR in self.file.tensors:
             coefficients = self._array(Tensors.OUT_GENERATOR, (None, N_GENERATORS), blocks).astype(np.float64)
-            used = used_representations("out", head, head_kv, specs)
+            used = used_representations(OUT, head, head_kv, specs)
             rotations = (computed(Tensors.OUT_GENERATOR, coefficients, used),)
-            found.append(Generator(None, "out", "out", Tensors.OUT_GENERATOR, "folded", coefficients, rotations))
+            found.append(Generator(None, OUT, OUT, Tensors.OUT_GENERATOR, "folded", coefficients, rotations))
         return found
 
     def _stored(self, layer: int, name: str, per_matrix: tuple[int, ...] | None, n: int) -> RotationTensor:

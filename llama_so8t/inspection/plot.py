@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from llama_so8t.algebra import SPINOR_MINUS, SPINOR_PLUS, TOLERANCE, VECTOR
+from llama_so8t.algebra import TOLERANCE
 from llama_so8t.errors import CheckpointError
+from llama_so8t.format import SITES
 from llama_so8t.inspection.measure import Report
 from llama_so8t.inspection.subject import Generator
 
@@ -19,33 +20,12 @@ MAX_SHOWN_LAYERS = 3
 ERROR_FLOOR = 1e-17
 """Exact zeros are drawn here: a log scale has no zero, and float64 errors start near 1e-16."""
 
-_MAPS = (
-    ("gate_safe", VECTOR, "$R_{safe}$"),
-    ("gate_cmd", VECTOR, "$R_{cmd}$"),
-    ("qk", VECTOR, "q, k: vector"),
-    ("qk", SPINOR_PLUS, "q, k: spinor+"),
-    ("qk", SPINOR_MINUS, "q, k: spinor$-$"),
-    ("v", VECTOR, "v: vector"),
-    ("heads", VECTOR, "cross-head"),
-    ("ffn", VECTOR, "ffn"),
+_GENERATORS = {generator.name: generator for site in SITES.values() for generator in site.generators}
+_MAPS = tuple(
+    (generator.name, representation, title)
+    for generator in _GENERATORS.values()
+    for representation, title in enumerate(generator.titles)
 )
-_NAMES = {
-    "gate_safe": "gate, safe",
-    "gate_cmd": "gate, cmd",
-    "qk": "q and k",
-    "v": "v",
-    "heads": "heads",
-    "ffn": "ffn",
-}
-# Okabe and Ito's palette, told apart by people with any kind of colour vision (https://jfly.uni-koeln.de/color/)
-_COLORS = {
-    "gate_safe": "#0072B2",
-    "gate_cmd": "#56B4E9",
-    "qk": "#D55E00",
-    "v": "#E69F00",
-    "heads": "#009E73",
-    "ffn": "#CC79A7",
-}
 _GREY, _RED = "#666666", "#B00020"
 
 
@@ -255,7 +235,8 @@ def _commutators(axes: "Axes", report: Report) -> None:
 def _angles(axes: "Axes", report: Report) -> None:
     largest = 0.0
     for name, (layers, values) in _by_generator(report, "angle_mean").items():
-        axes.plot(layers, values, "-o", color=_COLORS[name], markersize=2.6, linewidth=1.2, label=_NAMES[name])
+        shown = _GENERATORS[name]
+        axes.plot(layers, values, "-o", color=shown.colour, markersize=2.6, linewidth=1.2, label=shown.label)
         largest = np.fmax(largest, np.nanmax(values))
     axes.set_ylim(0, max(1e-3, 1.12 * largest))
     _plain(axes, "Mean rotation angle, radians")

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llama_so8t.algebra import DIM, REPRESENTATIONS, rotation
-from llama_so8t.format import HeadSpec
+from llama_so8t.algebra import DIM, REPRESENTATIONS, VECTOR, rotation
+from llama_so8t.format import OUT, PER_HEAD, PER_HEAD_KV, SITES, HeadSpec
 
-TRIALITY_SITES = ("qk", "v", "out")
+TRIALITY_SITES = (*(name for name, site in SITES.items() if site.is_triality), OUT)
 """Sites that use one generator in several representations."""
 
 
@@ -105,8 +105,12 @@ def used_representations(
     site: str, head: tuple[int, ...], head_kv: tuple[int, ...], heads: dict[str, HeadSpec]
 ) -> tuple[int, ...]:
     """Representations in use at a site, ascending; the vector alone away from the triality sites."""
-    used = {"qk": {*head, *head_kv}, "v": {*head_kv}, "out": {spec.representation for spec in heads.values()}}
-    return tuple(sorted(used.get(site) or {0}))
+    if site == OUT:
+        used = {spec.representation for spec in heads.values()}
+    else:
+        by_head = {PER_HEAD: head, PER_HEAD_KV: head_kv}
+        used = {t for rotation in SITES[site].rotations for t in by_head.get(rotation.per, ())}
+    return tuple(sorted(used or {VECTOR}))
 
 
 def head_problem(spec: HeadSpec, weight: np.ndarray, bias: np.ndarray | None, width: int) -> str | None:

@@ -13,7 +13,7 @@ from llama_so8t.checkpoint.names import gguf_name, layer_tensor
 from llama_so8t.checkpoint.row_order import from_gguf
 from llama_so8t.conversion.convert import Plan
 from llama_so8t.errors import RuntimeLibraryError
-from llama_so8t.format import ARCH, GENERATORS, SITES, Tensors, stem_tensor_prefix
+from llama_so8t.format import ARCH, SITES, Tensors, stem_tensor_prefix
 from llama_so8t.machine import available_memory, n_cores
 from llama_so8t.tensors import LazyTensor
 from llama_so8t.verification.bounds import LOGITS, LOGITS_QUANTIZED
@@ -120,7 +120,8 @@ def _of_reference(
 
 def _source(plan: Plan) -> Callable[[str], np.ndarray]:
     """Reads the checkpoint; sites that the file leaves out are zero."""
-    lost = {name for site in SITES if site not in (*plan.folded, *plan.explicit) for name in GENERATORS[site]}
+    kept = (*plan.folded, *plan.explicit)
+    lost = {generator for name, site in SITES.items() if name not in kept for generator in site.generator_names}
 
     def read(name: str) -> np.ndarray:
         generator = _generator(name)
@@ -132,7 +133,7 @@ def _source(plan: Plan) -> Callable[[str], np.ndarray]:
 def _stored(plan: Plan, tensors: Mapping[str, LazyTensor]) -> Callable[[str], np.ndarray]:
     """Reads the file under the checkpoint's names; a generator that is folded into the weights is zero."""
     spec = plan.checkpoint.spec
-    in_graph = {name for site in plan.explicit for name in GENERATORS[site]}
+    in_graph = {name for site in plan.explicit for name in SITES[site].generator_names}
 
     def read(name: str) -> np.ndarray:
         shape, generator = plan.checkpoint.shape(name), _generator(name)

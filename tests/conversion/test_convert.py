@@ -19,7 +19,7 @@ from llama_so8t.conversion.options import ConvertOptions
 from llama_so8t.errors import CheckpointError, ConfigError, ConversionError
 from llama_so8t.files import safetensors_file, safetensors_writer
 from llama_so8t.files.gguf_file import read_gguf
-from llama_so8t.format import GENERATORS, default_heads, generator_name
+from llama_so8t.format import SITES, default_heads, generator_name
 
 NAMES = ["Tiny-Qwen3-0.1M-Instruct", "tiny-llama", "odd-qwen2-yarn"]
 FOLD_ONLY = {"gate", "v", "heads", "ffn"}
@@ -101,7 +101,7 @@ def test_generators_and_rotations_are_kept_exactly(models, convert_to, name, out
     np.testing.assert_array_equal(so8t.pop("so8t_out_gen.weight").read(), model.load("so8t.out"))
     for layer in range(spec.n_layer):
         generators = {}
-        for generator in (g for site in spec.sites for g in GENERATORS[site]):
+        for generator in (g for site in spec.sites for g in SITES[site].generator_names):
             generators[generator] = model.load(generator_name(layer, generator))
             found = so8t.pop(f"blk.{layer}.so8t_{generator}_gen.weight").read()
             np.testing.assert_array_equal(found, generators[generator])

@@ -7,7 +7,7 @@ from tiny_models import base_config
 from llama_so8t import folding
 from llama_so8t.algebra import DIM, random_generators, rotate_blocks, rotation
 from llama_so8t.errors import AlgebraError, ConversionError
-from llama_so8t.format import GENERATORS, n_generators
+from llama_so8t.format import SITES, n_generators
 from llama_so8t.model_spec import ModelSpec
 
 # hidden size, heads, key-value heads, head size, shared blocks: one group of heads, none, two, one and a rest
@@ -40,7 +40,7 @@ def make_generators(spec, rng, scale=0.5):
     return {
         name: random_generators(rng, (n_generators(name, spec.hidden_size, spec.n_head, spec.shared_blocks),), scale)
         for site in spec.sites
-        for name in GENERATORS[site]
+        for name in SITES[site].generator_names
     }
 
 
@@ -157,15 +157,21 @@ def test_only_the_named_sites_are_folded(rng):
     suffix = "self_attn.q_proj.weight"
     assert folding.fold(suffix, weight, rotations, ()) is weight
     gate_only = folding.fold(suffix, weight, rotations, ("gate",))
-    np.testing.assert_array_equal(gate_only, folding.rotate_columns(weight, rotations.gate))
+    np.testing.assert_array_equal(
+        gate_only, folding.rotate_columns(weight, rotations["gate_cmd"] @ rotations["gate_safe"])
+    )
     qk_only = folding.fold(suffix, weight, rotations, ("qk", "ffn", "v"))
-    np.testing.assert_array_equal(qk_only, folding.rotate_rows(weight, rotations.q))
+    np.testing.assert_array_equal(qk_only, folding.rotate_rows(weight, rotations["q"]))
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_zero_generators_keep_every_bit(suffix):
     spec = make_spec("llama", SHAPES[0])
-    zeros = {name: np.zeros((n_generators(name, 64, 8, False), 28)) for site in spec.sites for name in GENERATORS[site]}
+    zeros = {
+        name: np.zeros((n_generators(name, 64, 8, False), 28))
+        for site in spec.sites
+        for name in SITES[site].generator_names
+    }
     rotations = folding.layer_rotations(spec, zeros.__getitem__)
     weight = np.zeros(shape_of(suffix, spec), np.float32)
     weight[0, :3] = -0.0, np.inf, 1e-45

@@ -11,7 +11,7 @@ import pytest
 
 from llama_so8t.algebra import random_generators, rotation
 from llama_so8t.checkpoint import adapter
-from llama_so8t.format import GENERATORS, SITES, Keys, Tensors, default_heads, default_representations
+from llama_so8t.format import SITES, Keys, Tensors, default_heads, default_representations
 
 N_LAYER, N_HEAD, N_HEAD_KV, WIDTH = 3, 9, 3, 72
 
@@ -38,12 +38,12 @@ def write_gguf(gguf, tmp_path: Path, rng: np.random.Generator) -> Callable[..., 
             Keys.ROTATION_DIMENSION: 8,
             Keys.ROTATION_EXPLICIT: list(explicit),
             Keys.ROTATION_FOLDED: [site for site in (*SITES, "out") if site not in explicit],
-            Keys.HEAD_REPRESENTATION: head,
-            Keys.HEAD_KV_REPRESENTATION: head_kv,
+            Keys.ATTN_HEAD_REPRESENTATION: head,
+            Keys.ATTN_HEAD_KV_REPRESENTATION: head_kv,
         }
         tensors = {Tensors.OUT_GENERATOR: random_generators(rng, (WIDTH // 8,), 0.3)}
         for layer in range(N_LAYER):
-            for name in (name for site in SITES for name in GENERATORS[site]):
+            for name in (name for site in SITES for name in SITES[site].generator_names):
                 n = WIDTH // 8 if name in ("gate_safe", "gate_cmd", "ffn") else 1
                 tensors[Tensors.GENERATOR.format(layer=layer, name=name)] = random_generators(rng, (n,), 0.3)
             _add_rotations(tensors, layer, explicit, head, head_kv)
@@ -58,7 +58,7 @@ def write_gguf(gguf, tmp_path: Path, rng: np.random.Generator) -> Callable[..., 
 
 def _add_rotations(tensors, layer, explicit, head, head_kv) -> None:
     for site in explicit:
-        for name in GENERATORS[site]:
+        for name in SITES[site].generator_names:
             generator = tensors[Tensors.GENERATOR.format(layer=layer, name=name)]
             made = {name: rotation(generator)}
             if site == "qk":
@@ -79,7 +79,7 @@ def _add_heads(metadata, tensors, rng) -> None:
             Keys.HEAD_LABELS.format(name=name): list(spec.labels),
             Keys.HEAD_ACTIONS.format(name=name): list(spec.actions),
             Keys.HEAD_THRESHOLDS.format(name=name): list(spec.thresholds),
-            Keys.HEAD_REPRESENTATION_OF.format(name=name): spec.representation,
+            Keys.HEAD_REPRESENTATION.format(name=name): spec.representation,
         }
         tensors[Tensors.HEAD_WEIGHT.format(name=name)] = rng.normal(size=(2, WIDTH))
         tensors[Tensors.HEAD_BIAS.format(name=name)] = rng.normal(size=2)
@@ -123,7 +123,7 @@ def adapter_directory(gguf, tmp_path: Path, rng: np.random.Generator) -> Path:
         "so8t_heads": {name: spec.to_dict() for name, spec in default_heads().items()},
     }
     (directory / adapter.CONFIG_NAME).write_text(json.dumps(fields))
-    generators = {f"model.layers.0.so8t.{name}" for site in SITES for name in GENERATORS[site]}
+    generators = {f"model.layers.0.so8t.{name}" for site in SITES for name in SITES[site].generator_names}
     added = {name: random_generators(rng, (1,), 0.3) for name in sorted(generators)}
     added |= {"so8t.out": random_generators(rng, (1,), 0.3)}
     for name in default_heads():

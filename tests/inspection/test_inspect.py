@@ -9,7 +9,7 @@ import pytest
 
 from llama_so8t.cli import inspect as command
 from llama_so8t.errors import CheckpointError, So8tError
-from llama_so8t.format import GENERATORS, SITES, Keys
+from llama_so8t.format import SITES, Keys
 from llama_so8t.inspection import inspect, render
 
 
@@ -139,7 +139,7 @@ def test_an_adapter_shows_generators_and_unfitted_heads(adapter_directory, capsy
     report = json.loads(capsys.readouterr().out)
     assert report["format"] == "adapter" and report["ok"] and report["compensated"] is True
     assert [site["generator"] for site in report["sites"]] == [
-        *(g for s in SITES for g in GENERATORS[s]),
+        *(g for s in SITES.values() for g in s.generator_names),
         "out",
     ]
     assert all(site["state"] == "checkpoint" for site in report["sites"])
@@ -201,8 +201,11 @@ def _spoiled(change):
         (lambda m, t: m.update({Keys.ROTATION_DIMENSION: 16}), Keys.ROTATION_DIMENSION),
         (lambda m, t: m.update({"so8t.block_count": 4_000_000_000}), "so8t.block_count"),
         (lambda m, t: m.update({"so8t.attention.head_count": 0}), "so8t.attention.head_count"),
-        (lambda m, t: m.update({Keys.HEAD_REPRESENTATION: [0, 1]}), Keys.HEAD_REPRESENTATION),
-        (lambda m, t: m.update({Keys.HEAD_KV_REPRESENTATION: [0, 1, 7]}), Keys.HEAD_KV_REPRESENTATION),
+        (lambda m, t: m.update({Keys.ATTN_HEAD_REPRESENTATION: [0, 1]}), Keys.ATTN_HEAD_REPRESENTATION),
+        (
+            lambda m, t: m.update({Keys.ATTN_HEAD_KV_REPRESENTATION: [0, 1, 7]}),
+            Keys.ATTN_HEAD_KV_REPRESENTATION,
+        ),
         (lambda m, t: m.update({Keys.ROTATION_FOLDED: ["gate"]}), "as explicit and as folded"),
         (lambda m, t: m.update({Keys.ROTATION_EXPLICIT: ["attention"]}), "names site 'attention'"),
         (lambda m, t: m.update({Keys.HEADS: ["x" * 3]}), "so8t.head.xxx.labels"),

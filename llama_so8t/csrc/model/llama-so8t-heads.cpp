@@ -53,7 +53,7 @@ static so8t_head so8t_load_head(const gguf_context * ctx, const std::string & na
 
     head.temperature    = so8t_kv_float(ctx, key(SO8T_KV_HEAD_TEMPERATURE), head.temperature);
     head.debounce       = so8t_kv_uint(ctx, key(SO8T_KV_HEAD_DEBOUNCE), head.debounce);
-    head.representation = so8t_kv_int(ctx, key(SO8T_KV_HEAD_REPRESENTATION_OF), head.representation);
+    head.representation = so8t_kv_int(ctx, key(SO8T_KV_HEAD_REPRESENTATION), head.representation);
     head.prompt_token   = so8t_kv_int(ctx, key(SO8T_KV_HEAD_PROMPT_TOKEN), head.prompt_token);
     head.activation     = so8t_kv_string(ctx, key(SO8T_KV_HEAD_ACTIVATION), head.activation);
     if (!(head.temperature > 0) || !std::isfinite(head.temperature)) {
@@ -175,7 +175,7 @@ void so8t_save(const llama_model & model, gguf_context * ctx) {
             ctx, key(SO8T_KV_HEAD_THRESHOLDS).c_str(), GGUF_TYPE_FLOAT32, thresholds.data(), thresholds.size());
         gguf_set_val_f32(ctx, key(SO8T_KV_HEAD_TEMPERATURE).c_str(), head.temperature);
         gguf_set_val_u32(ctx, key(SO8T_KV_HEAD_DEBOUNCE).c_str(), head.debounce);
-        gguf_set_val_i32(ctx, key(SO8T_KV_HEAD_REPRESENTATION_OF).c_str(), head.representation);
+        gguf_set_val_i32(ctx, key(SO8T_KV_HEAD_REPRESENTATION).c_str(), head.representation);
         gguf_set_val_str(ctx, key(SO8T_KV_HEAD_ACTIVATION).c_str(), head.activation.c_str());
         gguf_set_val_str(ctx, key(SO8T_KV_HEAD_SCOPE).c_str(), SO8T_SCOPE_NAMES[head.scope - 1]);
         if (head.prompt_token != LLAMA_TOKEN_NULL) {

@@ -80,9 +80,9 @@ void llama_model_so8t::load_arch_hparams(llama_model_loader & ml) {
 
     sites_explicit         = so8t_load_sites(ml.metadata, SO8T_KV_ROTATION_EXPLICIT);
     sites_folded           = so8t_load_sites(ml.metadata, SO8T_KV_ROTATION_FOLDED);
-    head_representation    = so8t_load_representations(ml.metadata, SO8T_KV_HEAD_REPRESENTATION, hparams.n_head());
+    head_representation    = so8t_load_representations(ml.metadata, SO8T_KV_ATTN_HEAD_REPRESENTATION, hparams.n_head());
     head_kv_representation = so8t_load_representations(
-        ml.metadata, SO8T_KV_HEAD_KV_REPRESENTATION, hparams.n_head_kv());
+        ml.metadata, SO8T_KV_ATTN_HEAD_KV_REPRESENTATION, hparams.n_head_kv());
 
     switch (hparams.n_layer()) {
         case 28: type = hparams.n_embd == 1024 ? LLM_TYPE_0_6B : LLM_TYPE_1_7B; break;
@@ -401,9 +401,9 @@ void so8t_save_rotations(const llama_model & model, gguf_context * ctx) {
     gguf_set_val_str(ctx, SO8T_KV_BASE_ARCHITECTURE, so8t.base_architecture.c_str());
     so8t_set_strings(ctx, SO8T_KV_ROTATION_EXPLICIT, so8t.sites_explicit);
     so8t_set_strings(ctx, SO8T_KV_ROTATION_FOLDED, so8t.sites_folded);
-    gguf_set_arr_data(ctx, SO8T_KV_HEAD_REPRESENTATION, GGUF_TYPE_INT32, so8t.head_representation.data(),
+    gguf_set_arr_data(ctx, SO8T_KV_ATTN_HEAD_REPRESENTATION, GGUF_TYPE_INT32, so8t.head_representation.data(),
         so8t.head_representation.size());
-    gguf_set_arr_data(ctx, SO8T_KV_HEAD_KV_REPRESENTATION, GGUF_TYPE_INT32, so8t.head_kv_representation.data(),
+    gguf_set_arr_data(ctx, SO8T_KV_ATTN_HEAD_KV_REPRESENTATION, GGUF_TYPE_INT32, so8t.head_kv_representation.data(),
         so8t.head_kv_representation.size());
     for (const ggml_tensor * generator : so8t.generators) {
         gguf_add_tensor(ctx, generator);
