@@ -89,7 +89,7 @@ def from_bf16(raw: np.ndarray) -> np.ndarray:
 
 
 def first_nonfinite(values: np.ndarray) -> int | None:
-    """Flat index of the first NaN or infinity of a float32 array, or None."""
+    """Flat index of the first NaN or infinity of a float32 array of any shape, or None."""
     values = np.ascontiguousarray(values)
     if (native := library()) is None:
         bad = np.flatnonzero(~np.isfinite(values))

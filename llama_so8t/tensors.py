@@ -23,7 +23,7 @@ class DataFile:
         weakref.finalize(self, os.close, self._descriptor)
 
     def bytes(self, start: int, count: int) -> np.ndarray:
-        """``count`` bytes from ``start`` as uint8.
+        """``count`` bytes from ``start``, ``(count,)`` uint8.
 
         Raises:
             CheckpointError: the file has become shorter since it was opened.

@@ -63,6 +63,9 @@ def coefficients(matrix: np.ndarray) -> np.ndarray:
 
     Returns:
         ``(..., 28)``, same dtype.
+
+    Raises:
+        AlgebraError: another shape.
     """
     matrix = np.asarray(matrix)
     if matrix.shape[-2:] != (DIM, DIM):

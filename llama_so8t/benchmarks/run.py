@@ -27,11 +27,12 @@ _SHARE = 0.8
 """Of the free memory that models may take at a time."""
 
 _SIZES = ((2_000_000_000, (16, 4)), (300_000_000, (128, 32)), (0, (512, 128)))
-"""Bytes of weights from which on prompt and generation have these tokens: about a second for each test."""
+"""Smallest size of the weights in bytes, and the tokens of prompt and generation: a test takes about a second."""
 
 _N_SLICES = {"pp": 4, "tg": 16}
 _LEAST_SLICE = {"pp": 16, "tg": 1}
-"""A test is done in so many slices, the models in turns: what else a machine does lasts longer than a slice."""
+"""Each test is cut into this many slices, of at least so many tokens, and the models alternate slice by slice: other
+load on the machine then hits all of them."""
 
 
 @dataclass(frozen=True)
@@ -221,8 +222,8 @@ def _load_and_test(
 ) -> None:
     """Loads the arms anew and measures them in turns, in random order each time.
 
-    A model keeps the pages that it has got when it was loaded, and by these alone one can be 4 % faster than another
-    as long as both live: a loading is one measurement.
+    A model keeps the memory pages that it got when it was loaded. These alone can make one model 4 % faster than
+    another for as long as both are loaded, so one loading counts as one measurement.
     """
     n_prompt, n_gen = sizes
     with ExitStack() as stack:

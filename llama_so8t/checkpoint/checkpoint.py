@@ -62,7 +62,7 @@ class Checkpoint:
         return self._find(name).read()
 
     def load_finite(self, name: str) -> np.ndarray:
-        """`load` for a tensor in which NaN or infinity would silently spoil all others.
+        """`load` for a tensor in which NaN or infinity would silently spoil all others; float32 of its shape.
 
         Raises:
             CheckpointError: as `load`, or it has such a value.

@@ -1,4 +1,4 @@
-"""The fields of ``config.json`` that other files state or expect, flat and with defaults written out."""
+"""The fields of ``config.json`` that sidecars and YAML files repeat: flat, with their defaults filled in."""
 
 from collections.abc import Mapping
 from typing import Any

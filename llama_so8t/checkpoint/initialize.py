@@ -1,4 +1,4 @@
-"""Makes an SO8T model from a base: rotations at every site, heads that still say nothing."""
+"""Makes an SO8T model from a base: rotations at every site, heads of zeros."""
 
 import json
 import shutil

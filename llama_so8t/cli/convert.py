@@ -12,6 +12,7 @@ from llama_so8t.errors import ConfigError
 
 if TYPE_CHECKING:
     from llama_so8t.conversion.convert import Plan
+    from llama_so8t.sidecars.config_yaml import ConfigFile
 
 HELP = "convert an SO8T checkpoint or adapter to GGUF"
 
@@ -101,7 +102,13 @@ def _add_work_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs `so8t convert`."""
+    """Runs `so8t convert`.
+
+    Raises:
+        ConfigError: no model is named, or --config is wrong.
+        CheckpointError: the model cannot be read.
+        ConversionError: it cannot be written as asked, or --verify found something wrong.
+    """
     # here, not above: `so8t --help` must not need the llama.cpp tree
     from llama_so8t import upstream
     from llama_so8t.checkpoint.fields import check_fields
@@ -116,24 +123,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("no model is named: give its directory, or model.model_path in --config")
     for key in config.without_effect:
         print(f"note: {args.config}: {key} has no effect on a conversion", file=sys.stderr)
-    planned = convert.plan(
-        ConvertOptions(
-            model=model,
-            outfile=args.outfile or config.outfile,
-            outtype=args.outtype or config.outtype or "q8_0",
-            rotations=args.rotations,
-            arch=args.arch,
-            base=args.base,
-            model_name=args.model_name,
-            drop_sites=args.drop_sites,
-            keep=config.keep if args.keep is None else args.keep,
-            tensor_types=tuple(args.tensor_type),
-            imatrix=args.imatrix,
-            split_max_size=args.split_max_size,
-            threads=args.threads,
-            allow_nonfinite=args.allow_nonfinite,
-        )
-    )
+    planned = convert.plan(_options(args, config, model))
     check_fields(planned.checkpoint, config.expected)
     if planned.options.drop_sites:
         from llama_so8t.verification import effect_of_dropped_sites
@@ -159,6 +149,26 @@ def run(args: argparse.Namespace) -> int:
         print(f"wrote {report.write()}")
         report.require_ok()
     return 0
+
+
+def _options(args: argparse.Namespace, config: "ConfigFile", model: Path) -> ConvertOptions:
+    """The command line, and what it leaves to --config."""
+    return ConvertOptions(
+        model=model,
+        outfile=args.outfile or config.outfile,
+        outtype=args.outtype or config.outtype or "q8_0",
+        rotations=args.rotations,
+        arch=args.arch,
+        base=args.base,
+        model_name=args.model_name,
+        drop_sites=args.drop_sites,
+        keep=config.keep if args.keep is None else args.keep,
+        tensor_types=tuple(args.tensor_type),
+        imatrix=args.imatrix,
+        split_max_size=args.split_max_size,
+        threads=args.threads,
+        allow_nonfinite=args.allow_nonfinite,
+    )
 
 
 def _write_modelfile(planned: "Plan") -> None:

@@ -43,7 +43,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the report; an error afterwards if a loader would refuse the model."""
+    """Prints the report.
+
+    Raises:
+        CheckpointError: the model cannot be read, or a loader would refuse it; the report is printed first.
+    """
     report = inspect(args.model, args.base)
     print(json.dumps(report.to_dict(), indent=2) if args.json else render(report), flush=True)
     if args.plot is not None:

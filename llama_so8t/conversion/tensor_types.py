@@ -55,7 +55,7 @@ def choose_types(
 def importances(path: Path) -> dict[str, np.ndarray]:
     """Importance of every column of the matrices in a file of `llama-imatrix`, as llama-quantize reads it.
 
-    ``sum of squares / count`` per column, float32; 1 where nothing was counted.
+    ``sum of squares / count``, ``(columns,)`` float32 for each name; 1 where nothing was counted.
 
     Raises:
         ConversionError: not such a file.

@@ -36,14 +36,15 @@ def is_default_init(weight: np.ndarray) -> bool:
 
 
 def is_flat(values: np.ndarray) -> bool:
-    """Whether values are spread uniformly from -m to m: a standard deviation of m / sqrt(3), whatever m is."""
+    """Whether floats of any shape are spread uniformly from -m to m: a standard deviation of m / sqrt(3)."""
     with np.errstate(over="ignore", invalid="ignore"):  # floats of damaged files
         largest, deviation = float(np.abs(values).max(initial=0)), float(values.std(dtype=np.float64))
     return largest > 0 and abs(deviation * math.sqrt(3) / largest - 1) < 0.03
 
 
 def weight_problems(tensors: Mapping[str, Any]) -> list[str]:
-    """Reads every tensor once: unreadable, not finite, or linear maps in the state in which PyTorch makes them."""
+    """Reads every tensor once; one line for those that are unreadable, those with NaN or infinity, and for linear
+    maps in the state in which PyTorch makes them."""
     unreadable, infinite, fresh, linear = [], [], [], 0
     for name, tensor in tensors.items():
         try:
@@ -70,7 +71,13 @@ def weight_problems(tensors: Mapping[str, Any]) -> list[str]:
 def gate_measures(
     found: Signature, read: Callable[[str], np.ndarray], config: Mapping[str, Any]
 ) -> tuple[list[Gate], list[str]]:
-    """Rotations of every parameter tensor whose formula is known, and what is wrong with the tensors."""
+    """Rotations of every parameter tensor whose formula is known, and what is wrong with the tensors.
+
+    Args:
+        found: the layout and its tensors.
+        read: name of a tensor -> its values, in the shape of `Layout.shape`.
+        config: config.json of the model, which may say that a gate has another formula.
+    """
     builder = builder_of(found.layout, config)
     gates, problems = [], []
     if builder is None:
@@ -91,6 +98,10 @@ def gate_notes(layout: Layout, thetas: list[np.ndarray]) -> list[str]:
     """Gates that turn nothing, or whose numbers look like those with which training starts.
 
     Only the skew part counts: nothing else of theta reaches R, so nothing else is trained.
+
+    Args:
+        layout: says how its training starts.
+        thetas: parameters of the gates, ``(nb, 8, 8)`` each; of other shapes only zeros are told.
     """
     if not thetas:
         return []

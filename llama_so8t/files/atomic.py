@@ -15,6 +15,10 @@ def new_file(path: Path) -> Iterator[Path]:
 
     SIGTERM counts as a failure like Ctrl-C: both remove the file. What a killed process left under such a name
     is removed first.
+
+    Raises:
+        OSError: the file system refuses; nothing of the file is left.
+        KeyboardInterrupt: SIGTERM came.
     """
     with new_files([path]) as (temporary,):
         yield temporary
@@ -55,7 +59,12 @@ def _remove_orphans(path: Path) -> None:
 
 @contextmanager
 def new_directory(path: Path) -> Iterator[Path]:
-    """A temporary directory beside ``path``; on success it takes its place, otherwise it is removed."""
+    """A temporary directory beside ``path``; on success it takes its place, otherwise it is removed.
+
+    Raises:
+        OSError: the file system refuses; what was at ``path`` is there again.
+        KeyboardInterrupt: SIGTERM came.
+    """
     path = path.resolve()  # "." has no name to put the temporary one beside
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     replaced = path.with_name(f".{path.name}.{os.getpid()}.replaced")

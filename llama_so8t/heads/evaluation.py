@@ -56,6 +56,10 @@ def comparisons(sets: np.ndarray, labels: np.ndarray) -> list[tuple[str, str]]:
     """Pairs of sets to tell apart: everything, each acting set from all benign ones, and every two of one source.
 
     The last are the fair ones: one source words both of its labels alike.
+
+    Args:
+        sets: name of the set of each example, ``(n,)``.
+        labels: 0 or 1, ``(n,)``.
     """
     positives, negatives = (sorted({str(name) for name in sets[labels == label]}) for label in (1, 0))
     found = [(ALL, ALL)] + ([(name, ALL) for name in positives] if len(positives) > 1 else [])

@@ -145,12 +145,12 @@ def _out_of_fold_by_part(
 
 
 def spread(n: int) -> np.ndarray:
-    """At most `POSITIONS` different positions of n, first and last among them, evenly spread."""
+    """At most `POSITIONS` different positions of n, ``(positions,)`` int, evenly spread from 0 to n - 1."""
     return np.unique(np.linspace(0, n - 1, POSITIONS).round().astype(int))
 
 
 def balanced_weights(rows: Sequence[Labelled]) -> np.ndarray:
-    """Weights that sum to 1: the two labels weigh the same, and within a label every set does.
+    """Weights ``(rows,)`` float64 that sum to 1: the two labels weigh the same, and within a label every set does.
 
     Otherwise the largest set of each label decides, and the head learns to tell these two styles apart.
     """
@@ -163,6 +163,10 @@ def debounced(logits: np.ndarray, n: int) -> float:
     """The largest value that ``n`` consecutive positions all reach; -inf for fewer than n, which never act.
 
     An answer is stopped at threshold t exactly if this is at least t.
+
+    Args:
+        logits: log odds at the positions of an answer, ``(positions,)``.
+        n: the debounce.
     """
     if len(logits) < n:
         return -math.inf
@@ -170,10 +174,14 @@ def debounced(logits: np.ndarray, n: int) -> float:
 
 
 def threshold_at(scores: np.ndarray, rate: float) -> float:
-    """A threshold that at most ``rate`` of the scores reach, and no lower one would do.
+    """The lowest threshold that at most a fraction ``rate`` of the scores reach.
 
-    It lies halfway between the last score that may act and the highest that may not, so that rounding moves
+    It lies halfway between the lowest score that may act and the highest that may not, so that rounding moves
     none across.
+
+    Args:
+        scores: log odds, ``(n,)``, one or more; -inf is below every threshold.
+        rate: from 0 to 1.
     """
     ordered = np.sort(scores)[::-1]
     stays_below = ordered[min(int(rate * len(ordered) + 1e-9), len(ordered) - 1)]
@@ -184,7 +192,13 @@ def threshold_at(scores: np.ndarray, rate: float) -> float:
 
 
 def auroc(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None) -> float:
-    """Area under the ROC curve; scores of -inf rank below all others."""
+    """Area under the ROC curve; scores of -inf rank below all others.
+
+    Args:
+        labels: 0 or 1, ``(n,)``; both are there.
+        scores: ``(n,)``.
+        weights: ``(n,)``, or None where all weigh the same.
+    """
     from sklearn.metrics import roc_auc_score
 
     finite = scores[np.isfinite(scores)]
@@ -193,7 +207,17 @@ def auroc(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = N
 
 
 def acting_rates(position: str, sets: np.ndarray, labels: np.ndarray, acts: np.ndarray) -> list[dict]:
-    """How often each set acts, by label: true positives for label 1, false positives for label 0."""
+    """How often each set acts, by label: true positives for label 1, false positives for label 0.
+
+    Args:
+        position: "prompt" or "answer", for the result.
+        sets: name of the set of each example, ``(n,)``.
+        labels: 0 or 1, ``(n,)``.
+        acts: whether the head acts on it, ``(n,)`` bool.
+
+    Returns:
+        An object of ``rates`` of the report for every set and label.
+    """
     return [
         {
             "position": position,

@@ -63,7 +63,13 @@ def folds(groups: np.ndarray, seed: int) -> np.ndarray:
 
 
 def out_of_fold(rows: Rows, strength: float, fold: np.ndarray) -> list[Direction]:
-    """One direction per fold, fitted on the rows of the other folds."""
+    """One direction per fold, fitted on the rows of the other folds.
+
+    Args:
+        rows: hidden states, labels and weights.
+        strength: C of the regression, above 0.
+        fold: number of the fold of each row, ``(n,)`` int from 0 to `N_FOLDS` - 1.
+    """
     found = []
     for number in range(N_FOLDS):
         kept = fold != number

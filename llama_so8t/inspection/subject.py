@@ -45,7 +45,7 @@ class Generator:
         return exponential(self.coefficients, representation)
 
     def of_representation(self, representation: int) -> np.ndarray:
-        """All rotations of one representation, read where the file has them, (m, 8, 8)."""
+        """All rotations of one representation, read where the file has them, ``(m, 8, 8)`` float64."""
         found = [tensor.rotations[[r == representation for r in tensor.representations]] for tensor in self.tensors]
         found = [rotations for rotations in found if len(rotations)]
         return np.concatenate(found) if found else self.expected(representation)

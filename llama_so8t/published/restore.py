@@ -30,7 +30,7 @@ from llama_so8t.tensors import LazyTensor
 _LOG = logging.getLogger(__name__)
 
 LAYOUT_KEY, ORIGIN_KEY, EXACT_KEY = "so8t_layout", "so8t_layout_origin", "so8t_layout_exact"
-"""Keys of config.json with which a user says what a checkpoint cannot: its layout, its story, its exponential."""
+"""Keys of config.json with which a user says what a checkpoint cannot: its layout, its origin, its exponential."""
 
 _EMBEDDING, _OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
 _LORA = re.compile(r"\.lora_[AB]\.|\.lora_embedding_[AB]\.")
@@ -89,7 +89,7 @@ def restore(
         config: its config.json, which may state layout, origin and exponential.
         tensors: its tensors by stored name.
         layout: id of the layout, instead of the one that config.json states.
-        origin: its story, instead of the one that config.json states.
+        origin: where its rotation was in training, instead of what config.json states; see `Layout.origins`.
 
     Returns:
         None where nothing of SO8T is found, or everything is in this project's own format.
@@ -146,7 +146,7 @@ def as_base(
 def builder_of(
     row: Layout, config: Mapping[str, Any], exact: bool = False
 ) -> Callable[[np.ndarray], np.ndarray] | None:
-    """The function that makes R of a layout; None where its formula is not known."""
+    """The function that makes R of a parameter in the shape of `Layout.shape`; None where its formula is not known."""
     if exact:
         return row.exact
     if row.without_cayley is not None and config.get("so8t_use_cayley", True) is False:

@@ -9,7 +9,7 @@ from llama_so8t.published import rotations
 from llama_so8t.published.rotations import COLUMN, ROW
 
 ACCEPT, REFUSE, NEEDS_ORIGIN = "accept", "refuse", "needs-origin"
-"""Verdicts: read as a base model; never; only after the user said which of two stories is true."""
+"""Verdicts: it is read as a base model; it is refused; it is ambiguous, and the user must state the origin."""
 
 AFTER_O_PROJ, BEFORE_O_PROJ, BEFORE_LM_HEAD = "after o_proj", "before o_proj", "before lm_head"
 """Sites that can be folded into the linear map beside them. A row may name others, which are never folded."""
@@ -44,8 +44,9 @@ class Layout:
     function, ``side`` the form of its result. ``exact`` is the exponential that an inexact ``builder`` was meant
     to be, ``without_cayley`` the builder where config.json says ``so8t_use_cayley: false``. ``wrapper`` is the
     module that stands between ``self_attn`` and its projections. ``layers`` says which layers have a gate where
-    config.json has no ``layer_indices``: "all", "ends" (first, middle, last) or None (any). ``origins`` are the
-    stories of a layout that needs one: True where the rotation was in the forward pass. ``files`` identify it too.
+    config.json has no ``layer_indices``: "all", "ends" (first, middle, last) or None (any). ``origins`` maps
+    each possible origin of an ambiguous layout to whether the rotation was in the forward pass. ``files`` are names
+    of files that identify it, too.
     """
 
     id: str

@@ -36,7 +36,7 @@ def quantize(tensor: LazyTensor, scale: float) -> Iterator[np.ndarray]:
 
 
 def dequantize(quantized: np.ndarray, scale: float) -> np.ndarray:
-    """``s q`` as float32."""
+    """``s q``: int8 of any shape to float32 of the same."""
     return quantized.astype(np.float32) * np.float32(scale)
 
 
