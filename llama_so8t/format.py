@@ -6,7 +6,7 @@ exists here once; `format_header` writes the same names and rows for C++ (`csrc/
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -370,7 +370,7 @@ def stem_tensor_prefix(stem: str) -> str:
     return f"stems.{stem}"
 
 
-def default_representations(n: int, enabled: tuple[bool, bool, bool] = (True, True, True)) -> list[int]:
+def default_representations(n: int, enabled: Sequence[bool] = (True, True, True)) -> list[int]:
     """Representation per head: index mod 3, with switched-off representations falling back to vector."""
     return [index % 3 if enabled[index % 3] else VECTOR for index in range(n)]
 

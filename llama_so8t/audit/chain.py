@@ -61,10 +61,10 @@ class Chain:
 
     def add(self, line: Line) -> None:
         """Takes the next line."""
-        if line.problem is not None:
-            self.parts.append(Broken(line.place, line.seq, line.problem, line.ended))
+        record, place = line.whole, line.place
+        if record is None:
+            self.parts.append(Broken(place, line.seq, line.problem or "has no record", line.ended))
             return
-        record, place = line.record, line.place
         one = Run(record["seq"], record["seq"], place, place, record["prev"], record["hash"])
         last = self.parts[-1] if self.parts else None
         if isinstance(last, Run) and last.precedes(one):

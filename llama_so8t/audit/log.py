@@ -70,7 +70,17 @@ class Line:
     @property
     def seq(self) -> int | None:
         """Number that the line gives itself."""
-        return self.record and self.record["seq"]
+        return None if self.record is None else self.record["seq"]
+
+    @property
+    def hash(self) -> str | None:
+        """Hash that the line gives itself."""
+        return None if self.record is None else self.record["hash"]
+
+    @property
+    def whole(self) -> dict[str, Any] | None:
+        """The record of a whole, unchanged line; None of any other."""
+        return self.record if self.problem is None else None
 
 
 def is_hash(value: Any) -> bool:
@@ -139,8 +149,8 @@ class Log:
             OSError: a file cannot be read.
         """
         for line in self.lines(progress):
-            if line.problem is None:
-                yield line.place, line.record
+            if (record := line.whole) is not None:
+                yield line.place, record
             else:
                 unusable(line)
 
@@ -213,8 +223,10 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     record = dict(pairs)
     if len(record) != len(pairs):
         seen: set[str] = set()
-        twice = next(name for name, _ in pairs if name in seen or seen.add(name))
-        raise ValueError(f"name {twice[:80]!r} appears twice")
+        for name, _ in pairs:
+            if name in seen:
+                raise ValueError(f"name {name[:80]!r} appears twice")
+            seen.add(name)
     return record
 
 

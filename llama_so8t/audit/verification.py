@@ -170,24 +170,24 @@ class _Reader:
         for line in log.lines(progress):
             self.chain.add(line)
             self.report.n_lines += 1
-            if line.problem is None:
-                self._add(line)
-            if self.until and line.problem is None and _is_at(line, self.note):
-                break
+            if (record := line.whole) is not None:
+                self._add(line, record)
+                if self.until and self.note is not None and _is_at(line, self.note):
+                    break
             if len(self.chain.parts) > MAX_PARTS:
                 message = f"reading ended at {line.place}: the chain has more than {MAX_PARTS} parts, this is no log"
                 return [Finding("stopped", message, line.place, line.seq)]
         return []
 
-    def _add(self, line: Line) -> None:
-        record, report = line.record, self.report
-        end = End(line.place, line.seq, record["time"], record["event"], record["hash"])
+    def _add(self, line: Line, record: dict[str, Any]) -> None:
+        report = self.report
+        end = End(line.place, record["seq"], record["time"], record["event"], record["hash"])
         report.first, report.last = report.first or end, end
         for note in self.wanted:
             if line.seq == note.seq and (self.at_note[note.text] is None or end.hash == note.hash):
                 self.at_note[note.text] = line
         if end.event == Event.LOST and len(self.lost) < MAX_NAMED:
-            self.lost.append(_lost(line))
+            self.lost.append(_lost(line, record.get("lines")))
         if end.event == Event.OPEN:
             model = record.get("model")
             sha256 = model.get("sha256") if isinstance(model, dict) else None
@@ -222,7 +222,7 @@ class _Reader:
             yield Finding("removed", f"the checkpoint has seq {note.seq}, but {what}", seq=note.seq)
         elif not _is_at(line, note):
             message = (
-                f"{line.place} (seq {note.seq}) has hash {line.record['hash']}, but {note.hash} in the "
+                f"{line.place} (seq {note.seq}) has hash {line.hash}, but {note.hash} in the "
                 f"checkpoint: this line or lines before it were written anew"
             )
             yield Finding("rewritten", message, line.place, note.seq)
@@ -261,11 +261,10 @@ class _Reader:
 
 
 def _is_at(line: Line, note: Anchor) -> bool:
-    return line.seq == note.seq and line.record["hash"] == note.hash
+    return line.seq == note.seq and line.hash == note.hash
 
 
-def _lost(line: Line) -> Finding:
-    n = line.record.get("lines")
+def _lost(line: Line, n: Any) -> Finding:
     message = (
         f"{line.place} (seq {line.seq}): the server could not write the log, and lost {n!r:.20} requests and decisions "
         f"before this line"
@@ -277,6 +276,6 @@ def _hashes(log: Log, seqs: set[int], n_lines: int) -> dict[int, dict[Place, str
     """A second pass over the same lines: places and hashes of all whole ones that have these seqs."""
     found: dict[int, dict[Place, str]] = defaultdict(dict)
     for line in islice(log.lines(), n_lines):
-        if line.problem is None and line.seq in seqs:
-            found[line.seq][line.place] = line.record["hash"]
+        if (record := line.whole) is not None and record["seq"] in seqs:
+            found[record["seq"]][line.place] = record["hash"]
     return found

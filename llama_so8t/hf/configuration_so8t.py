@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from transformers import CONFIG_MAPPING, PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -58,6 +58,9 @@ class SO8TTransformerConfig(PretrainedConfig):
     so8t_head_kv_representation: list[int] | None = None
     so8t_heads: dict[str, Any] | None = None
     so8t_stem_sizes: dict[str, int] | None = None
+
+    if TYPE_CHECKING:
+        architectures: list[str] | None = None  # of the base class, which no type checker reads
 
     def __post_init__(self, **kwargs: Any) -> None:
         unknown = sorted(key for key in kwargs if key.startswith("so8t_"))

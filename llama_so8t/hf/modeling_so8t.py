@@ -7,6 +7,7 @@ logits are the base model's, bit for bit.
 
 from dataclasses import dataclass
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -49,6 +50,11 @@ class SO8TGenerators(nn.Module):
             if name.startswith(prefix):
                 parameter = nn.Parameter(torch.zeros(shape, dtype=torch.float32))
                 self.register_parameter(name.removeprefix(prefix), parameter)
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> nn.Parameter:
+            """What is no other attribute is a generator, as far as the type checker can know."""
 
     def rotate_gate(self, x: torch.Tensor) -> torch.Tensor:
         """Site gate: ``R_cmd R_safe x``, R_safe first. ``(..., d) -> (..., d)``."""
@@ -214,14 +220,18 @@ class SO8TTransformerModel(SO8TPreTrainedModel):
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | dict[str, torch.Tensor] | None = None,
+        position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPast:
-        """Hidden vectors ``(batch, seq, d)`` after the final norm, for ``input_ids`` ``(batch, seq)``."""
+        """Hidden vectors ``(batch, seq, d)`` after the final norm, for ``input_ids`` ``(batch, seq)``.
+
+        Raises:
+            ValueError: there are both `input_ids` and `inputs_embeds`, or neither.
+        """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         if inputs_embeds is None:
@@ -230,8 +240,8 @@ class SO8TTransformerModel(SO8TPreTrainedModel):
             past_key_values = DynamicCache(config=self.config)
         if position_ids is None:
             past = past_key_values.get_seq_length() if past_key_values is not None else 0
-            position_ids = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + past
-            position_ids = position_ids.unsqueeze(0)  # (1, seq)
+            positions = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + past
+            position_ids = positions.unsqueeze(0)  # (1, seq)
 
         layer_types = _layer_types(self.config)
         masks = attention_mask  # generate may have made the masks already
@@ -288,9 +298,9 @@ class SO8TCausalLMOutput(ModelOutput):
 
     loss: torch.FloatTensor | None = None
     logits: torch.FloatTensor | None = None
-    head_logits: dict[str, torch.FloatTensor] | None = None
-    safety_logits: torch.FloatTensor | None = None
-    authority_logits: torch.FloatTensor | None = None
+    head_logits: dict[str, torch.Tensor] | None = None
+    safety_logits: torch.Tensor | None = None
+    authority_logits: torch.Tensor | None = None
     past_key_values: Cache | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
@@ -352,7 +362,7 @@ class SO8TTransformerForCausalLM(SO8TPreTrainedModel, GenerationMixin):
         self,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,

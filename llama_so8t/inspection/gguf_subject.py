@@ -63,7 +63,8 @@ class _Reader:
 
     def subject(self) -> Subject:
         specs = self._head_specs()
-        base, version, generators = self.arch, None, ()
+        base, version = self.arch, None
+        generators: list[Generator] = []
         if self.arch == ARCH:
             base = self._get(Keys.BASE_ARCHITECTURE, str)
             version = self._get(Keys.FORMAT_VERSION, int)
@@ -186,6 +187,7 @@ class _Reader:
         by_head = {PER_HEAD: head, PER_HEAD_KV: head_kv}
         blocks = max(self.hidden_size // DIM, 1)
         found = []
+        rotations: tuple[RotationTensor, ...]
         for layer in range(self.n_layer):
             for site in (site for site in SITES if site in explicit or site in folded):
                 used = used_representations(site, head, head_kv, specs)
