@@ -64,12 +64,12 @@ adapter: source ## make models/smollm2-135m-so8t again; it names the data packag
 test: test-quick test-native ## everything
 
 test-quick: source $(VENV)/.data $(if $(NVCC),$(VENV)/.cuda) ## the tests that need no build of llama.cpp
-	SO8T_REQUIRE=source,data,$$SO8T_REQUIRE $(BIN)/python -m pytest -n auto --dist loadfile -m "not native"
+	SO8T_REQUIRE=source,data,packages,$$SO8T_REQUIRE $(BIN)/python -m pytest -n auto --dist loadfile -m "not native"
 
 test-native: build ## the tests of the patched llama.cpp
 	$(BIN)/cmake --build $(BUILD) --target so8t-tests
 	$(BIN)/ctest --test-dir $(BUILD)/tests/cpp --output-on-failure --no-tests=error
-	SO8T_REQUIRE=native,source,$$SO8T_REQUIRE $(BIN)/python -m pytest -m native
+	SO8T_REQUIRE=native,source,packages,$$SO8T_REQUIRE $(BIN)/python -m pytest -m native
 
 need-gpu:
 	@test -n "$(NVCC)" || { echo "no nvcc on PATH: install the CUDA toolkit, 12 or 13" >&2; exit 1; }

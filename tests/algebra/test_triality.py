@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+from properties import assert_triality
 
 from llama_so8t.algebra import (
     DOUBLED,
@@ -88,7 +89,9 @@ def test_triality_identity_holds_exactly_for_the_algebra():
 @pytest.mark.parametrize("scale", [0.0, 0.01, 0.3, 1.0, 4.0])
 def test_triality_identity_holds_for_random_rotations(rng, tolerance, scale):
     generator = random_generators(rng, (50,), scale)
-    residual = triality_residual(*(rotation(generator, t) for t in ALL))
+    three = [rotation(generator, t) for t in ALL]
+    assert_triality(*three, tolerance.float64)
+    residual = triality_residual(*three)
     assert residual.shape == (50,)
     assert residual.max() < tolerance.float64
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from bases import BASES, COMPARED, QWEN3, QWEN3_SHAPE, qwen3_tokenizer
+from required import package
 from tiny_models import make_base
 from upstream_converter import run_upstream
 
@@ -21,7 +22,7 @@ CHAT_TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor 
 def bases(tmp_path_factory, pinned_tree):
     """Name -> directory of a base model with tokenizer, chat template, model card and sampling defaults."""
     upstream.gguf  # before transformers, which would import another one  # noqa: B018
-    pytest.importorskip("sentencepiece")
+    package("sentencepiece")
     root = tmp_path_factory.mktemp("bases")
     made = {}
     for name, fields in BASES.items():

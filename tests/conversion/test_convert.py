@@ -7,10 +7,11 @@ import time
 import numpy as np
 import pytest
 from bases import BASES
+from properties import assert_in_so8, assert_same_function
 from tiny_models import stored
 
 from llama_so8t import folding
-from llama_so8t.algebra import orthogonality_error, rotation
+from llama_so8t.algebra import rotation
 from llama_so8t.checkpoint import open_checkpoint
 from llama_so8t.checkpoint.initialize import InitializeOptions, initialize
 from llama_so8t.checkpoint.names import gguf_name, layer_tensor
@@ -116,7 +117,7 @@ def test_generators_and_rotations_are_kept_exactly(models, convert_to, name, out
         for part, matrices in expected.items():
             found = so8t.pop(f"blk.{layer}.so8t_{part}_rot.weight").read()
             np.testing.assert_array_equal(found, np.asarray(matrices).astype(np.float32))
-            assert orthogonality_error(found).max() < 1e-6
+            assert_in_so8(found, 1e-6)
     assert sorted(so8t) == sorted(
         f"so8t_head.{head}.{part}" for head in ("safety", "authority") for part in ("weight", "bias")
     )
@@ -267,7 +268,7 @@ def test_an_adapter_converts_to_the_file_of_its_full_checkpoint(bases, tmp_path,
     if outtype == "f32":
         for tensor in base.tensor_names():
             found = file.tensors[gguf_name(tensor, base.spec)].read()
-            np.testing.assert_allclose(found, base.load(tensor), rtol=0, atol=1e-6, err_msg=tensor)
+            assert_same_function({tensor: found}, {tensor: base.load(tensor)}, 1e-6)
 
 
 def test_the_same_model_gives_the_same_bytes(models, convert_to, tmp_path):

@@ -5,13 +5,15 @@ import shutil
 import numpy as np
 import pytest
 from bases import BASES
+from properties import assert_same_function
+from required import package
 
 from llama_so8t import folding
 from llama_so8t.checkpoint import open_checkpoint
 from llama_so8t.checkpoint.initialize import InitializeOptions, initialize
 from llama_so8t.checkpoint.names import layer_tensor
 
-torch = pytest.importorskip("torch")
+torch = package("torch")
 
 NAMES = ["Tiny-Qwen3-0.1M-Instruct", "llama3-rope-v3.1", "odd-qwen2-yarn"]
 TOKENS = torch.arange(2, 40)[None]
@@ -20,7 +22,7 @@ TOKENS = torch.arange(2, 40)[None]
 @pytest.fixture
 def load(models):
     """Loads a directory with the model class that its config.json names, in float32."""
-    pytest.importorskip("llama_so8t.hf")
+    package("llama_so8t.hf")
     from transformers import AutoModelForCausalLM
 
     return lambda directory: AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
@@ -33,7 +35,7 @@ def test_the_config_loads_and_zero_rotations_are_the_base(load, bases, models, n
     assert type(model).__name__ == "SO8TTransformerForCausalLM"
     assert model.config.base_model_type == BASES[name]["family"]
     expected = load(bases[name])(TOKENS).logits
-    torch.testing.assert_close(model(TOKENS).logits, expected, rtol=0, atol=1e-5)
+    assert_same_function(model(TOKENS).logits, expected, 1e-5)
 
 
 @torch.no_grad()
@@ -53,7 +55,7 @@ def test_folded_weights_compute_what_the_graph_computes(load, bases, models, nam
             values = np.zeros_like(values)
         state[tensor] = torch.from_numpy(values)
     model.load_state_dict(state, strict=False)
-    torch.testing.assert_close(model(TOKENS).logits, expected, rtol=0, atol=1e-5)
+    assert_same_function(model(TOKENS).logits, expected, 1e-5)
 
 
 @torch.no_grad()
@@ -62,7 +64,7 @@ def test_a_compensated_model_computes_the_base(load, bases, tmp_path, name):
     out = tmp_path / "compensated"
     initialize(InitializeOptions(str(bases[name]), out, rotations="random", scale=0.5, compensate=True))
     expected = load(bases[name])(TOKENS).logits
-    torch.testing.assert_close(load(out)(TOKENS).logits, expected, rtol=0, atol=1e-4)
+    assert_same_function(load(out)(TOKENS).logits, expected, 1e-4)
 
 
 def test_a_model_saved_by_transformers_converts_to_the_same_file(load, models, tmp_path, convert_to):
@@ -81,4 +83,4 @@ def test_a_gguf_base_becomes_a_model_of_transformers(load, bases, upstream_files
     name = "tiny-llama"
     initialize(InitializeOptions(str(upstream_files[name, "f32"]), tmp_path / "model"))
     expected = load(bases[name])(TOKENS).logits
-    torch.testing.assert_close(load(tmp_path / "model")(TOKENS).logits, expected, rtol=0, atol=1e-5)
+    assert_same_function(load(tmp_path / "model")(TOKENS).logits, expected, 1e-5)

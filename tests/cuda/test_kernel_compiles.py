@@ -7,6 +7,7 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+from required import absent
 
 ROOT = Path(__file__).resolve().parents[2]
 CSRC = ROOT / "llama_so8t" / "csrc" / "ggml"
@@ -30,7 +31,7 @@ def compile_cuda(pinned_tree, tmp_path_factory):
     """Runs nvcc on a source: ``compile_cuda(source, *flags)``, the object's path and what the compiler said."""
     nvcc = shutil.which("nvcc")
     if nvcc is None:
-        pytest.skip("no nvcc on PATH: the CUDA sources were not compiled")
+        absent("nvcc", "no nvcc on PATH: the CUDA sources were not compiled")
     ggml = pinned_tree / "ggml"
     folders = [ggml / "include", ggml / "src", ggml / "src" / "ggml-cuda", CSRC]
     # cuBLAS and CCCL, which a toolkit of packages lacks (requirements-cuda.txt)

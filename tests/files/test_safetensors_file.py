@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from required import package
 from tiny_models import stored
 
 from llama_so8t.errors import CheckpointError
@@ -34,7 +35,7 @@ def test_values_survive_in_every_float_type(tmp_path):
 
 
 def test_the_library_reads_what_we_write_and_we_read_what_it_writes(tmp_path, rng):
-    library = pytest.importorskip("safetensors.numpy")
+    library = package("safetensors.numpy")
     values = {"b": rng.normal(size=(3, 5)).astype(np.float32), "a": np.zeros((0, 4), np.float32)}
     library.save_file(values, tmp_path / "theirs")
     safetensors_writer.write_file(tmp_path / "ours", [stored(name, array) for name, array in values.items()])

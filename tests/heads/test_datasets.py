@@ -3,6 +3,7 @@
 from collections import Counter
 
 import pytest
+from required import package
 
 from llama_so8t.heads import datasets
 from llama_so8t.heads.datasets import DatasetError, Example, normalized
@@ -48,7 +49,7 @@ def test_bfcl_is_english_short_and_without_repetition(packages):
 
 
 def test_the_small_yaml_reader_agrees_with_a_real_one(packages):
-    yaml = pytest.importorskip("yaml")
+    yaml = package("yaml")
     text = datasets._read("pyrit", "datasets/seed_datasets/local/adv_bench.prompt")
     expected = [seed["value"] for seed in yaml.safe_load(text)["seeds"]]
     same = [row.prompt for row in datasets.advbench()] == expected  # compared outside assert, which shows texts

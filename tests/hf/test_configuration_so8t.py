@@ -3,8 +3,9 @@
 import json
 
 import pytest
+from required import package
 
-transformers = pytest.importorskip("transformers")
+transformers = package("transformers")
 
 from llama_so8t.errors import ConfigError  # noqa: E402
 from llama_so8t.format import HeadSpec  # noqa: E402

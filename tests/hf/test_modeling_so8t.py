@@ -5,9 +5,11 @@ import subprocess
 import sys
 
 import pytest
+from properties import assert_in_so8, assert_same_function
+from required import package
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
+torch = package("torch")
+transformers = package("transformers")
 
 from torch.func import functional_call  # noqa: E402
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm  # noqa: E402
@@ -115,7 +117,7 @@ def test_shared_blocks_equal_the_same_generator_in_every_block(model, tokens):
     for name, parameter in generators(blocks).items():
         state[name] = state[name].expand_as(parameter) if len(state[name]) == 1 else state[name]
     blocks.load_state_dict(state)
-    torch.testing.assert_close(blocks(tokens).logits, shared(tokens).logits, rtol=0, atol=1e-5)
+    assert_same_function(blocks(tokens).logits, shared(tokens).logits, 1e-5)
     blocks.model.layers[0].so8t.ffn[1] += 0.1
     assert (blocks(tokens).logits - shared(tokens).logits).abs().max() > 1e-3
 
@@ -205,8 +207,7 @@ def test_a_training_step_keeps_every_rotation_in_so8(model, tokens):
         losses.append(loss.item())
     assert losses[-1] < losses[0]
     for parameter in generators(m).values():
-        r = rotation(parameter.detach())
-        assert (r.mT @ r - torch.eye(8)).abs().max() < 1e-12 and (torch.linalg.det(r) - 1).abs().max() < 1e-12
+        assert_in_so8(rotation(parameter.detach()), 1e-12)
 
 
 # --- outputs -------------------------------------------------------------------------------------
@@ -222,7 +223,7 @@ def test_every_position_has_verdicts_and_the_task_follows_logits_to_keep(model, 
     assert full.safety_logits is full.head_logits["safety"]
     assert full.authority_logits is full.head_logits["authority"]
     kept = m(tokens, logits_to_keep=2)
-    torch.testing.assert_close(kept.logits, full.logits[:, -2:], rtol=0, atol=1e-5)
+    assert_same_function(kept.logits, full.logits[:, -2:], 1e-5)
     assert all(torch.equal(kept.head_logits[name], values) for name, values in full.head_logits.items())
 
 
@@ -248,7 +249,7 @@ def test_eager_and_sdpa_attention_agree_and_eager_returns_weights(model, tokens)
     expected = m(tokens)
     m.set_attn_implementation("eager")
     found = m(tokens, output_attentions=True, output_hidden_states=True)
-    torch.testing.assert_close(found.logits, expected.logits, rtol=0, atol=1e-5)
+    assert_same_function(found.logits, expected.logits, 1e-5)
     assert [weights.shape for weights in found.attentions] == [(2, 10, 11, 11)] * 2
     assert [states.shape for states in found.hidden_states] == [(2, 11, 32)] * 3
 
@@ -271,7 +272,7 @@ def test_generation_with_a_cache_equals_the_full_forward(model, tokens, family):
     options["return_dict_in_generate"] = True
     found = m.generate(tokens, **options)
     full = m(found.sequences).logits[:, 10:-1]
-    torch.testing.assert_close(torch.stack(found.logits, dim=1), full, rtol=0, atol=1e-5)
+    assert_same_function(torch.stack(found.logits, dim=1), full, 1e-5)
     assert torch.equal(found.sequences, m.generate(tokens, **options, use_cache=False).sequences)
 
 
@@ -285,7 +286,7 @@ def test_verdicts_with_a_cache_equal_the_full_forward(model, tokens):
         steps.append(output.head_logits)
     for name, values in full.head_logits.items():
         found = torch.cat([step[name] for step in steps], dim=1)
-        torch.testing.assert_close(found, values, rtol=0, atol=1e-5)
+        assert_same_function(found, values, 1e-5)
 
 
 @torch.no_grad()
@@ -294,7 +295,7 @@ def test_padding_on_the_left_changes_nothing(model, tokens):
     padded = torch.cat((torch.zeros_like(tokens[:, :3]), tokens), dim=1)
     mask = (padded != 0).long()
     found = m(padded, attention_mask=mask, position_ids=(mask.cumsum(-1) - 1).clamp(min=0))
-    torch.testing.assert_close(found.logits[:, 3:], m(tokens).logits, rtol=0, atol=1e-5)
+    assert_same_function(found.logits[:, 3:], m(tokens).logits, 1e-5)
 
 
 @torch.no_grad()

@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+from properties import assert_in_so8, assert_triality
+from required import package
 
-torch = pytest.importorskip("torch")
+torch = package("torch")
 
 from llama_so8t import algebra  # noqa: E402
 from llama_so8t.hf.torch_rotation import mix_heads, rotate_blocks, rotate_heads, rotation  # noqa: E402
@@ -22,10 +24,17 @@ def test_rotation_equals_the_algebra(rng, tolerance, representation, scale):
     expected = algebra.rotation(generator.numpy(), representation)
     found = rotation(generator, representation)
     assert found.dtype == torch.float64
+    assert_in_so8(found, tolerance.float64)
     np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance.float64)
     found = rotation(generator.float(), representation)  # stored as float32: rounded once, then float64
     expected = algebra.rotation(generator.float().double().numpy(), representation)
     np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance.float64)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 0.3, 4.0])
+def test_the_three_rotations_of_a_generator_satisfy_triality(rng, tolerance, scale):
+    generator = generators(rng, 6, scale=scale)
+    assert_triality(*(rotation(generator, t) for t in ALL), tolerance.float64)
 
 
 def test_list_of_representations_gives_each_entry_its_own(rng):

@@ -1,9 +1,11 @@
 """All generators zero: the transformers model of the base family, bit for bit."""
 
 import pytest
+from properties import assert_same_function
+from required import package
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
+torch = package("torch")
+transformers = package("transformers")
 
 from llama_so8t.hf import SO8TTransformerConfig, SO8TTransformerForCausalLM  # noqa: E402
 
@@ -35,22 +37,21 @@ def base_and_so8t(base_config, dtype=torch.float32, attention="sdpa"):
 
 
 @torch.no_grad()
-def assert_same_function(base, so8t, tokens):
+def assert_bit_for_bit(base, so8t, tokens):
     expected, found = base(tokens), so8t(tokens)
-    assert found.logits.dtype == expected.logits.dtype
-    assert torch.equal(found.logits, expected.logits)
+    assert_same_function(found.logits, expected.logits, 0)
     options = {"max_new_tokens": 6, "do_sample": False, "output_logits": True}
     options["return_dict_in_generate"] = True
     expected, found = base.generate(tokens, **options), so8t.generate(tokens, **options)
     assert torch.equal(found.sequences, expected.sequences)
-    assert torch.equal(torch.stack(found.logits), torch.stack(expected.logits))
+    assert_same_function(torch.stack(found.logits), torch.stack(expected.logits), 0)
 
 
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("family", ["qwen3", "llama", "qwen2"])
 def test_zero_generators_give_the_base_model_bit_for_bit(base_config, tokens, family, dtype, tied):
-    assert_same_function(*base_and_so8t(base_config(family, tie_word_embeddings=tied), dtype), tokens)
+    assert_bit_for_bit(*base_and_so8t(base_config(family, tie_word_embeddings=tied), dtype), tokens)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +68,7 @@ def test_zero_generators_give_the_base_model_bit_for_bit(base_config, tokens, fa
     ],
 )
 def test_zero_generators_give_the_base_model_in_its_variants(base_config, tokens, family, fields):
-    assert_same_function(*base_and_so8t(base_config(family, **fields)), tokens)
+    assert_bit_for_bit(*base_and_so8t(base_config(family, **fields)), tokens)
 
 
 @pytest.mark.parametrize("family", ["qwen3", "llama", "qwen2"])
@@ -102,4 +103,4 @@ def test_base_checkpoint_loads_as_its_own_so8t_model(base_config, tokens, tmp_pa
     config = SO8TTransformerConfig.from_base(transformers.AutoConfig.from_pretrained(tmp_path))
     so8t = SO8TTransformerForCausalLM.from_pretrained(tmp_path, config=config).eval()
     assert all(not p.any() for name, p in so8t.named_parameters() if "so8t." in name)
-    assert_same_function(base, so8t, tokens)
+    assert_bit_for_bit(base, so8t, tokens)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from required import package
 
 from llama_so8t.cli import inspect as command
 from llama_so8t.errors import CheckpointError, So8tError
@@ -167,7 +168,7 @@ def test_heads_in_a_file_of_another_architecture_are_shown(write_gguf):
 
 
 def test_a_picture_is_written(write_gguf, tmp_path):
-    pytest.importorskip("matplotlib")
+    package("matplotlib")
     _run(write_gguf(), "--plot", str(tmp_path / "out.png"))
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(CheckpointError, match=r"found suffix '\.txt'"):
@@ -175,7 +176,7 @@ def test_a_picture_is_written(write_gguf, tmp_path):
 
 
 def test_a_picture_of_a_broken_model_marks_it(write_gguf, tmp_path):
-    pytest.importorskip("matplotlib")
+    package("matplotlib")
     from llama_so8t.inspection.plot import _broken, draw
 
     def spoil(metadata, tensors):

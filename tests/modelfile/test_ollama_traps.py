@@ -6,6 +6,7 @@ The rules are those of fs/ggml, server/create.go and server/images.go of Ollama 
 import json
 
 import pytest
+from required import package
 from tiny_models import make_base
 
 from llama_so8t import upstream
@@ -49,7 +50,7 @@ MAX_ARRAY = 64 << 20
 @pytest.fixture(scope="module")
 def model(tmp_path_factory, pinned_tree):
     upstream.gguf  # before transformers, which would import another one  # noqa: B018
-    pytest.importorskip("sentencepiece")
+    package("sentencepiece")
     root = tmp_path_factory.mktemp("ollama")
     base = make_base(root / "base", hidden_size=256, intermediate_size=256)
     (base / "tokenizer_config.json").write_text(

@@ -136,12 +136,6 @@ def reference(model: Path, tokens: list[int]) -> dict[str, np.ndarray]:
     return {"task": output.logits[0].numpy(), **values}
 
 
-def assert_close(found: np.ndarray, expected: np.ndarray, scale: float, what: str) -> None:
-    """Fails where the values differ by more than MARGIN of ``scale``."""
-    difference = np.abs(found - expected).max() / scale
-    assert difference <= MARGIN, f"{what}: differs by {difference:.2e} of the largest logit, allowed {MARGIN:.0e}"
-
-
 @pytest.fixture(scope="session")
 def guard_file(tmp_path_factory, pinned_tree) -> Path:
     """The scripted model of the tests of the guard."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from properties import assert_same_function
 from required import absent
 
 from .backend_values import values
@@ -70,11 +71,7 @@ def run(*command: object, environment: dict[str, str]) -> subprocess.CompletedPr
 
 def check(model: Path, file: Path, expected, out: Path, environment, margin: float = MARGIN, **options: int) -> None:
     found = values(file, tokens_for(model, N_TOKENS), out, environment, **options)
-    scale = np.abs(expected["task"]).max()
-    assert set(found) == set(expected)
-    for name, rows in expected.items():
-        difference = np.abs(found[name] - rows).max() / scale
-        assert difference <= margin, f"{name}: differs by {difference:.2e} of the largest logit, allowed {margin:.0e}"
+    assert_same_function(found, expected, margin, np.abs(expected["task"]).max())
 
 
 def products(runtime: Path, file: Path, device: str, environment: dict[str, str]) -> dict[str, set[str]]:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from required import package
 
 from llama_so8t import cli
 from llama_so8t.benchmarks import run
@@ -101,7 +102,7 @@ def test_a_profile_has_the_nodes_of_the_graph(bench):
 
 
 def test_a_profile_can_be_drawn(tmp_path, capsys, monkeypatch):
-    pytest.importorskip("matplotlib")
+    package("matplotlib")
     monkeypatch.setattr(cli, "COMMANDS", ("bench",))
     models = write_models(tmp_path, "tiny", "q8_0", [Arm(None, False), Arm("explicit", True)])
     command = ["bench", "profile", *map(str, models.values()), "--threads", "1", "--runs", "2", "--tokens", "4"]

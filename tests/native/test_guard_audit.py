@@ -15,6 +15,7 @@ from typing import Any
 
 import audit_writer as w
 import pytest
+from required import mount_tmpfs
 
 from llama_so8t.audit import Log, verify
 from llama_so8t.audit.anchor import read_anchor
@@ -438,9 +439,7 @@ def full(request, log) -> Iterator[Callable]:
     if request.param == "limit":
         yield lambda server: Limit(server, log, 100)
         return
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "none", log.parent], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("mounting a small file system takes root")
+    mount_tmpfs(log.parent, "256k")
 
     @contextmanager
     def fill(server: Server) -> Iterator[None]:

@@ -5,12 +5,13 @@ import json
 import numpy as np
 import pytest
 from guard_models import CATEGORIES, RISKS, guard_config, guard_tensors
+from properties import assert_same_function
 from tiny_models import make_base
 
 from llama_so8t.bindings import Session
 from llama_so8t.bindings.session import F32
 
-from .conftest import assert_close, scale_weights, tokens_for
+from .conftest import MARGIN, scale_weights, tokens_for
 
 WIDTH = 64
 HEADS = {
@@ -87,8 +88,8 @@ def test_every_position_has_risk_and_category_of_the_original(guard, to_gguf, ro
 def check(session, expected, rows):
     for name, values in expected.items():
         found = session.head_logits(name)
-        assert_close(found, values[rows], np.abs(values).max(), name)
-        assert_close(softmax(found), softmax(values[rows]), 1.0, f"probabilities of {name}")
+        assert_same_function({name: found}, {name: values[rows]}, MARGIN, np.abs(values).max())
+        assert_same_function({name: softmax(found)}, {name: softmax(values[rows])}, MARGIN)
         assert np.array_equal(found.argmax(-1), values[rows].argmax(-1))
 
 

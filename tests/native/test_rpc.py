@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from properties import assert_same_function
 from scripted_model import Head, scripted_gguf
 
 from llama_so8t.bindings import Session
@@ -92,10 +93,8 @@ def values(tmp_path):
 
 def check(found, expected, margin=0.0):
     """Without margin every bit: the servers run the same kernels, and the hints of rotations travel with the nodes."""
-    scale = np.abs(expected["task"]).max()
-    assert list(found) == ["task", "safety", "authority"]
-    for name in expected:
-        assert np.abs(found[name] - expected[name]).max() <= margin * scale, name
+    assert list(expected) == ["task", "safety", "authority"]
+    assert_same_function(found, expected, margin, np.abs(expected["task"]).max())
 
 
 @pytest.mark.parametrize("rotations", ["fold", "explicit"])

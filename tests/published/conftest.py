@@ -3,16 +3,17 @@
 import json
 
 import pytest
+from required import package
 from tiny_models import base_config, make_base
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
+torch = package("torch")
+transformers = package("transformers")
 
 
 @pytest.fixture
 def make_model(tmp_path):
     """Factory: a tiny base model of transformers, in float32."""
-    pytest.importorskip("sentencepiece")
+    package("sentencepiece")
 
     def make(family="qwen3", **fields):
         made = make_base(tmp_path / f"base-{family}-{len(list(tmp_path.iterdir()))}", family, **fields)

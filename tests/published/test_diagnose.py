@@ -8,6 +8,7 @@ import zipfile
 import gguf_files
 import numpy as np
 import pytest
+from required import package
 from tiny_models import stored, write_base
 
 from llama_so8t.checkpoint import adapter
@@ -201,7 +202,7 @@ def test_nothing_there(tmp_path):
 
 @pytest.fixture
 def torch():
-    return pytest.importorskip("torch")
+    return package("torch")
 
 
 def test_torch_files_are_read_without_running_them(run, tmp_path, torch):

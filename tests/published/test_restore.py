@@ -4,8 +4,9 @@ import json
 
 import numpy as np
 import pytest
+from required import package
 
-torch = pytest.importorskip("torch")
+torch = package("torch")
 
 from upstream_gates import TOKENS, Gate, Wrapper, cayley, exact, exp_l4, logits  # noqa: E402
 

@@ -2,12 +2,13 @@
 
 import numpy as np
 import pytest
+from required import package
 
 from llama_so8t.algebra import PAIRS, is_member
 from llama_so8t.errors import AlgebraError
 from llama_so8t.published import rotations
 
-torch = pytest.importorskip("torch")
+torch = package("torch")
 import upstream_gates as upstream  # noqa: E402
 
 SCALES = (0.0, 1e-6, 0.01, 0.1, 0.3, 1.0, 3.0)

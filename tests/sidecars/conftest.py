@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from required import package
 from safetensors.numpy import load_file, save_file
 from tiny_models import make_base
 
@@ -34,7 +35,7 @@ def models(tmp_path_factory, pinned_tree):
     from llama_so8t import upstream
 
     upstream.gguf  # before transformers, which would import another one  # noqa: B018
-    pytest.importorskip("sentencepiece")
+    package("sentencepiece")
     root = tmp_path_factory.mktemp("sidecars")
     made = {}
     for name, (family, fields) in BASES.items():

@@ -6,6 +6,7 @@ import warnings
 import numpy as np
 import pytest
 from hand_made import SAFETY, two
+from required import package
 
 from llama_so8t.errors import ConfigError
 from llama_so8t.format import HeadSpec
@@ -33,7 +34,7 @@ def test_json_has_an_entry_for_every_token(make_trace, tmp_path):
 @pytest.fixture
 def drawn(make_trace, tmp_path):
     """Size in pixels of the picture of a trace."""
-    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib = package("matplotlib")
 
     def draw(texts, n_prompt, heads):
         file = tmp_path / "t.png"

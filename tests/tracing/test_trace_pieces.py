@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-import pytest
+from required import package
 from tiny_models import tokenizer_model
 
 from llama_so8t.files.gguf_file import GgufFile, KeyValue
@@ -21,7 +21,7 @@ def vocabulary(kind, tokens, types):
 
 
 def test_every_byte_of_the_gpt2_alphabet():
-    tokenizers = pytest.importorskip("tokenizers")
+    tokenizers = package("tokenizers")
     alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
     assert len(alphabet) == 256
     pieces = vocabulary("gpt2", alphabet, [1] * 256)
@@ -33,7 +33,7 @@ def test_every_byte_of_the_gpt2_alphabet():
 
 
 def test_a_sentencepiece_vocabulary():
-    sentencepiece = pytest.importorskip("sentencepiece")
+    sentencepiece = package("sentencepiece")
     model = sentencepiece.SentencePieceProcessor(model_proto=tokenizer_model())
     n = model.get_piece_size()
     types = [6 if model.is_byte(i) else 3 if model.is_control(i) else 1 for i in range(n)]

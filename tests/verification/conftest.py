@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+from required import package
 from safetensors.numpy import load_file, save_file
 from tiny_models import make_base
 
@@ -18,7 +19,7 @@ from llama_so8t.conversion.options import ConvertOptions
 def model(tmp_path_factory, pinned_tree):
     """An SO8T checkpoint with random rotations and heads."""
     upstream.gguf  # before transformers, which would import another one  # noqa: B018
-    pytest.importorskip("sentencepiece")
+    package("sentencepiece")
     root = tmp_path_factory.mktemp("verification")
     base = make_base(root / "base", "llama")
     initialize(InitializeOptions(str(base), root / "model", rotations="random", seed=8, scale=0.3))
