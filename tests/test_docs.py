@@ -139,6 +139,14 @@ def test_the_picture_of_the_architecture_is_current():
     assert "architecture.svg" in page("docs/architecture.md").links
 
 
+@EACH_PAGE
+def test_sentences_have_a_subject(page_):
+    """None starts with a relative clause: not "What stands there ..." or "Who has the key can ..."."""
+    prose = "\n".join("" if line.startswith("#") else line for line in page_.prose)
+    found = re.findall(r"(?:^(?:- |\| )?|[.:;] )(?:What|Whoever|Who|Where a|Of) [^.?|]*", prose, re.M)
+    assert [sentence for sentence in found if not sentence.endswith("?")] == []
+
+
 # --- the command so8t --------------------------------------------------------------------------
 
 
@@ -337,11 +345,13 @@ def test_every_endpoint_that_a_page_names_exists(page_):
     assert {path.rstrip("/") for path in named} - known == set()
 
 
-def test_every_metric_exists():
-    server = code_of(r"llama_so8t/csrc/server/")
-    named = set(re.findall(r"llamacpp:so8t_(\w+)", all_documentation()))
-    assert len(named) >= 5
-    assert {name for name in named if f"{name}" not in server} == set()
+def test_every_metric_has_a_row_and_the_reverse():
+    rows = page("docs/guard.md").table("metric")
+    documented = {name for cells in rows for name in re.findall(r"llamacpp:so8t_(\w+)", cells[0])}
+    counted = set(re.findall(r'metric\("(\w+)"', code_of(r"llama_so8t/csrc/server/")))
+    assert len(counted) >= 8
+    assert documented == counted
+    assert set(re.findall(r"llamacpp:so8t_(\w+)", all_documentation())) <= counted
 
 
 # --- policy, audit log -------------------------------------------------------------------------
