@@ -17,6 +17,7 @@ import pytest
 import yaml
 from pages import ROOT, Page, page, pages, words
 
+from llama_so8t.audit.records import Event
 from llama_so8t.cli import build_parser
 
 CSRC = ROOT / "llama_so8t/csrc"
@@ -123,7 +124,7 @@ def commands_of(page_: Page) -> list[list[str]]:
 def test_every_block_names_its_language():
     """Blocks of "sh" are held against the programs, so a block must not lack its name by accident."""
     assert {block.where for page in pages() for block in page.blocks if not block.language} == set()
-    assert {block.language for page in pages() for block in page.blocks} <= {"sh", "json", "python", "text"}
+    assert {block.language for page in pages() for block in page.blocks} <= {"sh", "json", "python", "cpp", "text"}
 
 
 def test_the_picture_of_the_architecture_is_current():
@@ -357,29 +358,28 @@ def test_every_metric_has_a_row_and_the_reverse():
 # --- policy, audit log -------------------------------------------------------------------------
 
 
+def policy_rows() -> dict[str, str]:
+    """Key of a policy file -> its flag, by the rows of so8t-policy-keys.h."""
+    rows = re.findall(r'^ {4}\{"([a-z_]+)", "--(so8t-[a-z-]+)",', code_of(r".*/so8t-policy-keys\.h$"), re.M)
+    assert len(rows) == len(dict(rows)) > 5
+    return {key: f"--{flag}" for key, flag in rows}
+
+
+def test_the_table_of_the_guard_page_has_every_key_of_a_policy_with_its_flag():
+    rows = page("docs/guard.md").table("option")
+    listed = {cells[1].strip("`"): flags_in(cells[0]) for cells in rows if cells[1] != "-"}
+    assert listed == {key: {flag} for key, flag in policy_rows().items()}
+
+
 def test_the_policy_file_of_the_guard_page_has_every_key():
-    source = code_of(r"llama_so8t/csrc/guard/so8t-policy.*\.(cpp|h)$")
-    table = source[source.index("so8t_policy_keys()") :]
-    keys = set(re.findall(r'^ {8}\{"([a-z_]+)",', table[: table.index("return keys")], re.M))
     example = next(json.loads(block.text) for block in page("docs/guard.md").blocks if '"holdback"' in block.text)
-    assert set(example) == keys
-    rows = [cells[0] for cells in page("docs/guard.md").table("option")]
-    flags = {flag for row in rows for flag in re.findall(r"--so8t-([a-z-]+)", row)}
-    as_flags = {"mode": "policy", "heads": "threshold"}
-    assert {as_flags.get(key, key.replace("_", "-")) for key in keys} <= flags
-
-
-def events_of_the_code() -> set[str]:
-    """Events that the server writes: the texts that are handed to what appends a line."""
-    source = code_of(r"llama_so8t/csrc/(audit|server)/.*\.cpp$")
-    found = re.findall(r'\b(?:append|write|keep|write_line)\(\s*(?:[\w.]+,\s*)?"([a-z]+)"', source)
-    assert len(set(found)) >= 6
-    return set(found)
+    assert set(example) == set(policy_rows())
 
 
 def test_every_event_of_the_audit_log_is_in_its_table_and_in_the_help():
+    """tests/audit/test_audit_events.py holds the same list against C++."""
     listed = {cells[0] for cells in page("docs/audit.md").table("event")}
-    assert listed == events_of_the_code()
+    assert listed == {event.value for event in Event}
     show = parsers()["so8t audit show"]
     text = next(action.help for action in show._actions if "--event" in action.option_strings)
     assert {name for name in listed if not re.search(rf"\b{name}\b", text)} == set()

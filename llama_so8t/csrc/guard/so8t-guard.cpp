@@ -1,5 +1,7 @@
 #include "so8t-guard.h"
 
+#include "so8t-policy-settings.h"
+
 #include "common.h"
 #include "json.h"
 
@@ -244,7 +246,8 @@ const char * so8t_guard::enforced() const {
     switch (result.action) {
         case LLAMA_SO8T_ACTION_ALLOW:    return "none";
         case LLAMA_SO8T_ACTION_ESCALATE: return has_grammar ? "stop" : "escalation";
-        case LLAMA_SO8T_ACTION_REFUSE:   return has_grammar || !params.policy->message ? "stop" : "message";
+        case LLAMA_SO8T_ACTION_REFUSE:
+            return has_grammar || params.policy->on_refuse == SO8T_ON_REFUSE_STOP ? "stop" : "message";
     }
     return "?";
 }

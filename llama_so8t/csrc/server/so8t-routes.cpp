@@ -315,9 +315,7 @@ void so8t_end_waiting() {
     }
 }
 
-void so8t_register_routes(const server_http_context & http, const server_routes & routes, common_params & params) {
-    params.so8t.policy.has_reviewers = true;
-
+void so8t_register_routes(const server_http_context & http, const server_routes & routes) {
     http.get("/so8t", so8t_handler([](const server_http_req &) { return so8t_ok(so8t_server::get().info()); }));
     http.get("/so8t/ui", so8t_handler([](const server_http_req &) { return so8t_get_ui(); }));
     http.get("/so8t/audit", so8t_handler(so8t_get_audit));

@@ -1,5 +1,7 @@
 #include "so8t-args.h"
 
+#include "so8t-policy-keys.h"
+
 #include "arg.h"
 #include "common.h"
 #include "json.h"
@@ -9,21 +11,38 @@
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
+#include <iterator>
 #include <stdexcept>
+#include <utility>
 
-// an option that sets a key of the policy
-static common_arg so8t_text_arg(const char * name, const char * env, const char * hint, const char * help,
-    void (*handler)(common_params &, const std::string &)) {
-    return common_arg({name}, hint, help, handler)
-        .set_examples({LLAMA_EXAMPLE_COMPLETION, LLAMA_EXAMPLE_CLI, LLAMA_EXAMPLE_SERVER})
-        .set_env(env);
+// llama.cpp's handlers are plain functions, so each flag of the policy has one of its own
+template <size_t I>
+static void so8t_policy_handler(common_params & params, const std::string & text) {
+    so8t_policy_set(params.so8t.policy, so8t_policy_keys[I], text);
 }
 
-static common_arg so8t_count_arg(
-    const char * name, const char * env, const char * help, void (*handler)(common_params &, int)) {
-    return common_arg({name}, "N", help, handler)
-        .set_examples({LLAMA_EXAMPLE_COMPLETION, LLAMA_EXAMPLE_CLI, LLAMA_EXAMPLE_SERVER})
-        .set_env(env);
+template <size_t... I>
+static std::vector<common_arg> so8t_policy_args(std::index_sequence<I...>) {
+    static void (*const handlers[])(common_params &, const std::string &) = {so8t_policy_handler<I>...};
+
+    std::vector<common_arg> args;
+    for (size_t i = 0; i < sizeof...(I); ++i) {
+        const so8t_policy_key & key = so8t_policy_keys[i];
+        common_arg arg({key.flag}, key.value.hint.c_str(), so8t_policy_help(key), handlers[i]);
+        arg.set_env(key.env);
+        if (key.server_only) {
+            arg.set_examples({LLAMA_EXAMPLE_SERVER});
+        } else {
+            arg.set_examples({LLAMA_EXAMPLE_COMPLETION, LLAMA_EXAMPLE_CLI, LLAMA_EXAMPLE_SERVER});
+        }
+        args.push_back(arg);
+    }
+    args.push_back(common_arg({"--so8t-policy-file"}, "FILE",
+        "SO8T: JSON file with all of the above; flags override it",
+        [](common_params & params, const std::string & value) { params.so8t.policy.file = so8t_policy_read(value); })
+            .set_examples({LLAMA_EXAMPLE_COMPLETION, LLAMA_EXAMPLE_CLI, LLAMA_EXAMPLE_SERVER})
+            .set_env("LLAMA_ARG_SO8T_POLICY_FILE"));
+    return args;
 }
 
 static common_arg so8t_audit_arg(const char * name, const char * env, const char * hint, const char * help,
@@ -31,88 +50,24 @@ static common_arg so8t_audit_arg(const char * name, const char * env, const char
     return common_arg({name}, hint, help, handler).set_examples({LLAMA_EXAMPLE_SERVER}).set_env(env);
 }
 
+// bytes, as --split-max-size of llama-gguf-split and so8t convert says them: M is a million
 static uint64_t so8t_size(const std::string & text) {
     const size_t n_digits  = text.find_first_not_of("0123456789");
     const std::string unit = n_digits == std::string::npos ? "" : text.substr(n_digits);
 
-    const int shift = unit.empty() ? 0 : unit == "K" ? 10 : unit == "M" ? 20 : unit == "G" ? 30 : -1;
-    if (n_digits == 0 || text.empty() || text.size() > 12 || shift < 0) {
+    const uint64_t scale = unit.empty() ? 1 : unit == "K" ? 1000 : unit == "M" ? 1000000 : unit == "G" ? 1000000000 : 0;
+    if (n_digits == 0 || text.empty() || text.size() > 12 || scale == 0) {
         throw std::invalid_argument("found a size of '" + text + "', expected bytes, or a number with K, M or G");
     }
     const uint64_t number = std::stoull(text);
-    if (number > UINT64_MAX >> shift) {
+    if (number > UINT64_MAX / scale) {
         throw std::invalid_argument("found a size of '" + text + "', which is too large");
     }
-    return number << shift;
+    return number * scale;
 }
 
-std::vector<common_arg> so8t_args() {
-#ifndef _WIN32 // there, threads are gone by the time exit handlers run
-    // llama.cpp's log is written by a thread: a tool that refuses a file must not exit before its reason is out
-    static const int at_exit = std::atexit([]() { common_log_flush(common_log_main()); });
-    GGML_UNUSED(at_exit);
-#endif
+static std::vector<common_arg> so8t_audit_args() {
     return {
-        common_arg({"--so8t-json"}, "FILE", "SO8T: write the verdicts of every turn to FILE, one JSON object per line",
-            [](common_params & params, const std::string & value) {
-                // truncated here, so that a path that cannot be written is an error before the model loads
-                if (!std::ofstream(value, std::ios::trunc)) {
-                    throw std::invalid_argument(string_format("cannot write '%s': %s", value.c_str(), strerror(errno)));
-                }
-                params.so8t.json_file = value;
-            })
-            .set_examples({LLAMA_EXAMPLE_COMPLETION, LLAMA_EXAMPLE_CLI})
-            .set_env("LLAMA_ARG_SO8T_JSON"),
-
-        so8t_text_arg("--so8t-policy", "LLAMA_ARG_SO8T_POLICY", "{off,monitor,enforce}",
-            "SO8T: off: heads are not read; monitor: verdicts are reported; enforce: they change what is delivered "
-            "(default: monitor)",
-            [](common_params & params, const std::string & value) {
-                so8t_policy_set(params.so8t.policy, "mode", value);
-            }),
-        so8t_text_arg("--so8t-think", "LLAMA_ARG_SO8T_THINK", "{monitor,enforce}",
-            "SO8T: what enforce does inside a think block (default: enforce)",
-            [](common_params & params, const std::string & value) {
-                so8t_policy_set(params.so8t.policy, "think", value);
-            }),
-        so8t_text_arg("--so8t-threshold", "LLAMA_ARG_SO8T_THRESHOLD", "HEAD/LABEL=P,...",
-            "SO8T: probabilities at which labels act (default: those of the model)",
-            [](common_params & params, const std::string & value) {
-                so8t_policy_set_thresholds(params.so8t.policy, value);
-            }),
-        so8t_count_arg("--so8t-debounce", "LLAMA_ARG_SO8T_DEBOUNCE",
-            "SO8T: tokens of an answer in a row that must agree (default: that of each head)",
-            [](common_params & params, int value) { so8t_policy_set(params.so8t.policy, "debounce", value); }),
-        so8t_count_arg("--so8t-holdback", "LLAMA_ARG_SO8T_HOLDBACK",
-            "SO8T: tokens withheld from a stream under enforce; as many as the debounce: no token that triggers is "
-            "sent (default: 0)",
-            [](common_params & params, int value) { so8t_policy_set(params.so8t.policy, "holdback", value); }),
-        so8t_text_arg("--so8t-on-refuse", "LLAMA_ARG_SO8T_ON_REFUSE", "{stop,message}",
-            "SO8T: a refused answer just ends, or ends with the refusal text (default: message)",
-            [](common_params & params, const std::string & value) {
-                so8t_policy_set(params.so8t.policy, "on_refuse", value);
-            }),
-        so8t_text_arg("--so8t-refusal", "LLAMA_ARG_SO8T_REFUSAL", "TEXT", "SO8T: text of a refusal",
-            [](common_params & params, const std::string & value) {
-                so8t_policy_set(params.so8t.policy, "refusal", value);
-            }),
-        so8t_text_arg("--so8t-escalation", "LLAMA_ARG_SO8T_ESCALATION", "TEXT",
-            "SO8T: text of an escalation that nobody can decide",
-            [](common_params & params, const std::string & value) {
-                so8t_policy_set(params.so8t.policy, "escalation", value);
-            }),
-        common_arg({"--so8t-escalation-wait"}, "SECONDS",
-            "SO8T: hold escalated answers this long for a reviewer (POST /so8t/escalations/ID) (default: 0: there is "
-            "none)",
-            [](common_params & params, int value) { so8t_policy_set(params.so8t.policy, "escalation_wait", value); })
-            .set_examples({LLAMA_EXAMPLE_SERVER})
-            .set_env("LLAMA_ARG_SO8T_ESCALATION_WAIT"),
-        so8t_text_arg("--so8t-policy-file", "LLAMA_ARG_SO8T_POLICY_FILE", "FILE",
-            "SO8T: JSON file with all of the above; flags override it",
-            [](common_params & params, const std::string & value) {
-                params.so8t.policy.file = so8t_policy_read(value);
-            }),
-
         so8t_audit_arg("--so8t-audit", "LLAMA_ARG_SO8T_AUDIT", "FILE",
             "SO8T: append one JSON line per request to FILE, chained by hashes (see docs/audit.md)",
             [](common_params & params, const std::string & value) { params.so8t.audit.file = value; }),
@@ -124,8 +79,9 @@ std::vector<common_arg> so8t_args() {
         so8t_audit_arg("--so8t-audit-key", "LLAMA_ARG_SO8T_AUDIT_KEY", "FILE",
             "SO8T: key of the digests, 64 hex digits; made if missing (default: the audit file with .key)",
             [](common_params & params, const std::string & value) { params.so8t.audit.key_file = value; }),
-        so8t_audit_arg("--so8t-audit-max-size", "LLAMA_ARG_SO8T_AUDIT_MAX_SIZE", "BYTES",
-            "SO8T: begin a new audit file at this size, K, M and G allowed (default: 0: never)",
+        so8t_audit_arg("--so8t-audit-max-size", "LLAMA_ARG_SO8T_AUDIT_MAX_SIZE", "N[K|M|G]",
+            "SO8T: begin a new audit file at this many bytes; K, M and G: 10^3, 10^6 and 10^9 of them (default: 0: "
+            "never)",
             [](common_params & params, const std::string & value) { params.so8t.audit.max_size = so8t_size(value); }),
         so8t_audit_arg("--so8t-audit-checkpoint", "LLAMA_ARG_SO8T_AUDIT_CHECKPOINT", "FILE",
             "SO8T: keep number and hash of the newest audit line in FILE, to be copied elsewhere",
@@ -141,6 +97,34 @@ std::vector<common_arg> so8t_args() {
                 params.so8t.audit_required = value == "refuse";
             }),
     };
+}
+
+static common_arg so8t_json_arg() {
+    return common_arg({"--so8t-json"}, "FILE",
+        "SO8T: write the verdicts of every turn to FILE, one JSON object per line",
+        [](common_params & params, const std::string & value) {
+            // truncated here, so that a path that cannot be written is an error before the model loads
+            if (!std::ofstream(value, std::ios::trunc)) {
+                throw std::invalid_argument(string_format("cannot write '%s': %s", value.c_str(), strerror(errno)));
+            }
+            params.so8t.json_file = value;
+        })
+        .set_examples({LLAMA_EXAMPLE_COMPLETION, LLAMA_EXAMPLE_CLI})
+        .set_env("LLAMA_ARG_SO8T_JSON");
+}
+
+std::vector<common_arg> so8t_args() {
+#ifndef _WIN32 // there, threads are gone by the time exit handlers run
+    // llama.cpp's log is written by a thread: a tool that refuses a file must not exit before its reason is out
+    static const int at_exit = std::atexit([]() { common_log_flush(common_log_main()); });
+    GGML_UNUSED(at_exit);
+#endif
+    std::vector<common_arg> args = {so8t_json_arg()};
+    for (const auto & group :
+        {so8t_policy_args(std::make_index_sequence<std::size(so8t_policy_keys)>()), so8t_audit_args()}) {
+        args.insert(args.end(), group.begin(), group.end());
+    }
+    return args;
 }
 
 bool so8t_init(const llama_model * model, common_params & params) {

@@ -1,7 +1,7 @@
 #pragma once
 
 #include "so8t-audit.h"
-#include "so8t-policy.h"
+#include "so8t-policy-settings.h"
 
 #include <string>
 #include <vector>
