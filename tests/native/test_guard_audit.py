@@ -273,10 +273,20 @@ def test_rotation_by_size(audited, log):
         raw = log.with_name(name).read_bytes()
         last = json.loads(raw.splitlines()[-1])
         assert (last["event"], last["next"]) == ("rotate", log.name)
-        assert 4096 <= len(raw) < 4096 + 2048  # a line has about 1 kB
+        assert 4000 <= len(raw) < 4000 + 2048  # a line has about 1 kB
     check_log(log)
     with audited("--so8t-audit-max-size", "4K") as server:
         COMPLETION.ask(server, "fine")
+    check_log(log)
+
+
+@pytest.mark.parametrize(("size", "rotates"), [("1M", True), ("1048576", False)])
+def test_a_size_of_1m_is_a_million_bytes_as_for_split_files(audited, log, size, rotates):
+    w.write(log, w.chain([w.opening(), w.request(1, prompt=w.text("x" * 1_010_000, keep=True))]))
+    assert 10**6 <= log.stat().st_size < 2**20 - 20_000  # room for the lines of this server
+    with audited("--so8t-audit-max-size", size) as server:
+        COMPLETION.ask(server, "fine")
+    assert log.with_name(f"{log.name}.1").exists() == rotates
     check_log(log)
 
 

@@ -1,5 +1,7 @@
 #pragma once
 
+#include "so8t-audit-chain.h"
+
 #include <cstdint>
 #include <memory>
 #include <mutex>
@@ -16,7 +18,7 @@ struct so8t_audit_params {
     bool text = false;           // the texts themselves too, not only their keyed digests
     std::string key_file;        // of the digests; empty: file + ".key"; made if it is missing
     uint64_t max_size = 0;       // bytes at which a new file is begun, 0: never
-    std::string checkpoint_file; // seq and hash of the newest line, empty: none
+    std::string checkpoint_file; // the anchor (so8t-audit-anchor.h), empty: none
 };
 
 class so8t_audit {
@@ -28,8 +30,8 @@ class so8t_audit {
 
     // Opens the log, or goes on with it after its last whole line: an unfinished one behind it, of a server that was
     // killed, is cut off, and its size is told in the line "open", which is written with the model and the policy.
-    // Throws std::runtime_error: the log, the key or the checkpoint cannot be opened or written or is a link, another
-    // process writes this log, its last line is not what its hash says, it ends before its checkpoint, the key is not
+    // Throws std::runtime_error: the log, the key or the anchor cannot be opened or written or is a link, another
+    // process writes this log, its last line is not what its hash says, it ends before its anchor, the key is not
     // 64 hex digits.
     so8t_audit(const so8t_audit_params & params, const common_json & model, const common_json & policy);
 
@@ -39,7 +41,7 @@ class so8t_audit {
     so8t_audit(const so8t_audit &)             = delete;
     so8t_audit & operator=(const so8t_audit &) = delete;
 
-    // Appends a line. durable: it is on the disk, with the checkpoint, when the call returns; others are within a
+    // Appends a line; event: one of SO8T_AUDIT_*. durable: it is on the disk, with the anchor, when the call returns; others are within a
     // second. Nothing: it could not be written, and no part of it is left in the file; a later call may do better.
     // A line longer than readers accept is written without texts, and with as many verdicts as fit.
     std::optional<entry> append(const char * event, const common_json & fields, bool durable);

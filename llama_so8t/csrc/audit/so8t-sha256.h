@@ -28,13 +28,3 @@ class so8t_sha256 {
   private:
     sha256_t state;
 };
-
-inline std::string so8t_hex(const std::string & bytes) {
-    static const char digits[] = "0123456789abcdef";
-    std::string hex;
-    for (const unsigned char c : bytes) {
-        hex += digits[c >> 4];
-        hex += digits[c & 15];
-    }
-    return hex;
-}

@@ -1,5 +1,6 @@
 #include "so8t-tensor-hash.h"
 
+#include "so8t-hex.h"
 #include "so8t-sha256.h"
 
 #include "ggml.h"

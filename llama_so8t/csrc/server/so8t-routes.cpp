@@ -2,6 +2,7 @@
 
 #include "so8t-json.h"
 #include "so8t-server.h"
+#include "so8t-sha256.h"
 #include "so8t-ui.h"
 
 #include "server-common.h"
@@ -9,7 +10,6 @@
 #include "server-http.h"
 
 #include "base64.hpp"
-#include "hash/hash.h"
 
 #include <chrono>
 #include <cstdlib>
@@ -280,15 +280,9 @@ static server_http_res_ptr so8t_get_audit(const server_http_req & req) {
 
 // the source of a Content-Security-Policy that allows just this one element of the page
 static std::string so8t_csp_hash(const std::string & page, const std::string & tag) {
-    const size_t begin    = page.find("<" + tag + ">") + tag.size() + 2;
-    const size_t end      = page.find("</" + tag + ">", begin);
-    const std::string hex = hash_sha256_hex(page.data() + begin, end - begin);
-
-    std::string bytes;
-    for (size_t i = 0; i < hex.size(); i += 2) {
-        bytes.push_back((char) std::stoi(hex.substr(i, 2), nullptr, 16));
-    }
-    return "'sha256-" + base64::encode(bytes) + "'";
+    const size_t begin = page.find("<" + tag + ">") + tag.size() + 2;
+    const size_t end   = page.find("</" + tag + ">", begin);
+    return "'sha256-" + base64::encode(so8t_sha256().update(page.data() + begin, end - begin).final()) + "'";
 }
 
 static server_http_res_ptr so8t_get_ui() {

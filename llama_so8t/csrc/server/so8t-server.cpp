@@ -125,7 +125,7 @@ bool so8t_server::write_lost() {
         }
     }
     if (n_dropped > 0) {
-        if (!log->append("lost", json::object({{"lines", n_dropped}}), true)) {
+        if (!log->append(SO8T_AUDIT_LOST, json::object({{"lines", n_dropped}}), true)) {
             return false;
         }
         n_dropped = 0;
@@ -154,14 +154,14 @@ bool so8t_server::record(const json & request, bool durable, json & entry) {
         return true;
     }
     std::lock_guard<std::mutex> lock(write_mutex);
-    if (write("request", request, durable, entry)) {
+    if (write(SO8T_AUDIT_REQUEST, request, durable, entry)) {
         return true;
     }
     json unwritten = request;
     if (audit_required) {
         unwritten["enforced"] = "unavailable";
     }
-    keep("request", unwritten);
+    keep(SO8T_AUDIT_REQUEST, unwritten);
     return !audit_required;
 }
 
@@ -189,11 +189,11 @@ bool so8t_server::record_decision(const so8t_escalation & decided) {
     if (log) {
         std::lock_guard<std::mutex> lock(write_mutex);
         json entry;
-        if (!write("escalation", fields, true, entry)) {
+        if (!write(SO8T_AUDIT_ESCALATION, fields, true, entry)) {
             if (audit_required && decided.status == SO8T_ESCALATION_ALLOWED) {
                 return false; // the answer stays pending
             }
-            keep("escalation", fields);
+            keep(SO8T_AUDIT_ESCALATION, fields);
         }
     }
     std::lock_guard<std::mutex> lock(count_mutex);
