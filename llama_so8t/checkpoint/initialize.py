@@ -1,6 +1,5 @@
 """Makes an SO8T model from a base: rotations at every site, heads of zeros."""
 
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from llama_so8t.checkpoint.open import compensated, open_checkpoint
 from llama_so8t.errors import CheckpointError, ConfigError
 from llama_so8t.files import gguf_file, safetensors_writer
 from llama_so8t.files.atomic import new_directory
+from llama_so8t.files.json_file import write_json
 from llama_so8t.format import SITES, SO8T_FLAGS, default_heads, generator_name
 from llama_so8t.model_spec import ModelSpec
 from llama_so8t.tensors import LazyTensor
@@ -160,7 +160,7 @@ def _write_adapter(
         "so8t_compensated": options.compensate,
     }
     fields |= {key: value for key, value in config.items() if key.startswith("so8t_")}
-    _write_json(directory / adapter.CONFIG_NAME, fields)
+    write_json(directory / adapter.CONFIG_NAME, fields)
     safetensors_writer.write_file(directory / adapter.WEIGHTS_NAME, added)
 
 
@@ -179,7 +179,7 @@ def _write_full(
         config = {key: value for key, value in config.items() if key not in ("dtype", "torch_dtype")}
         config["dtype"] = "float32"
     order = [name for name in (*base_tensors(config, spec), *so8t_tensors(spec)) if name in tensors]
-    _write_json(directory / "config.json", config)
+    write_json(directory / "config.json", config)
     safetensors_writer.write_sharded(directory, [tensors[name] for name in order])
     if base.vocabulary.gguf is not None:
         vocabulary.write_vocabulary(gguf_file.read_gguf(base.vocabulary.gguf), directory / vocabulary.NAME)
@@ -190,9 +190,5 @@ def _write_full(
     if (base.path / COPIED_FOLDER).is_dir():
         shutil.copytree(base.path / COPIED_FOLDER, directory / COPIED_FOLDER)
     if base.generation_config is not None and not (directory / "generation_config.json").is_file():
-        _write_json(directory / "generation_config.json", base.generation_config)
+        write_json(directory / "generation_config.json", base.generation_config)
     return []
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -23,6 +23,11 @@ def read_json(path: Path) -> dict[str, Any]:
     return parse_json(path.read_bytes(), path)
 
 
+def write_json(path: Path, value: Any) -> None:
+    """Writes a value as transformers writes its configurations: two spaces, UTF-8, a newline at the end."""
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 def parse_json(raw: bytes, path: Path) -> dict[str, Any]:
     """A JSON object; a name that appears twice is refused, because readers disagree on which one counts.
 

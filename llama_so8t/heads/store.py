@@ -1,6 +1,5 @@
 """Fitted directions as head tensors of a checkpoint or adapter, and back."""
 
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,6 +12,7 @@ from llama_so8t.checkpoint import Checkpoint, adapter
 from llama_so8t.errors import CheckpointError, ConfigError
 from llama_so8t.files import safetensors_file, safetensors_writer
 from llama_so8t.files.atomic import new_directory
+from llama_so8t.files.json_file import write_json
 from llama_so8t.format import OUT_GENERATOR, HeadSpec, head_tensor_prefix
 from llama_so8t.heads.regression import Direction
 from llama_so8t.tensors import LazyTensor
@@ -136,7 +136,7 @@ def _write_config(path: Path, heads: Mapping[str, HeadSpec]) -> None:
     config = safetensors_file.parse_json(path.read_bytes(), path)
     stored = config.get("so8t_heads") or {}
     config["so8t_heads"] = {**stored, **{name: head.to_dict() for name, head in heads.items()}}
-    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(path, config)
 
 
 def _replaced(stored: Mapping[str, LazyTensor], values: Mapping[str, np.ndarray]) -> list[LazyTensor]:

@@ -1,6 +1,5 @@
 """Writes the four sidecar files of an SO8T model."""
 
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ from llama_so8t.checkpoint.names import OUTPUT, base_tensors, so8t_tensors
 from llama_so8t.errors import ConversionError
 from llama_so8t.files.atomic import new_files
 from llama_so8t.files.finite import finite
+from llama_so8t.files.json_file import write_json
 from llama_so8t.sidecars.metadata import DTYPES, metadata
 from llama_so8t.sidecars.npz import COMPRESSION_LEVEL, write_npz
 from llama_so8t.sidecars.quantization import TYPE, ZERO_POINT, quantize, scale_of
@@ -65,9 +65,9 @@ def write_sidecars(
     with new_files(paths) as (metadata_file, tensors_file, quantization_file, tokenizer_file):
         scales: dict[str, dict[str, Any]] = {}
         write_npz(tensors_file, _quantized(checkpoint, scales, progress), compression_level)
-        _write_json(metadata_file, described)
-        _write_json(quantization_file, scales)
-        _write_json(tokenizer_file, tokenizer)
+        write_json(metadata_file, described)
+        write_json(quantization_file, scales)
+        write_json(tokenizer_file, tokenizer)
     return paths
 
 
@@ -90,7 +90,3 @@ def _quantized(
             "quantization_type": TYPE,
         }
         yield name, tensor.shape, quantize(tensor, scale)
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
