@@ -302,6 +302,13 @@ def test_every_environment_variable_has_a_row_and_the_reverse():
     assert set(FOREIGN_VARIABLES) <= read
 
 
+def test_the_row_of_so8t_require_names_each_requirement():
+    (row,) = (cells for cells in page("docs/env-vars.md").table("variable") if cells[0] == "SO8T_REQUIRE")
+    asked = set(re.findall(r'\babsent\(\s*"(\w+)"', code_of(r"tests/")))
+    assert len(asked) >= 7
+    assert set(re.findall(r"`(\w+)`", row[2])) == asked
+
+
 def test_each_option_has_the_environment_variable_of_its_name():
     names = {option[2:].upper().replace("-", "_") for option in cpp_options()}
     assert {f"LLAMA_ARG_{name}" for name in names} == {
