@@ -14,7 +14,7 @@ export CCACHE_BASEDIR := $(CURDIR)
 export SO8T_LIBRARY_PATH := $(CURDIR)/$(BUILD)/bin
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help setup source build demo adapter test test-quick test-native test-asan test-cuda test-vulkan bench bench-instructions bench-cuda need-gpu lint format docs patches clean
+.PHONY: help setup source build demo adapter test test-quick test-native test-asan test-cuda test-vulkan bench bench-instructions bench-cuda need-gpu fuzz lint format docs patches clean
 
 help: ## this text
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
@@ -70,6 +70,12 @@ test-native: build ## the tests of the patched llama.cpp
 	$(BIN)/cmake --build $(BUILD) --target so8t-tests
 	$(BIN)/ctest --test-dir $(BUILD)/tests/cpp --output-on-failure --no-tests=error
 	SO8T_REQUIRE=native,source,packages,$$SO8T_REQUIRE $(BIN)/python -m pytest -m native
+
+# how long `make fuzz` runs
+SECONDS ?= 240
+
+fuzz: source ## spoiled files for every reader, new ones each time; SECONDS=240
+	$(BIN)/python tests/fuzz/run.py $(SECONDS)
 
 need-gpu:
 	@test -n "$(NVCC)" || { echo "no nvcc on PATH: install the CUDA toolkit, 12 or 13" >&2; exit 1; }

@@ -6,7 +6,8 @@ exists here once; `format_header` writes the same names and rows for C++ (`csrc/
 """
 
 import math
-from collections.abc import Mapping, Sequence
+import reprlib
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -265,6 +266,62 @@ ACTIONS = ("allow", "escalate", "refuse")
 SCOPES = ("prompt", "answer", "both")
 
 
+MAX_LABELS = 4096
+"""Labels of a head: more than any classifier has, few enough for a hostile file."""
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and bool(value) and all(c.isalnum() or c in "_-" for c in value)
+
+
+def _is_number(value: Any) -> bool:
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an int that is too large for a float
+        return False
+
+
+def _is_whole(value: Any, smallest: int = 0) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= smallest
+
+
+def _is_label(value: Any) -> bool:
+    if not isinstance(value, str) or not value:
+        return False
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _all(is_right: Callable[[Any], bool], smallest: int = 0) -> Callable[[Any], bool]:
+    return lambda values: (
+        isinstance(values, (list, tuple)) and smallest <= len(values) <= MAX_LABELS and all(map(is_right, values))
+    )
+
+
+def _one_of(allowed: Collection[str]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, str) and value in allowed
+
+
+_HEAD_FIELDS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    ("name", _is_name, "letters, digits, '_' and '-' only"),
+    ("labels", _all(_is_label, 2), f"two or more different ones, {MAX_LABELS} at most: texts that are not empty"),
+    ("actions", _all(_one_of(ACTIONS)), f"for each label one of {', '.join(ACTIONS)}"),
+    ("thresholds", _all(_is_number), "finite numbers"),
+    ("representation", lambda v: _is_whole(v) and v < len(REPRESENTATIONS), "0, 1 or 2"),
+    ("activation", _one_of(HEAD_FORMS), f"one of {', '.join(HEAD_FORMS)}"),
+    ("stem", lambda v: v is None or _is_name(v), "letters, digits, '_' and '-' only"),
+    ("temperature", lambda v: _is_number(v) and v > 0, "a number above 0"),
+    ("debounce", lambda v: _is_number(v) and v >= 1, "1 or more"),
+    ("scope", _one_of(SCOPES), f"one of {', '.join(SCOPES)}"),
+    ("prompt_token", lambda v: v is None or _is_whole(v), "the id of a token"),
+)
+
+
 @dataclass(frozen=True)
 class HeadSpec:
     """A classification head: what its rows mean and when they act.
@@ -286,36 +343,23 @@ class HeadSpec:
     prompt_token: int | None = None
 
     def __post_init__(self) -> None:
+        where = f"head {self.name!r}"
+        for key, is_right, expected in _HEAD_FIELDS:
+            value = getattr(self, key)
+            if not is_right(value):
+                raise ConfigError(f"{where}: found {key} {reprlib.repr(value)}, expected {expected}")
         for key in ("labels", "actions", "thresholds"):
             object.__setattr__(self, key, tuple(getattr(self, key)))
-        where = f"head {self.name!r}"
-        if not self.name or not all(c.isalnum() or c in "_-" for c in self.name):
-            raise ConfigError(f"{where}: a name has letters, digits, '_' and '-' only")
-        if len(self.labels) < 2 or len(set(self.labels)) != len(self.labels):
-            raise ConfigError(f"{where}: found labels {list(self.labels)}, expected two or more different ones")
+        if len(set(self.labels)) != len(self.labels):
+            twice = next(label for label in self.labels if self.labels.count(label) > 1)
+            raise ConfigError(f"{where}: found labels with {twice!r} twice, expected two or more different ones")
         for key in ("actions", "thresholds"):
             if len(getattr(self, key)) != len(self.labels):
                 raise ConfigError(
                     f"{where}: found {len(getattr(self, key))} {key} for {len(self.labels)} labels, expected one each"
                 )
-        for action in self.actions:
-            if action not in ACTIONS:
-                raise ConfigError(f"{where}: found action {action!r}, expected one of {', '.join(ACTIONS)}")
-        if not all(isinstance(t, (int, float)) and math.isfinite(t) for t in self.thresholds):
-            raise ConfigError(f"{where}: found thresholds {list(self.thresholds)}, expected finite numbers")
-        if self.representation not in range(len(REPRESENTATIONS)):
-            raise ConfigError(f"{where}: found representation {self.representation!r}, expected 0, 1 or 2")
-        if self.activation not in HEAD_FORMS:
-            allowed = ", ".join(HEAD_FORMS)
-            raise ConfigError(f"{where}: found activation {self.activation!r}, expected one of {allowed}")
         if (self.stem is not None) != HEAD_FORMS[self.activation].stem:
             raise ConfigError(f"{where}: an activation needs a stem, and a stem an activation")
-        if not (math.isfinite(self.temperature) and self.temperature > 0):
-            raise ConfigError(f"{where}: found temperature {self.temperature!r}, expected a number above 0")
-        if self.debounce < 1:
-            raise ConfigError(f"{where}: found debounce {self.debounce!r}, expected 1 or more")
-        if self.scope not in SCOPES:
-            raise ConfigError(f"{where}: found scope {self.scope!r}, expected one of {', '.join(SCOPES)}")
 
     @classmethod
     def from_dict(cls, name: str, fields: dict[str, Any]) -> "HeadSpec":

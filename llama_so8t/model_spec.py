@@ -1,7 +1,9 @@
 """What `config.json` says about an SO8T model, checked once and used everywhere."""
 
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from types import NoneType
 from typing import Any
 
 from llama_so8t.algebra.basis import DIM
@@ -23,6 +25,19 @@ from llama_so8t.format import (
     generator_name,
     n_generators,
 )
+
+MAX_SIZE = 1 << 20
+"""Layers, attention heads, widths: more than any model has, few enough for a list of them from a hostile file."""
+
+_BASE_FIELDS: tuple[tuple[str, type, str], ...] = (
+    ("rope_parameters", Mapping, "an object"),
+    ("tie_word_embeddings", bool, "true or false"),
+    ("attention_bias", bool, "true or false"),
+    ("mlp_bias", bool, "true or false"),
+    ("use_sliding_window", bool, "true or false"),
+    ("hidden_act", str, "a text"),
+)
+"""Fields of the base that are read elsewhere, beside the sizes."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +69,12 @@ class ModelSpec:
             ConfigError: a field is missing, of the wrong kind, or contradicts another.
         """
         base = config.get("base_model_type", config.get("model_type"))
-        if base not in FAMILIES:
+        if not isinstance(base, str) or base not in FAMILIES:
             raise ConfigError(f"config.json: found base model type {base!r}, supported are {', '.join(FAMILIES)}")
         family = FAMILIES[base]
+        for key, kind, expected in _BASE_FIELDS:
+            if not isinstance(config.get(key), (kind, NoneType)):
+                raise ConfigError(f"config.json: found {key} {reprlib.repr(config[key])}, expected {expected}")
         n_head = _positive(config, "num_attention_heads")
         n_head_kv = _positive(config, "num_key_value_heads", n_head)
         hidden_size = _positive(config, "hidden_size")
@@ -66,7 +84,7 @@ class ModelSpec:
                 raise ConfigError(f"config.json: found {key} {value}, expected a multiple of {DIM} (SO(8) blocks)")
         if n_head % n_head_kv:
             raise ConfigError(f"config.json: found {n_head} heads and {n_head_kv} key-value heads, expected a multiple")
-        rotation_dim = config.get("so8t_rotation_dim", DIM)
+        rotation_dim = _positive(config, "so8t_rotation_dim", DIM)
         if rotation_dim != DIM:
             raise ConfigError(f"config.json: found so8t_rotation_dim {rotation_dim!r}, expected {DIM}")
 
@@ -80,7 +98,7 @@ class ModelSpec:
         elif isinstance(heads, Mapping):
             specs = {name: HeadSpec.from_dict(name, fields) for name, fields in heads.items()}
         else:
-            raise ConfigError(f"config.json: found so8t_heads {heads!r}, expected an object of head names")
+            raise ConfigError(f"config.json: found so8t_heads {reprlib.repr(heads)}, expected an object of head names")
         # a representation that is switched off falls back to vector here as it does at qk and v
         specs = {
             name: head if enabled[head.representation] else replace(head, representation=VECTOR)
@@ -89,7 +107,7 @@ class ModelSpec:
         return cls(
             base_model_type=base,
             hidden_size=hidden_size,
-            n_layer=_positive(config, "num_hidden_layers"),
+            n_layer=_positive(config, "num_hidden_layers", largest=2**63),  # `base_tensors` has the limit
             n_head=n_head,
             n_head_kv=n_head_kv,
             head_dim=head_dim,
@@ -142,19 +160,21 @@ class ModelSpec:
         return n_generators(generator, self.hidden_size, self.n_head, self.shared_blocks)
 
 
-def _positive(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
+def _positive(config: Mapping[str, Any], key: str, default: int | None = None, largest: int = MAX_SIZE) -> int:
     value = config.get(key)
     if value is None:
         value = default
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigError(f"config.json: found {key} {value!r}, expected a whole number above 0")
+        raise ConfigError(f"config.json: found {key} {reprlib.repr(value)}, expected a whole number above 0")
+    if value > largest:
+        raise ConfigError(f"config.json: found {key} {reprlib.repr(value)}, expected at most {largest}")
     return value
 
 
 def _flag(config: Mapping[str, Any], key: str, default: bool = True) -> bool:
     value = config.get(key, default)
     if not isinstance(value, bool):
-        raise ConfigError(f"config.json: found {key} {value!r}, expected true or false")
+        raise ConfigError(f"config.json: found {key} {reprlib.repr(value)}, expected true or false")
     return value
 
 
@@ -173,8 +193,8 @@ def _representations(config: Mapping[str, Any], key: str, n: int, enabled: tuple
     value = config.get(key)
     if value is None:
         return tuple(default_representations(n, enabled))
-    if not isinstance(value, list) or len(value) != n or not all(v in (0, 1, 2) for v in value):
-        raise ConfigError(f"config.json: found {key} {value!r}, expected {n} entries of 0, 1 or 2")
+    if not isinstance(value, list) or len(value) != n or not all(type(v) is int and v in (0, 1, 2) for v in value):
+        raise ConfigError(f"config.json: found {key} {reprlib.repr(value)}, expected {n} entries of 0, 1 or 2")
     return tuple(v if enabled[v] else 0 for v in value)
 
 
@@ -195,7 +215,7 @@ def _stem_sizes(config: Mapping[str, Any], heads: Mapping[str, HeadSpec]) -> dic
         return {}
     if not isinstance(sizes, Mapping) or set(sizes) - set(stems):
         raise ConfigError(
-            f"config.json: found so8t_stem_sizes {sizes!r}, expected an object with the stems of so8t_heads: "
-            f"{', '.join(stems) or 'none'}"
+            f"config.json: found so8t_stem_sizes {reprlib.repr(sizes)}, "
+            f"expected an object with the stems of so8t_heads: {', '.join(stems) or 'none'}"
         )
     return {stem: _positive(sizes, stem) for stem in sizes}

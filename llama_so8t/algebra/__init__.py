@@ -5,7 +5,14 @@ Conventions (docs/conventions.md): column vectors ``y = R x``; a generator is 28
 """
 
 from llama_so8t.algebra.basis import DIM, N_GENERATORS, PAIRS, basis, bracket, coefficients, skew
-from llama_so8t.algebra.check import TOLERANCE, commutator_norm, determinant, is_member, orthogonality_error
+from llama_so8t.algebra.check import (
+    MAX_COEFFICIENT,
+    TOLERANCE,
+    commutator_norm,
+    determinant,
+    is_member,
+    orthogonality_error,
+)
 from llama_so8t.algebra.octonions import GAMMA, multiply
 from llama_so8t.algebra.rotation import exp, random_generators, rotate_blocks, rotation
 from llama_so8t.algebra.triality import (
@@ -22,6 +29,7 @@ __all__ = [
     "DIM",
     "DOUBLED",
     "GAMMA",
+    "MAX_COEFFICIENT",
     "N_GENERATORS",
     "PAIRS",
     "REPRESENTATIONS",

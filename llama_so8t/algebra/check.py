@@ -7,6 +7,10 @@ from llama_so8t.algebra.basis import DIM
 TOLERANCE = 1e-4
 """Largest orthogonality and determinant error a file may have (the rotations are stored as float32)."""
 
+MAX_COEFFICIENT = 1e6
+"""Largest coefficient of a generator, in radians. Up to it exp in float64 is exact to 1e-8 however it is computed; far
+beyond it two programs that agree on the generator disagree on the rotation."""
+
 
 def orthogonality_error(rotation: np.ndarray) -> np.ndarray:
     """Largest absolute entry of ``R^T R - I``. ``(..., 8, 8) -> (...)``."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from llama_so8t.checkpoint.checks import generator
 from llama_so8t.checkpoint.names import EMBEDDING
 from llama_so8t.checkpoint.vocabulary import Vocabulary
 from llama_so8t.errors import CheckpointError
@@ -69,15 +70,23 @@ class Checkpoint:
         """
         return finite(self.path, self._find(name))
 
+    def load_generator(self, name: str) -> np.ndarray:
+        """The coefficients of a generator, float32 ``(n, 28)``.
+
+        Raises:
+            CheckpointError: as `load_finite`, or a coefficient is too large.
+        """
+        return generator(self.path, self._find(name))
+
     def rotations(self) -> RotationCache:
         """Rotations of the layers, from their generators."""
-        return RotationCache(self.spec, self.load_finite)
+        return RotationCache(self.spec, self.load_generator)
 
     def layer_rotations(self, layer: int) -> LayerRotations:
         """Rotations of one layer, float64.
 
         Raises:
-            CheckpointError: a generator has NaN or infinite coefficients.
+            CheckpointError: a generator has coefficients that are not finite, or too large.
         """
         return self.rotations().layer(layer)
 

@@ -3,8 +3,12 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+
+from llama_so8t.algebra import MAX_COEFFICIENT
 from llama_so8t.checkpoint.names import IGNORED_SUFFIXES, OUTPUT, OUTPUT_ALIAS, Expected
 from llama_so8t.errors import CheckpointError
+from llama_so8t.files.finite import finite
 from llama_so8t.format import head_tensor_prefix, stem_tensor_prefix
 from llama_so8t.model_spec import ModelSpec
 from llama_so8t.tensors import LazyTensor
@@ -75,6 +79,22 @@ def check_stems(path: Path, tensors: Mapping[str, LazyTensor], spec: ModelSpec) 
                     f"{path}: tensor {name!r}: found shape {list(tensors[name].shape)}, "
                     f"expected {inner} on axis {axis}, the width of its stem"
                 )
+
+
+def generator(path: Path, tensor: LazyTensor) -> np.ndarray:
+    """The coefficients of a generator ``(n, 28)``, float32, in radians; ``path`` is for errors.
+
+    Raises:
+        CheckpointError: one of them is NaN, infinite, or so large that its rotation depends on who computes it.
+    """
+    values = finite(path, tensor)
+    largest = float(np.abs(values).max(initial=0.0))
+    if largest > MAX_COEFFICIENT:
+        raise CheckpointError(
+            f"{path}: tensor {tensor.name!r}: found a coefficient of {largest:.3g}, "
+            f"expected at most {MAX_COEFFICIENT:g} radians"
+        )
+    return values
 
 
 def _listed(noun: str, names: list[str]) -> str:

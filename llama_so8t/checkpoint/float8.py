@@ -36,7 +36,7 @@ def scaled(path: Path, config: Mapping[str, Any], tensors: Mapping[str, LazyTens
     """
     quantization = config.get("quantization_config") or config.get("compression_config") or {}
     method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
-    if quantization and method not in _METHODS:
+    if quantization and not (isinstance(method, str) and method in _METHODS):
         raise CheckpointError(
             f"{path / 'config.json'}: found quantization_config of method {method!r}, expected "
             f"{' or '.join(_METHODS)}; convert from the unquantized model"

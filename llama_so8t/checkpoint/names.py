@@ -1,5 +1,6 @@
 """Tensors of the base families: Hugging Face names, GGUF names, shapes."""
 
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -160,5 +161,5 @@ def gguf_name(name: str, spec: ModelSpec) -> str:
 def _size(config: Mapping[str, Any], key: str) -> int:
     value = config.get(key)
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise CheckpointError(f"config.json: found {key} {value!r}, expected a whole number above 0")
+        raise CheckpointError(f"config.json: found {key} {reprlib.repr(value)}, expected a whole number above 0")
     return value

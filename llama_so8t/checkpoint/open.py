@@ -8,11 +8,10 @@ import numpy as np
 
 from llama_so8t.checkpoint import adapter, float8, gguf_base, qwen3guard, vocabulary
 from llama_so8t.checkpoint.checkpoint import Checkpoint
-from llama_so8t.checkpoint.checks import check_stems, check_tensors, normalized
+from llama_so8t.checkpoint.checks import check_stems, check_tensors, generator, normalized
 from llama_so8t.checkpoint.names import base_tensors, layer_tensor, so8t_tensors
 from llama_so8t.errors import CheckpointError
 from llama_so8t.files import gguf_file, pytorch_bin, safetensors_file
-from llama_so8t.files.finite import finite
 from llama_so8t.files.json_file import read_json
 from llama_so8t.folding import RotationCache, compensate_step, is_rotated
 from llama_so8t.format import ARCH, FAMILIES
@@ -71,6 +70,8 @@ def _of_family(path: Path, config: dict[str, Any]) -> dict[str, Any]:
     """
     model_type, file = config.get("model_type"), path / "config.json"
     aliases = {alias: family for family in FAMILIES.values() for alias in family.aliases}
+    if not isinstance(model_type, str):
+        raise CheckpointError(f"{file}: found model_type {model_type!r}, expected a text")
     if model_type in aliases:
         if config.get("sliding_window"):
             raise CheckpointError(
@@ -115,7 +116,7 @@ def _open_adapter(path: Path, base: str | Path | None) -> Checkpoint:
 
 def compensated(path: Path, spec: ModelSpec, tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
     """The same tensors, counter-rotated on every read where a foldable site is; ``path`` is for errors."""
-    rotations = RotationCache(spec, lambda name: finite(path, tensors[name]))
+    rotations = RotationCache(spec, lambda name: generator(path, tensors[name]))
 
     def turned(name: str, tensor: LazyTensor) -> LazyTensor:
         found = layer_tensor(name)

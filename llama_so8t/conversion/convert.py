@@ -224,10 +224,11 @@ def _check_model(checkpoint: Checkpoint, stock: bool) -> None:
             f"{checkpoint.path}: is a plain {config.get('model_type')} model without rotations and heads; "
             f"make an SO8T model of it first: so8t init --base {checkpoint.path} --out DIR"
         )
+    generators = checkpoint.spec.generator_shapes()
     for name in so8t_tensors(checkpoint.spec):
         # small, so before any work: NaN in one generator would spoil every weight beside it
         if name in checkpoint.tensors:
-            checkpoint.load_finite(name)
+            (checkpoint.load_generator if name in generators else checkpoint.load_finite)(name)
     if config.get("hidden_act", "silu") != "silu":
         raise ConversionError(f"{checkpoint.path}: found hidden_act {config['hidden_act']!r}, expected 'silu'")
     if config.get("use_sliding_window"):

@@ -140,4 +140,4 @@ def _part(checkpoint: Checkpoint, name: str, representation: int | None) -> Iter
 
 
 def _before_heads(checkpoint: Checkpoint, weight: np.ndarray, representation: int) -> np.ndarray:
-    return folding.rotate_columns(weight, rotation(checkpoint.load_finite(OUT_GENERATOR), representation))
+    return folding.rotate_columns(weight, rotation(checkpoint.load_generator(OUT_GENERATOR), representation))

@@ -1,6 +1,7 @@
 """JSON files of model directories: objects of bounded size without duplicate names."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ from llama_so8t.errors import CheckpointError
 
 MAX_BYTES = 100_000_000
 """More than the longest index of shards or tokenizer; keeps a hostile file from filling the memory."""
+
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -49,6 +52,11 @@ def parse_json(raw: bytes, path: Path) -> dict[str, Any]:
         raise
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: is not valid JSON: {error}") from None
+    if _SURROGATE.search(raw):
+        try:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError:
+            raise CheckpointError(f"{path}: found half of a surrogate pair, expected whole characters") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: found a JSON {type(value).__name__}, expected an object")
     return value

@@ -5,6 +5,7 @@ Format: https://huggingface.co/docs/safetensors (8 bytes header length, JSON hea
 """
 
 import math
+import reprlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ from llama_so8t.tensors import DataFile, LazyTensor
 
 MAX_HEADER_BYTES = 100_000_000
 """Limit of the safetensors library itself."""
+
+MAX_DIMENSIONS = 32
+"""Fewer than numpy has in any version."""
 
 _DTYPES_BY_BYTES = {
     8: "F64 I64 U64",
@@ -171,14 +175,16 @@ class _Reader:
 def _entry(path: Path, name: str, fields: Any, data_bytes: int) -> tuple[str, tuple[int, ...], int, int]:
     where = f"{path}: tensor {name!r}"
     if not isinstance(fields, dict) or set(fields) != {"dtype", "shape", "data_offsets"}:
-        raise CheckpointError(f"{where}: found {fields!r}, expected dtype, shape and data_offsets")
+        raise CheckpointError(f"{where}: found {reprlib.repr(fields)}, expected dtype, shape and data_offsets")
     dtype, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
-    if dtype not in _DTYPE_BYTES:
-        raise CheckpointError(f"{where}: found dtype {dtype!r}, expected one of {', '.join(_DTYPE_BYTES)}")
+    if not isinstance(dtype, str) or dtype not in _DTYPE_BYTES:
+        raise CheckpointError(f"{where}: found dtype {reprlib.repr(dtype)}, expected one of {', '.join(_DTYPE_BYTES)}")
     if not isinstance(shape, list) or not all(_is_count(size) for size in shape):
-        raise CheckpointError(f"{where}: found shape {shape!r}, expected whole numbers of 0 or more")
+        raise CheckpointError(f"{where}: found shape {reprlib.repr(shape)}, expected whole numbers of 0 or more")
+    if len(shape) > MAX_DIMENSIONS:
+        raise CheckpointError(f"{where}: found {len(shape)} dimensions, expected at most {MAX_DIMENSIONS}")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(_is_count(offset) for offset in offsets):
-        raise CheckpointError(f"{where}: found data_offsets {offsets!r}, expected [start, end]")
+        raise CheckpointError(f"{where}: found data_offsets {reprlib.repr(offsets)}, expected [start, end]")
     start, stop = offsets
     if not start <= stop <= data_bytes:
         raise CheckpointError(f"{where}: found data_offsets {offsets}, expected them inside {data_bytes} bytes of data")

@@ -57,7 +57,7 @@ def read_direction(checkpoint: Checkpoint, head: HeadSpec) -> Direction:
 
 def out_rotations(checkpoint: Checkpoint, head: HeadSpec) -> np.ndarray:
     """Rotations of the site out as the head sees them, ``(n, 8, 8)`` float64."""
-    return rotation(checkpoint.load(OUT_GENERATOR), head.representation)
+    return rotation(checkpoint.load_generator(OUT_GENERATOR), head.representation)
 
 
 def check_form(head: HeadSpec) -> None:

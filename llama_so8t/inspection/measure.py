@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from llama_so8t.algebra import (
+    MAX_COEFFICIENT,
     SPINOR_MINUS,
     SPINOR_PLUS,
     TOLERANCE,
@@ -120,6 +121,10 @@ def _measure(generator: Generator, commutator: float | None) -> tuple[SiteMeasur
     angles, orthogonality, determinants, from_generator = [], [0.0], [0.0], []
     if not np.isfinite(generator.coefficients).all():
         problems.append(f"{generator.tensor}: has NaN or infinity, expected finite coefficients")
+    elif (largest := np.abs(generator.coefficients).max()) > MAX_COEFFICIENT:
+        problems.append(
+            f"{generator.tensor}: has a coefficient of {largest:.3g}, expected at most {MAX_COEFFICIENT:g} radians"
+        )
     for tensor in generator.tensors:
         orthogonality.append(float(orthogonality_error(tensor.rotations).max()))
         determinants.append(float(np.abs(determinant(tensor.rotations) - 1.0).max()))

@@ -111,6 +111,14 @@ def test_a_generator_that_is_not_finite_is_named(write_gguf):
     assert "nan" in render(report)
 
 
+def test_a_generator_whose_exponential_no_program_knows_is_named(write_gguf):
+    def spoil(metadata, tensors):
+        tensors["blk.1.so8t_ffn_gen.weight"][0, 5] = -3e38
+
+    (problem,) = inspect(write_gguf(edit=spoil)).problems
+    assert problem == "blk.1.so8t_ffn_gen.weight: has a coefficient of 3e+38, expected at most 1e+06 radians"
+
+
 def test_a_head_that_is_not_finite_is_named(write_gguf):
     def spoil(metadata, tensors):
         tensors["so8t_head.safety.weight"][1, 3] = np.nan
