@@ -263,7 +263,7 @@ def render() -> str:
         body.append(f'<text class="title" x="{left:.0f}" y="24">{title}</text>')
         body.append(f'<text class="note" x="{left:.0f}" y="42">{note}</text>')
         body += drawing.svg(left, height - margin)
-        left += max(drawing.width, 400) + 2 * margin
+        left += max(drawing.width, 440) + 2 * margin
     size = f'viewBox="0 0 {left - margin:.0f} {height:.0f}" width="{left - margin:.0f}" height="{height:.0f}"'
     marker = '<marker id="head" viewBox="0 0 8 8" refX="6" refY="4" markerWidth="6" markerHeight="6" orient="auto">'
     return "\n".join(
