@@ -1,0 +1,25 @@
+# Whether this build compiles through ccache is decided when it is first configured (GGML_CCACHE in its cache).
+# ggml looks for ccache at every configure. The launcher is part of every compile command, so a ccache that is
+# installed later would have everything built anew.
+
+if(NOT DEFINED CACHE{GGML_CCACHE})
+    find_program(SO8T_CCACHE NAMES ccache sccache)
+    mark_as_advanced(SO8T_CCACHE)
+    if(SO8T_CCACHE)
+        set(so8t_has_launcher ON)
+    else()
+        set(so8t_has_launcher OFF)
+        message(STATUS "so8t: no ccache, so the next build from scratch takes as long as this one")
+    endif()
+    set(GGML_CCACHE ${so8t_has_launcher} CACHE BOOL "ggml: use ccache; decided at the first configure")
+elseif(GGML_CCACHE AND DEFINED CACHE{GGML_CCACHE_FOUND})
+    foreach(so8t_found IN ITEMS GGML_CCACHE_FOUND GGML_SCCACHE_FOUND)
+        if(${so8t_found} AND NOT EXISTS "${${so8t_found}}")
+            message(STATUS "so8t: ${${so8t_found}} is gone: everything is built anew, without it")
+            unset(${so8t_found} CACHE)
+        endif()
+    endforeach()
+    if(NOT GGML_CCACHE_FOUND AND NOT GGML_SCCACHE_FOUND)
+        set(GGML_CCACHE OFF CACHE BOOL "ggml: use ccache; decided at the first configure" FORCE)
+    endif()
+endif()
