@@ -54,7 +54,7 @@ def test_an_older_checkpoint_covers_less(path):
 
 
 @pytest.mark.parametrize("removed", [1, 5, N - 1])
-def test_a_removed_tail(path, removed):
+def test_an_anchor_shows_a_removed_tail(path, removed):
     lines = w.run(N)
     [finding] = verify(w.write(path, lines[:-removed]), note(path, lines[-1])).findings
     assert (finding.kind, finding.seq) == ("removed", N)
@@ -69,7 +69,7 @@ def test_a_half_removed_last_line(path):
     assert kinds == ["cut", "removed"]
 
 
-def test_removed_rotated_tail(path):
+def test_an_anchor_shows_that_the_last_file_is_gone(path):
     files = w.rotated(path, [5, 4, 3])
     checkpoint = note(path, files[-1][-1])
     assert verify(path, checkpoint).ok
@@ -113,7 +113,7 @@ def test_the_checkpoint_of_another_name_is_told(path):
 # --- signatures ------------------------------------------------------------------------------
 
 
-def test_signed(path, private_key, public_pem):
+def test_a_right_signature_leaves_no_note(path, private_key, public_pem):
     lines = w.run(N)
     checkpoint = note(w.write(path, lines), lines[-1], private_key)
     assert verify(path, checkpoint, public_pem).notes == []
@@ -121,7 +121,7 @@ def test_signed(path, private_key, public_pem):
     assert verify(path, checkpoint).notes == [NOT_CHECKED]
 
 
-def test_not_signed(path, public_pem):
+def test_an_anchor_without_signature_is_found(path, public_pem):
     lines = w.run(N)
     [finding] = verify(w.write(path, lines), note(path, lines[-1]), public_pem).findings
     assert finding.kind == "signature" and "found 0 other signatures" in finding.message
@@ -221,7 +221,7 @@ HASH = base64.b64encode(bytes(32)).decode()
         f"so8t-audit/a\n1\n{HASH}\n\n".encode() + b"\xff\n",
     ],
 )
-def test_hostile_checkpoints(tmp_path, text):
+def test_a_hostile_anchor_is_refused_by_name(tmp_path, text):
     path = tmp_path / "note"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(AuditError, match="note"):

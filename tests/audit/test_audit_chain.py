@@ -58,7 +58,7 @@ def test_a_short_log_is_right(path, n):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_changed(path, seed):
+def test_a_changed_line_is_found_where_it_stands(path, seed):
     for i in places(seed, N):
         lines = w.run(N)
         lines[i] = changed(lines[i], rehash=False)
@@ -89,7 +89,7 @@ def test_changed_and_hashed_anew(path, seed):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_removed(path, seed):
+def test_removed_lines_are_counted(path, seed):
     rng = random.Random(seed)
     for i in places(seed, N)[:-1]:
         length = rng.randint(1, N - 1 - i)
@@ -99,7 +99,7 @@ def test_removed(path, seed):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_inserted(path, seed):
+def test_an_inserted_line_is_found(path, seed):
     for i in places(seed, N):
         lines = w.run(N)
         prev = w.hash_of(lines[i - 1]) if i else "0" * 64
@@ -119,7 +119,7 @@ def test_inserted_without_a_right_hash(path, seed):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_swapped(path, seed):
+def test_two_swapped_lines_are_found(path, seed):
     rng = random.Random(seed)
     pairs = [sorted(rng.sample(range(N), 2)) for _ in range(6)]
     for i, j in [*pairs, (0, 1), (0, 2), (0, N - 1), (N - 3, N - 1), (N - 2, N - 1), (7, 8), (7, 9)]:
@@ -132,7 +132,7 @@ def test_swapped(path, seed):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_moved(path, seed):
+def test_moved_lines_are_found(path, seed):
     rng = random.Random(seed)
     for _ in range(6):
         i, length = rng.randrange(N - 20), rng.randint(1, 3)
@@ -145,7 +145,7 @@ def test_moved(path, seed):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_duplicated(path, seed):
+def test_lines_that_stand_twice_are_found(path, seed):
     rng = random.Random(seed)
     for i in places(seed, N):
         at, length = rng.randrange(N + 1), rng.randint(1, min(5, N - i))
@@ -164,7 +164,7 @@ def test_replaced_by_a_copy(path):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_cut_off(path, seed):
+def test_a_last_line_that_is_cut_off_is_found(path, seed):
     lines = w.run(N)
     kept = random.Random(seed).randrange(1, len(lines[-1]))
     assert found(path, [*lines[:-1], lines[-1][:kept]], end="") == [("cut", N, N)]
@@ -304,7 +304,7 @@ def test_a_rotated_file_cut_off(path):
     assert (finding.kind, finding.place.file, finding.place.number, finding.seq) == ("cut", f"{path}.1", 5, 5)
 
 
-def test_swapped_files(path):
+def test_two_swapped_files_are_found(path):
     w.rotated(path, [5, 4, 3])
     Path(f"{path}.1").replace(path.with_name("x"))
     Path(f"{path}.2").replace(f"{path}.1")
@@ -383,7 +383,7 @@ PREV = f'"prev":"{"0" * 64}"'
         ("[1", "is no JSON"),
     ],
 )
-def test_hostile_lines(path, body, problem):
+def test_hostile_lines_are_named_and_end_no_reading(path, body, problem):
     lines = w.run(10)
     lines[1] = sealed(body)
     report = verify(w.write(path, lines))
@@ -428,7 +428,7 @@ def test_seqs_far_apart_cost_nothing(path):
     assert "removed" in kinds
 
 
-def test_nothing_to_read(path):
+def test_a_missing_log_is_an_error_and_an_empty_one_lost_its_lines(path):
     with pytest.raises(AuditError, match="no such file"):
         verify(path)
     path.write_bytes(b"")

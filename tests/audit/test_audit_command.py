@@ -59,7 +59,7 @@ def log(path) -> Path:
 # --- verify ----------------------------------------------------------------------------------
 
 
-def test_verify(so8t, log):
+def test_verify_says_ok_of_a_whole_log(so8t, log):
     code, out, _ = so8t("verify", log)
     assert code == 0 and out.splitlines()[-1] == "ok"
     assert "no checkpoint was given" in out and "9 lines" in out
@@ -76,7 +76,7 @@ def test_verify_names_what_is_wrong(so8t, log):
     assert out.splitlines()[-1] == "2 findings"
 
 
-def test_verify_json(so8t, log):
+def test_verify_prints_its_report_as_json(so8t, log):
     code, out, _ = so8t("verify", log, "--json")
     report = json.loads(out)
     assert code == 0 and report["ok"] and report["lines"] == 9 and report["findings"] == []
@@ -159,7 +159,7 @@ def seqs(out: str) -> list[int]:
         (["--seq", "100:"], []),
     ],
 )
-def test_show_chooses(so8t, log, args, expected):
+def test_show_chooses_lines_by_its_options(so8t, log, args, expected):
     code, out, _ = so8t("show", log, "--json", *args)
     assert code == 0 and seqs(out) == expected
 
@@ -171,7 +171,7 @@ def test_show_json_is_the_record(so8t, log):
     ]
 
 
-def test_show_for_people(so8t, log):
+def test_show_prints_lines_for_people(so8t, log):
     code, out, _ = so8t("show", log)
     assert code == 0
     for part in (
@@ -264,7 +264,7 @@ def test_fields_of_the_wrong_type(so8t, path, tmp_path, command, changed, messag
 # --- stats -----------------------------------------------------------------------------------
 
 
-def test_stats(so8t, log):
+def test_stats_counts_what_the_log_says(so8t, log):
     code, out, _ = so8t("stats", log, "--json")
     stats = json.loads(out)
     other = w.digest("other")
@@ -291,7 +291,7 @@ def test_stats(so8t, log):
     assert [(row["model"], row["n"]) for row in stats["runs"]] == sorted([(w.MODEL, 1), (other, 1)])
 
 
-def test_stats_for_people(so8t, log):
+def test_stats_prints_tables_for_people(so8t, log):
     code, out, _ = so8t("stats", log)
     assert code == 0 and "9 lines from 2026-11-24T05:00:01.001Z to 2026-11-24T05:00:09.009Z" in out
     assert "       2  allow     none\n" in out and "1 requests were held" in out
@@ -317,7 +317,7 @@ def query(path: Path, sql: str) -> list[tuple]:
         connection.close()
 
 
-def test_export(so8t, log, tmp_path):
+def test_export_writes_a_database_that_can_be_asked(so8t, log, tmp_path):
     db = tmp_path / "log.db"
     code, out, _ = so8t("export", log, "--sqlite", db)
     assert code == 0 and f"wrote {db} (2 runs, 4 requests, 9 verdicts, 2 escalations, 0 lost)" in out
@@ -407,7 +407,7 @@ def test_export_of_texts_that_are_no_unicode(so8t, path, tmp_path):
 
 
 @pytest.mark.parametrize(("text", "seq", "part"), [("prompt 2", 3, "prompt"), ("answer 1\n", 2, "answer")])
-def test_find(so8t, log, tmp_path, text, seq, part):
+def test_find_knows_a_text_by_its_hmac(so8t, log, tmp_path, text, seq, part):
     Path(f"{log}.key").write_text(w.KEY.hex() + "\n")
     (tmp_path / "text").write_bytes(text.encode())
     code, out, _ = so8t("find", log, "--text", tmp_path / "text")
@@ -417,7 +417,7 @@ def test_find(so8t, log, tmp_path, text, seq, part):
     )
 
 
-def test_find_nothing(so8t, log, tmp_path):
+def test_find_says_that_a_text_is_not_there(so8t, log, tmp_path):
     (tmp_path / "key").write_text(w.KEY.hex())
     (tmp_path / "text").write_text("prompt")
     code, out, err = so8t("find", log, "--key", tmp_path / "key", "--text", tmp_path / "text")

@@ -96,7 +96,7 @@ def test_what_the_server_writes_behind_the_checkpoint_is_not_read(place):
     assert verify(place.log, place.signed, place.public).findings[0].kind == "cut"
 
 
-def test_rotated_files(place):
+def test_rotated_files_are_signed_as_one_log(place):
     files = w.rotated(place.log, [5, 4, 3])
     w.checkpoint(place.note, place.log.name, files[0][2])
     assert place.sign().n_lines == 3
@@ -188,7 +188,7 @@ def test_keys_that_are_none(place, tmp_path):
             read_private_key(file)
 
 
-def test_the_command(place, monkeypatch, capsys):
+def test_the_command_signs_and_says_what_it_signed(place, monkeypatch, capsys):
     monkeypatch.setattr(cli, "COMMANDS", ("audit",))
     lines = w.run(N)
     place.write(lines)

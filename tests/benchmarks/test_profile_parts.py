@@ -28,7 +28,7 @@ def node(op, name="node_7", operand="", hint=0):
         (node("VIEW"), VIEWS),
     ],
 )
-def test_parts(found, part):
+def test_a_node_belongs_to_the_part_of_its_name(found, part):
     assert part_of(found) == part
 
 

@@ -61,7 +61,7 @@ def split(gguf, directory: Path, arrays: dict[str, np.ndarray], count: int = 3) 
     ]
 
 
-def test_whole_file(gguf, tmp_path, arrays):
+def test_the_hash_of_a_file_is_that_of_its_arrays(gguf, tmp_path, arrays):
     assert model_sha256(write(gguf, tmp_path / "m.gguf", arrays)) == expected(arrays)
 
 
@@ -125,7 +125,7 @@ def test_parts_that_do_not_fit(gguf, tmp_path, arrays):
         model_sha256(parts[0])
 
 
-def test_hostile_files(gguf, tmp_path, arrays):
+def test_a_hostile_file_is_refused(gguf, tmp_path, arrays):
     path = write(gguf, tmp_path / "m.gguf", arrays)
     raw = path.read_bytes()
     for edited in (b"", b"GGUF", raw[:100], raw[:-100], raw[:8] + b"\xff" * 8 + raw[16:]):

@@ -225,7 +225,7 @@ def test_an_existing_file_stays_unless_forced(write_gguf, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["Modelfile", "m.gguf"]
 
 
-def test_the_command(write_gguf, tmp_path, capsys, monkeypatch):
+def test_the_command_writes_a_modelfile_and_says_where(write_gguf, tmp_path, capsys, monkeypatch):
     if "modelfile" not in cli.COMMANDS:
         monkeypatch.setattr(cli, "COMMANDS", (*cli.COMMANDS, "modelfile"))
     path = write_gguf()

@@ -129,8 +129,8 @@ def test_the_tools_print_what_they_print_without_any_setting(runtime, plain, tmp
     answers = [result.stdout.partition(PROMPT.encode())[2] or result.stdout for result in (one, other)]  # before it
     assert answers[0] == answers[1] and answers[0].strip()  # a wheel turns
     assert b"so8t" not in other.stderr
-    assert {path.name for path in tmp_path.iterdir()} <= {"policy.json", "verdicts.jsonl"}
-    assert not (tmp_path / "verdicts.jsonl").exists() or (tmp_path / "verdicts.jsonl").read_text() == ""
+    assert {path.name for path in tmp_path.iterdir()} == {"policy.json", "verdicts.jsonl"}
+    assert (tmp_path / "verdicts.jsonl").read_text() == ""
 
 
 def test_devices_are_listed_as_ollama_asks(runtime, tmp_path):

@@ -153,7 +153,7 @@ def test_options_of_a_request_change_nothing(serve_here, file, options):
         check(COMPLETION.ask(server, PROMPTS[case][0], **options).so8t, case)
 
 
-def test_it_is_enforced(serve_here, file):
+def test_a_verdict_at_the_prompt_token_is_enforced(serve_here, file):
     flags = ("--so8t-policy", "enforce", "--so8t-threshold", "query/unsafe=0.5")
     server = serve_here(file, *flags)
     refused = COMPLETION.ask(server, "mark go")
@@ -173,7 +173,7 @@ def test_a_text_that_is_only_judged_is_read_there(serve_here, file):
 
 @pytest.mark.parametrize("flags", [(), ("-b", "16", "-ub", "8")], ids=["plain", "small batches"])
 @pytest.mark.parametrize("case", PROMPTS)
-def test_completion_reads_it(runtime, file, tmp_path, case, flags):
+def test_llama_completion_reads_the_prompt_token(runtime, file, tmp_path, case, flags):
     out = tmp_path / "verdicts.jsonl"
     command = [runtime / "llama-completion", "-m", file, "-p", PROMPTS[case][0], "-no-cnv", "-n", "16"]
     command += ["-c", CONTEXT, "--no-warmup", "-t", "1", "--so8t-json", out, *flags]

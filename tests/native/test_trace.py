@@ -121,7 +121,7 @@ def test_a_given_answer_is_read_and_not_generated(file, tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["html", "png"])
-def test_page_and_picture(file, tmp_path, suffix):
+def test_the_page_or_the_picture_is_the_only_file_written(file, tmp_path, suffix):
     out = tmp_path / f"t.{suffix}"
     assert run(file, "--prompt", "start", "-n", "9", "--out", out) == 0
     assert out.read_bytes()[:8] == {"html": b"<!doctyp", "png": b"\x89PNG\r\n\x1a\n"}[suffix]

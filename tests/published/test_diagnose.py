@@ -140,7 +140,7 @@ def test_a_model_said_to_be_baked_cannot_be_told(run, tmp_path, name):
     assert code == 1 and "fold on the wrong side" in found["problems"][0]
 
 
-def test_flags_without_tensors(run, tmp_path):
+def test_flags_without_tensors_ask_for_their_origin(run, tmp_path):
     directory = write_base(tmp_path / "flags", so8t_integrated=True)
     code, found, _ = run(directory)
     assert (code, found["layout"]) == (1, "L6d")
@@ -184,7 +184,7 @@ def test_directories_without_a_model(run, tmp_path):
     assert code == 1 and any("text placeholder" in note for note in found["notes"])
 
 
-def test_truncated_weights(run, l4):
+def test_truncated_weights_are_said(run, l4):
     directory = l4()
     file = directory / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
@@ -192,7 +192,7 @@ def test_truncated_weights(run, l4):
     assert code == 1 and str(file) in found["problems"][0]
 
 
-def test_nothing_there(tmp_path):
+def test_a_path_with_nothing_is_an_error(tmp_path):
     with pytest.raises(CheckpointError, match="no such file or directory"):
         diagnose(tmp_path / "absent")
 
@@ -220,7 +220,7 @@ def test_torch_files_are_read_without_running_them(run, tmp_path, torch):
     assert run(tmp_path / "gate.pt")[1]["layout"] == "L8"
 
 
-def test_souls(run, tmp_path, torch):
+def test_a_soul_is_recognised(run, tmp_path, torch):
     linear = torch.nn.utils.parametrizations.orthogonal(torch.nn.Linear(16, 16, bias=False))
     torch.save({"alpha": torch.tensor(1.618), "so8_rotation": linear.state_dict()}, tmp_path / "soul.pt")
     _, found, _ = run(tmp_path / "soul.pt")
@@ -303,7 +303,7 @@ def test_files_that_only_look_like_gguf(run, tmp_path, artefact):
     assert found["problems"] and "not usable as it is" in text
 
 
-def test_json_twin(run, tmp_path):
+def test_a_pickle_beside_a_false_gguf_is_named(run, tmp_path):
     (tmp_path / "model.gguf").write_text("{}")
     (tmp_path / "model.pkl").write_bytes(b"\x80\x04.")
     assert "model.pkl beside it" in run(tmp_path / "model.gguf")[1]["meaning"]
@@ -334,7 +334,7 @@ def write_gguf(gguf, tmp_path):
     return write
 
 
-def test_a_correct_gguf(run, write_gguf):
+def test_a_correct_gguf_is_said_to_be_one(run, write_gguf):
     code, found, _ = run(write_gguf())
     assert (code, found["kind"], found["layout"]) == (0, "GGUF", None)
     assert found["meaning"] == "a correct GGUF version 3: architecture qwen3, 2 layers, 1 tensors"
@@ -413,7 +413,7 @@ def test_a_safetensors_file_by_itself(run, tmp_path):
     assert "truncated" in run(tmp_path / "cut.safetensors")[1]["problems"][0]
 
 
-def test_other_files(run, tmp_path):
+def test_other_files_are_unknown(run, tmp_path):
     (tmp_path / "notes.txt").write_text("SO8T")
     code, found, _ = run(tmp_path / "notes.txt")
     assert (code, found["kind"]) == (1, "unknown")

@@ -46,7 +46,7 @@ def test_two_layouts_are_mixed_unless_named(one, other):
     assert set(found.others) <= set(TENSORS[one])
 
 
-def test_look_alikes():
+def test_look_alikes_are_told_apart():
     def layout(name, shape=(8, 8, 8)):
         return identify({name: shape}).layout.id
 

@@ -201,7 +201,7 @@ class Soul(torch.nn.Module):
 
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("name", ["soul.pt", "soul_params.pt"])
-def test_l14_soul(make_model, save, tolerance, tied, name):
+def test_an_l14_soul_becomes_a_rotation_before_the_output(make_model, save, tolerance, tied, name):
     model = make_model("llama", tie_word_embeddings=tied)
     soul = Soul(model, 0.7)
     directory = save(model, "llama", tie_word_embeddings=tied)
@@ -221,7 +221,7 @@ def test_l14_soul(make_model, save, tolerance, tied, name):
         ({"rotation": {}}, "found no rotation"),
     ],
 )
-def test_l14_refusals(make_model, save, fields, why):
+def test_an_l14_soul_that_does_not_fit_is_refused(make_model, save, fields, why):
     directory = save(make_model("llama"), "llama")
     Soul(make_model("llama"), 1.0).saved(directory, "soul_params.pt", **fields)
     with pytest.raises(CheckpointError, match=why):

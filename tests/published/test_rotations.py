@@ -65,7 +65,7 @@ def test_row_normalized_is_no_rotation():
 
 
 @pytest.mark.parametrize("second_order", [False, True])
-def test_triangle_exponential(second_order):
+def test_the_exponential_of_a_triangle_is_that_of_torch(second_order):
     parameters = random_theta(0.4)
     upper = torch.from_numpy(np.triu(parameters, 1))
     a = 0.7 * (upper - upper.transpose(-1, -2))

@@ -25,7 +25,7 @@ def test_a_short_curve_is_kept_whole(rng):
     assert peaks(np.full(5, np.nan))[0].tolist() == []
 
 
-def test_runs():
+def test_runs_are_begin_and_end_of_neighbours_that_are_true():
     assert runs(np.array([1, 1, 0, 0, 1, 0, 1], dtype=bool)) == [(0, 2), (4, 5), (6, 7)]
     assert runs(np.zeros(3, dtype=bool)) == []
 

@@ -32,7 +32,7 @@ def test_every_byte_of_the_gpt2_alphabet():
     assert {pieces.piece(index) for index in range(256)} == {bytes([byte]) for byte in range(256)}
 
 
-def test_a_sentencepiece_vocabulary():
+def test_pieces_of_a_sentencepiece_vocabulary_make_up_the_text():
     sentencepiece = package("sentencepiece")
     model = sentencepiece.SentencePieceProcessor(model_proto=tokenizer_model())
     n = model.get_piece_size()

@@ -135,7 +135,7 @@ def test_the_verdict_stands_beside_the_answer(page):
     assert "Audit line 7, c0ffee0000000000" in words
 
 
-def test_a_refusal(page):
+def test_a_refusal_stands_under_what_was_delivered(page):
     ask(page, "refuse this")
     assert page.run("document.querySelector('.answer > .text').textContent") == "Locks have pins; a"
     assert page.text(".stopped").split("\n") == ["Refused", POLICY["refusal"]]
@@ -150,7 +150,7 @@ def test_a_refusal(page):
     assert "pick" not in page.run("document.body.textContent.split('<script>')[0].split('\"use strict\"')[0]")
 
 
-def test_a_thinking_model(page):
+def test_the_thoughts_of_a_model_stand_apart_from_its_answer(page):
     ask(page, "think about it")
     assert page.run("document.querySelector('.answer details .text').textContent") == "I see"
     assert page.run("document.querySelector('.answer > .text').textContent") == TEXT
