@@ -288,15 +288,21 @@ def test_an_answer_of_llama_server_breaks_off(runtime, scripted, servers, monkey
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/net/tcp")
 def test_a_silent_peer_is_probed(runtime, scripted, servers):
     """A machine that is switched off sends no word: both ends keep a keep-alive timer, so neither waits for ever."""
-    with Server(runtime / "llama-server", "-m", scripted, *SMALL, "--rpc", ",".join(endpoints(servers)), "-ngl", 99):
-        ports = {int(server.endpoint.split(":")[1]) for server in servers}
-        timers = {}
+    ports = {int(server.endpoint.split(":")[1]) for server in servers}
+
+    def timers() -> list[str]:
+        """Of each end of the connections to the servers."""
+        found = []
         for row in Path("/proc/net/tcp").read_text().splitlines()[1:]:
             local, remote, state, _, timer = row.split()[1:6]
-            pair = [int(address.split(":")[1], 16) for address in (local, remote)]
-            if state == "01" and ports & set(pair):
-                timers[tuple(pair)] = timer.split(":")[0]
-    assert len(timers) == 4 and set(timers.values()) == {"02"}, timers
+            if state == "01" and ports & {int(address.split(":")[1], 16) for address in (local, remote)}:
+                found.append(timer.split(":")[0])
+        return found
+
+    rpc = ("--rpc", ",".join(endpoints(servers)), "-ngl", 99)
+    with Server(runtime / "llama-server", "-m", scripted, *SMALL, *rpc) as server:
+        # 02 is keep-alive; as long as sent bytes are not acknowledged there is 01, of the retransmission
+        server.wait_for(lambda: sorted(timers()) == ["02"] * 4)
 
 
 # ---- wrong endpoints ----
