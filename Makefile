@@ -14,7 +14,7 @@ export CCACHE_BASEDIR := $(CURDIR)
 export SO8T_LIBRARY_PATH := $(CURDIR)/$(BUILD)/bin
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help setup source build demo adapter test test-quick test-native test-asan test-cuda test-vulkan bench bench-instructions bench-cuda need-gpu fuzz lint format docs patches clean
+.PHONY: help setup source build demo adapter test test-quick test-native test-asan test-cuda test-vulkan bench bench-instructions bench-cuda need-gpu fuzz lint format format-header docs patches clean
 
 help: ## this text
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
@@ -134,6 +134,11 @@ format: setup ## ruff and clang-format, applied
 docs: setup ## docs/commands.md and docs/architecture.svg, from the code
 	PYTHONPATH=. $(BIN)/python docs/list_commands.py
 	$(BIN)/python docs/draw_architecture.py
+
+format-header: setup ## write llama_so8t/csrc/model/so8t-format.h from llama_so8t/format.py
+	mkdir -p build
+	$(BIN)/python -m llama_so8t.format_header > build/so8t-format.h
+	mv build/so8t-format.h llama_so8t/csrc/model/so8t-format.h
 
 patches: ## write ggml-patches/*.patch from the edited tree in build/llama.cpp
 	$(PYTHON) ggml-patches/regenerate.py

@@ -7,6 +7,7 @@
 
 #include <cstring>
 #include <functional>
+#include <iterator>
 #include <random>
 #include <string>
 #include <vector>
@@ -18,8 +19,7 @@ static void set_strings(gguf_context * ctx, const char * key, std::vector<const 
 void so8t_fixture_kv(gguf_context * ctx) {
     gguf_set_val_u32(ctx, SO8T_KV_FORMAT_VERSION, SO8T_FORMAT_VERSION);
     gguf_set_val_str(ctx, SO8T_KV_BASE_ARCHITECTURE, "qwen3");
-    set_strings(
-        ctx, SO8T_KV_ROTATION_EXPLICIT, {SO8T_SITE_GATE, SO8T_SITE_QK, SO8T_SITE_V, SO8T_SITE_HEADS, SO8T_SITE_FFN});
+    set_strings(ctx, SO8T_KV_ROTATION_EXPLICIT, {std::begin(so8t_site_names), std::end(so8t_site_names)});
 
     set_strings(ctx, SO8T_KV_HEADS, {"safety", "authority"});
     set_strings(ctx, "so8t.head.safety.labels", {"safe", "unsafe"});

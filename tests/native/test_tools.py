@@ -186,7 +186,7 @@ def test_a_refused_file_ends_the_tool_with_code_1(runtime, file, tmp_path):
     [
         ("so8t.format_version", 2, "this program reads version 1"),
         ("so8t.rotation.dimension", 4, "expected 8"),
-        ("so8t.base_architecture", "phi3", "expected qwen3, qwen2 or llama"),
+        ("so8t.base_architecture", "phi3", "expected qwen3, llama or qwen2"),
         ("so8t.rotation.explicit", ["gate", "nose"], "expected gate, qk, v, heads or ffn"),
         ("so8t.head.safety.actions", ["allow"], "expected the same number of each"),
         ("so8t.head.safety.actions", ["allow", "explode"], "expected allow, escalate or refuse"),
@@ -203,3 +203,78 @@ def test_loader_names_the_key_that_is_wrong(runtime, file, tmp_path, key, value,
     with pytest.raises(RuntimeLibraryError) as error:
         Session(bad)
     assert words in str(error.value), str(error.value)
+
+
+def on_stems(file: Path, path: Path, safety: tuple[str, str], authority: tuple[str, str]) -> Path:
+    """A copy whose two heads have these (stem, activation), the stems as wide as the hidden vector."""
+    from llama_so8t import upstream
+
+    width = upstream.gguf.GGUFReader(file).fields["so8t.embedding_length"].contents()
+    keys = {}
+    for head, (stem, activation) in (("safety", safety), ("authority", authority)):
+        keys |= {f"so8t.head.{head}.stem": stem, f"so8t.head.{head}.activation": activation}
+    stems = {stem: np.eye(width, dtype=np.float32) for stem, _ in (safety, authority)}
+    return copy_gguf(file, path, keys, {f"so8t_stem.{stem}.weight": weight for stem, weight in stems.items()})
+
+
+@pytest.mark.parametrize("activation", ["gelu", "tanh"])
+def test_heads_that_agree_share_a_stem(file, tmp_path, activation):
+    with Session(on_stems(file, tmp_path / "good.gguf", ("s", activation), ("s", activation))) as session:
+        assert [head.name for head in session.heads] == ["safety", "authority"]
+
+
+@pytest.mark.parametrize(
+    ("safety", "authority", "words"),
+    [
+        (
+            ("s", "gelu"),
+            ("s", "tanh"),
+            "heads 'safety' and 'authority' share the stem 's' and have the activations 'gelu' and 'tanh', expected",
+        ),
+        (("s", "gelu"), ("s", "rmsnorm"), "have the activations 'gelu' and 'rmsnorm', expected the same"),
+        (
+            ("s", "gelu"),
+            ("s", "relu"),
+            "head 'authority' has the stem 's' and activation 'relu', expected gelu, tanh or",
+        ),
+        (
+            ("s", "gelu"),
+            ("s", "none"),
+            "head 'authority' has the stem 's' and activation 'none', expected gelu, tanh or",
+        ),
+        (
+            ("s", "gelu"),
+            ("t", "relu"),
+            "head 'authority' has the stem 't' and activation 'relu', expected gelu, tanh or",
+        ),
+        (("s", "relu"), ("s", "relu"), "head 'safety' has the stem 's' and activation 'relu', expected gelu, tanh or"),
+    ],
+)
+def test_heads_of_one_stem_agree_on_a_known_activation(file, tmp_path, safety, authority, words):
+    bad = on_stems(file, tmp_path / "bad.gguf", safety, authority)
+    with pytest.raises(RuntimeLibraryError) as error:
+        Session(bad)
+    assert words in str(error.value), str(error.value)
+
+
+def model_type(runtime: Path, file: Path) -> str:
+    """What a tool prints as the type, "?B" where it is of no known size."""
+    result = run(runtime, "llama-completion", "-m", file, "-p", "a", "-n", 1, "-no-cnv", "-c", 64, "-ub", 8, "-v")
+    assert result.returncode == 0, result.stderr
+    return re.search(r"model type\s*= (\S+)", result.stderr)[1]
+
+
+def test_the_type_of_a_model_is_a_size_of_its_family(runtime, make_model, to_gguf, tmp_path):
+    """Llama 3.2 3B has the layers of Qwen3 1.7B; what tells them apart is the number of parameters."""
+    assert model_type(runtime, to_gguf(make_model("llama", num_hidden_layers=28), "explicit")) == "?B"
+    # two layers with 0.3e9 zeros in the feed-forward network: 50 bytes for 256 of them
+    n_ff, width = 28 * 8192, 256
+    ffn = {"gate": (n_ff, width), "up": (n_ff, width), "down": (width, n_ff)}
+    blocks = {
+        f"blk.{layer}.ffn_{name}.weight": (np.zeros((rows, columns // 256 * 50), np.uint8), "IQ1_S")
+        for layer in range(2)
+        for name, (rows, columns) in ffn.items()
+    }
+    small = to_gguf(make_model("llama", hidden_size=width), "explicit")
+    large = copy_gguf(small, tmp_path / "large.gguf", {"so8t.feed_forward_length": n_ff}, blocks)
+    assert model_type(runtime, large) == "360M"

@@ -1,8 +1,7 @@
 #include "llama-so8t-heads.h"
 
-#include "llama-so8t.h"
 #include "so8t-format.h"
-#include "so8t-rules.h"
+#include "so8t-kv.h"
 
 #include "llama-context.h"
 #include "llama-graph.h"
@@ -13,12 +12,29 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <limits>
-#include <set>
 #include <stdexcept>
 
-static const char * const SO8T_ACTION_NAMES[] = {"allow", "escalate", "refuse"};
-static const char * const SO8T_SCOPE_NAMES[]  = {"prompt", "answer", "both"}; // enum value - 1
+//
+// forms of a stem: one function so8t_activate_NAME for each row of SO8T_STEM_FORMS
+//
+
+static ggml_tensor * so8t_activate_gelu(llm_graph_context & llm, const so8t_stem & /*stem*/, ggml_tensor * cur) {
+    return ggml_gelu_erf(llm.ctx0, cur);
+}
+
+static ggml_tensor * so8t_activate_tanh(llm_graph_context & llm, const so8t_stem & /*stem*/, ggml_tensor * cur) {
+    return ggml_tanh(llm.ctx0, cur);
+}
+
+static ggml_tensor * so8t_activate_rmsnorm(llm_graph_context & llm, const so8t_stem & stem, ggml_tensor * cur) {
+    return ggml_mul(llm.ctx0, ggml_rms_norm(llm.ctx0, cur, llm.hparams.f_norm_rms_eps), stem.norm);
+}
+
+#define SO8T_STEM_FORM(NAME, HAS_NORM) {#NAME, HAS_NORM, so8t_activate_##NAME},
+static const so8t_stem_form so8t_stem_forms[] = {SO8T_STEM_FORMS(SO8T_STEM_FORM)};
+#undef SO8T_STEM_FORM
 
 //
 // loading
@@ -26,6 +42,9 @@ static const char * const SO8T_SCOPE_NAMES[]  = {"prompt", "answer", "both"}; //
 
 static so8t_head so8t_load_head(const gguf_context * ctx, const std::string & name) {
     auto key = [&](const char * pattern) { return format(pattern, name.c_str()); };
+
+    const so8t_names known_actions(std::begin(so8t_action_names), std::end(so8t_action_names));
+    const so8t_names known_scopes(std::begin(so8t_scope_names), std::end(so8t_scope_names));
 
     so8t_head head;
     head.name = name;
@@ -39,10 +58,10 @@ static so8t_head so8t_load_head(const gguf_context * ctx, const std::string & na
             name.c_str(), labels.size(), actions.size(), thresholds.size()));
     }
     for (size_t i = 0; i < labels.size(); ++i) {
-        const int action = so8t_index_of(SO8T_ACTION_NAMES, 3, actions[i]);
+        const int action = so8t_index_of(known_actions, actions[i]);
         if (action < 0) {
-            throw std::runtime_error(format("so8t: key '%s' has '%s', expected allow, escalate or refuse",
-                key(SO8T_KV_HEAD_ACTIONS).c_str(), actions[i].c_str()));
+            throw std::runtime_error(format("so8t: key '%s' has '%s', expected %s", key(SO8T_KV_HEAD_ACTIONS).c_str(),
+                actions[i].c_str(), so8t_one_of(known_actions).c_str()));
         }
         if (!std::isfinite(thresholds[i])) {
             throw std::runtime_error(
@@ -55,7 +74,6 @@ static so8t_head so8t_load_head(const gguf_context * ctx, const std::string & na
     head.debounce       = so8t_kv_uint(ctx, key(SO8T_KV_HEAD_DEBOUNCE), head.debounce);
     head.representation = so8t_kv_int(ctx, key(SO8T_KV_HEAD_REPRESENTATION), head.representation);
     head.prompt_token   = so8t_kv_int(ctx, key(SO8T_KV_HEAD_PROMPT_TOKEN), head.prompt_token);
-    head.activation     = so8t_kv_string(ctx, key(SO8T_KV_HEAD_ACTIVATION), head.activation);
     if (!(head.temperature > 0) || !std::isfinite(head.temperature)) {
         throw std::runtime_error(format("so8t: key '%s' is %f, expected a number above 0",
             key(SO8T_KV_HEAD_TEMPERATURE).c_str(), head.temperature));
@@ -64,27 +82,46 @@ static so8t_head so8t_load_head(const gguf_context * ctx, const std::string & na
         throw std::runtime_error(format("so8t: key '%s' is 0, expected 1 or more", key(SO8T_KV_HEAD_DEBOUNCE).c_str()));
     }
     const std::string scope = so8t_kv_string(ctx, key(SO8T_KV_HEAD_SCOPE), "both");
-    const int i_scope       = so8t_index_of(SO8T_SCOPE_NAMES, 3, scope);
+    const int i_scope       = so8t_index_of(known_scopes, scope);
     if (i_scope < 0) {
-        throw std::runtime_error(format(
-            "so8t: key '%s' is '%s', expected prompt, answer or both", key(SO8T_KV_HEAD_SCOPE).c_str(), scope.c_str()));
+        throw std::runtime_error(format("so8t: key '%s' is '%s', expected %s", key(SO8T_KV_HEAD_SCOPE).c_str(),
+            scope.c_str(), so8t_one_of(known_scopes).c_str()));
     }
     head.scope = (llama_so8t_scope) (i_scope + 1);
     return head;
 }
 
-static int32_t so8t_load_stem(llama_model_base & model, llama_model_loader & ml, so8t_heads & result,
-    const so8t_head & head, const std::string & name) {
-    for (size_t i = 0; i < result.stems.size(); ++i) {
-        if (result.stems[i].name == name) {
-            return i;
-        }
+static const so8t_stem_form & so8t_find_form(
+    const so8t_head & head, const std::string & stem, const std::string & activation) {
+    so8t_names known;
+    for (const auto & form : so8t_stem_forms) {
+        known.push_back(form.activation);
     }
-    static const char * const activations[] = {"gelu", "tanh", "rmsnorm"};
-    if (so8t_index_of(activations, 3, head.activation) < 0) {
-        throw std::runtime_error(
-            format("so8t: head '%s' has the stem '%s' and activation '%s', expected gelu, tanh or rmsnorm",
-                head.name.c_str(), name.c_str(), head.activation.c_str()));
+    const int form = so8t_index_of(known, activation);
+    if (form < 0) {
+        throw std::runtime_error(format("so8t: head '%s' has the stem '%s' and activation '%s', expected %s",
+            head.name.c_str(), stem.c_str(), activation.c_str(), so8t_one_of(known).c_str()));
+    }
+    return so8t_stem_forms[form];
+}
+
+// index of the stem of a head; heads that name the same share it, and have to agree on its activation
+static int32_t so8t_load_stem(llama_model_base & model, llama_model_loader & ml, so8t_heads & result,
+    const so8t_head & head, const std::string & name, const std::string & activation) {
+    const auto & form = so8t_find_form(head, name, activation);
+    for (size_t i = 0; i < result.stems.size(); ++i) {
+        const auto & stem = result.stems[i];
+        if (stem.name != name) {
+            continue;
+        }
+        if (stem.form != &form) {
+            const auto first = std::find_if(result.heads.begin(), result.heads.end(),
+                [&](const so8t_head & other) { return other.stem == (int32_t) i; });
+            throw std::runtime_error(format("so8t: heads '%s' and '%s' share the stem '%s' and have the activations "
+                                            "'%s' and '%s', expected the same",
+                first->name.c_str(), head.name.c_str(), name.c_str(), stem.form->activation, form.activation));
+        }
+        return (int32_t) i;
     }
     const LLM_TN tn(model.arch);
     const std::string weight = format(SO8T_TENSOR_WEIGHT, name.c_str());
@@ -101,9 +138,10 @@ static int32_t so8t_load_stem(llama_model_base & model, llama_model_loader & ml,
 
     so8t_stem stem;
     stem.name   = name;
+    stem.form   = &form;
     stem.weight = model.create_tensor(tn(LLM_TENSOR_SO8T_STEM, weight.c_str()), {n_embd, n_inner}, 0);
     stem.bias   = model.create_tensor(tn(LLM_TENSOR_SO8T_STEM, bias.c_str()), {n_inner}, model.TENSOR_NOT_REQUIRED);
-    if (head.activation == "rmsnorm") {
+    if (form.has_norm) {
         stem.norm = model.create_tensor(tn(LLM_TENSOR_SO8T_STEM, norm.c_str()), {n_inner}, 0);
     }
     result.stems.push_back(stem);
@@ -127,13 +165,15 @@ void so8t_load_heads(llama_model_base & model, llama_model_loader & ml) {
         const int64_t n_labels = head.labels.size();
         int64_t n_in           = model.hparams.n_embd;
 
-        const std::string stem = so8t_kv_string(ml.metadata, format(SO8T_KV_HEAD_STEM, name.c_str()), "");
+        const std::string stem       = so8t_kv_string(ml.metadata, format(SO8T_KV_HEAD_STEM, name.c_str()), "");
+        const std::string activation = so8t_kv_string(
+            ml.metadata, format(SO8T_KV_HEAD_ACTIVATION, name.c_str()), SO8T_ACTIVATION_WITHOUT_STEM);
         if (!stem.empty()) {
-            head.stem = so8t_load_stem(model, ml, *result, head, stem);
+            head.stem = so8t_load_stem(model, ml, *result, head, stem, activation);
             n_in      = result->stems[head.stem].weight->ne[1];
-        } else if (head.activation != "none") {
+        } else if (activation != SO8T_ACTIVATION_WITHOUT_STEM) {
             throw std::runtime_error(
-                format("so8t: head '%s' has the activation '%s' and no stem", name.c_str(), head.activation.c_str()));
+                format("so8t: head '%s' has the activation '%s' and no stem", name.c_str(), activation.c_str()));
         }
         head.weight = model.create_tensor(
             tn(LLM_TENSOR_SO8T_HEAD, format(SO8T_TENSOR_WEIGHT, name.c_str()).c_str()), {n_in, n_labels}, 0);
@@ -147,68 +187,16 @@ void so8t_load_heads(llama_model_base & model, llama_model_loader & ml) {
     model.so8t = result;
 }
 
-void so8t_save(const llama_model & model, gguf_context * ctx) {
-    for (const auto & [name, tensor] : model.tensors_by_name) {
-        if (name.find("so8t_") != std::string::npos) {
-            gguf_add_tensor(ctx, tensor);
-        }
-    }
-    so8t_save_rotations(model, ctx);
-    if (!model.so8t) {
-        return;
-    }
-    std::vector<std::string> names;
-    for (const auto & head : model.so8t->heads) {
-        auto key = [&](const char * pattern) { return format(pattern, head.name.c_str()); };
-
-        std::vector<std::string> labels;
-        std::vector<std::string> actions;
-        std::vector<float> thresholds;
-        for (const auto & label : head.labels) {
-            labels.push_back(label.name);
-            actions.push_back(SO8T_ACTION_NAMES[label.action]);
-            thresholds.push_back(label.threshold);
-        }
-        so8t_set_strings(ctx, key(SO8T_KV_HEAD_LABELS), labels);
-        so8t_set_strings(ctx, key(SO8T_KV_HEAD_ACTIONS), actions);
-        gguf_set_arr_data(
-            ctx, key(SO8T_KV_HEAD_THRESHOLDS).c_str(), GGUF_TYPE_FLOAT32, thresholds.data(), thresholds.size());
-        gguf_set_val_f32(ctx, key(SO8T_KV_HEAD_TEMPERATURE).c_str(), head.temperature);
-        gguf_set_val_u32(ctx, key(SO8T_KV_HEAD_DEBOUNCE).c_str(), head.debounce);
-        gguf_set_val_i32(ctx, key(SO8T_KV_HEAD_REPRESENTATION).c_str(), head.representation);
-        gguf_set_val_str(ctx, key(SO8T_KV_HEAD_ACTIVATION).c_str(), head.activation.c_str());
-        gguf_set_val_str(ctx, key(SO8T_KV_HEAD_SCOPE).c_str(), SO8T_SCOPE_NAMES[head.scope - 1]);
-        if (head.prompt_token != LLAMA_TOKEN_NULL) {
-            gguf_set_val_i32(ctx, key(SO8T_KV_HEAD_PROMPT_TOKEN).c_str(), head.prompt_token);
-        }
-        if (head.stem >= 0) {
-            gguf_set_val_str(ctx, key(SO8T_KV_HEAD_STEM).c_str(), model.so8t->stems[head.stem].name.c_str());
-        }
-        names.push_back(head.name);
-    }
-    so8t_set_strings(ctx, SO8T_KV_HEADS, names);
-}
-
 //
 // graph
 //
 
-static ggml_tensor * so8t_build_stem(
-    llm_graph_context & llm, const so8t_stem & stem, const std::string & activation, ggml_tensor * f) {
-    ggml_context * ctx = llm.ctx0;
-
-    ggml_tensor * cur = ggml_mul_mat(ctx, stem.weight, f); // [inner, n_outputs]
+static ggml_tensor * so8t_build_stem(llm_graph_context & llm, const so8t_stem & stem, ggml_tensor * f) {
+    ggml_tensor * cur = ggml_mul_mat(llm.ctx0, stem.weight, f); // [inner, n_outputs]
     if (stem.bias) {
-        cur = ggml_add(ctx, cur, stem.bias);
+        cur = ggml_add(llm.ctx0, cur, stem.bias);
     }
-    if (activation == "rmsnorm") {
-        cur = ggml_mul(ctx, ggml_rms_norm(ctx, cur, llm.hparams.f_norm_rms_eps), stem.norm);
-    } else if (activation == "tanh") {
-        cur = ggml_tanh(ctx, cur);
-    } else {
-        cur = ggml_gelu_erf(ctx, cur);
-    }
-    return cur;
+    return stem.form->activate(llm, stem, cur);
 }
 
 void so8t_build_heads(llm_graph_context & llm, const llama_model & model) {
@@ -226,7 +214,7 @@ void so8t_build_heads(llm_graph_context & llm, const llama_model & model) {
         if (head.stem >= 0) {
             auto & stem = stems[head.stem];
             if (!stem) {
-                stem = so8t_build_stem(llm, model.so8t->stems[head.stem], head.activation, f);
+                stem = so8t_build_stem(llm, model.so8t->stems[head.stem], f);
                 llm.cb(stem, "so8t_stem", -1);
             }
             cur = stem;
@@ -284,86 +272,4 @@ const float * llama_context::get_so8t_heads_ith(int32_t i) {
         LLAMA_LOG_ERROR("%s: invalid output id %d, reason: %s\n", __func__, i, err.what());
         return nullptr;
     }
-}
-
-//
-// C API
-//
-
-static const so8t_head & so8t_get(const llama_model * model, int32_t head) {
-    GGML_ASSERT(model->so8t && head >= 0 && head < (int32_t) model->so8t->heads.size() && "no such head");
-    return model->so8t->heads[head];
-}
-
-int32_t llama_so8t_n_heads(const llama_model * model) {
-    return model->so8t ? (int32_t) model->so8t->heads.size() : 0;
-}
-
-llama_so8t_head llama_so8t_get_head(const llama_model * model, int32_t head) {
-    const auto & h = so8t_get(model, head);
-    return {h.name.c_str(), (int32_t) h.labels.size(), h.temperature, (int32_t) h.debounce, h.scope, h.prompt_token,
-        (llama_so8t_representation) h.representation};
-}
-
-llama_so8t_label llama_so8t_get_label(const llama_model * model, int32_t head, int32_t label) {
-    const auto & h = so8t_get(model, head);
-    GGML_ASSERT(label >= 0 && label < (int32_t) h.labels.size() && "no such label");
-    return {h.labels[label].name.c_str(), h.labels[label].threshold, h.labels[label].action};
-}
-
-const char * llama_so8t_action_name(llama_so8t_action action) {
-    return SO8T_ACTION_NAMES[action];
-}
-
-const char * llama_so8t_representation_name(llama_so8t_representation representation) {
-    switch (representation) {
-        case LLAMA_SO8T_REPRESENTATION_VECTOR:       return "vector";
-        case LLAMA_SO8T_REPRESENTATION_SPINOR_PLUS:  return "spinor+";
-        case LLAMA_SO8T_REPRESENTATION_SPINOR_MINUS: return "spinor-";
-    }
-    return "unknown";
-}
-
-const float * llama_so8t_get_logits_ith(llama_context * ctx, int32_t head, int32_t i) {
-    const auto & h = so8t_get(&ctx->get_model(), head);
-    ctx->synchronize();
-    const float * values = ctx->get_so8t_heads_ith(i);
-    return values ? values + h.offset : nullptr;
-}
-
-bool llama_so8t_get_probs_ith(llama_context * ctx, int32_t head, int32_t i, float * probs) {
-    const auto & h       = so8t_get(&ctx->get_model(), head);
-    const float * logits = llama_so8t_get_logits_ith(ctx, head, i);
-    const int n_labels   = h.labels.size();
-
-    std::fill_n(probs, n_labels, std::numeric_limits<float>::quiet_NaN());
-    if (!logits || !std::all_of(logits, logits + n_labels, [](float v) { return std::isfinite(v); })) {
-        return false;
-    }
-    const float max = *std::max_element(logits, logits + n_labels);
-    double sum      = 0;
-    for (int l = 0; l < n_labels; ++l) {
-        probs[l]  = std::exp((logits[l] - max) / h.temperature);
-        sum      += probs[l];
-    }
-    for (int l = 0; l < n_labels; ++l) {
-        probs[l] /= sum;
-    }
-    return true;
-}
-
-llama_so8t_action llama_so8t_get_action_ith(llama_context * ctx, int32_t i) {
-    const llama_model & model = ctx->get_model();
-    const auto ask            = [&](int32_t head) {
-        so8t_head_rule rule;
-        for (const auto & label : so8t_get(&model, head).labels) {
-            rule.thresholds.push_back(label.threshold);
-            rule.actions.push_back(label.action);
-        }
-        std::vector<float> probs(rule.thresholds.size());
-        std::vector<int32_t> n_above;
-        llama_so8t_get_probs_ith(ctx, head, i, probs.data());
-        return so8t_judge_head(rule, true, probs.data(), n_above); // as of a prompt: one position, so no debounce
-    };
-    return so8t_judge(llama_so8t_n_heads(&model), ask).action;
 }

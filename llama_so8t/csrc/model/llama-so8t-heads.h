@@ -14,12 +14,23 @@ struct llama_model_base;
 struct llama_model_loader;
 struct llm_graph_context;
 
+struct so8t_stem;
+
+// what a stem does after its linear map; activate: [inner, n_outputs] -> the same shape
+struct so8t_stem_form {
+    const char * activation;
+    bool has_norm;
+    ggml_tensor * (*activate)(llm_graph_context & llm, const so8t_stem & stem, ggml_tensor * cur);
+};
+
 // first layer of an MLP head, shared by the heads that name it: act(W1 f + b1), or rmsnorm(W1 f)
 struct so8t_stem {
     std::string name;
+    const so8t_stem_form * form = nullptr;
+
     ggml_tensor * weight = nullptr; // [n_embd, inner]
     ggml_tensor * bias   = nullptr; // [inner], optional
-    ggml_tensor * norm   = nullptr; // [inner], rmsnorm only
+    ggml_tensor * norm   = nullptr; // [inner], where the form has one
 };
 
 struct so8t_label {
@@ -37,7 +48,6 @@ struct so8t_head {
     int32_t representation   = 0; // provenance: the rotation is folded into the weights
     llama_so8t_scope scope   = LLAMA_SO8T_SCOPE_BOTH;
     llama_token prompt_token = LLAMA_TOKEN_NULL;
-    std::string activation   = "none";
     int32_t stem             = -1;      // index into so8t_heads::stems
     int32_t offset           = 0;       // first row among the values of all heads
     ggml_tensor * weight     = nullptr; // [n_embd or inner, n_labels]
@@ -69,6 +79,3 @@ void so8t_load_heads(llama_model_base & model, llama_model_loader & ml);
 
 // adds the heads on top of the embeddings of every output; after build_arch_graph
 void so8t_build_heads(llm_graph_context & llm, const llama_model & model);
-
-// writes the keys and tensors of rotations and heads; in llama_model_saver
-void so8t_save(const llama_model & model, gguf_context * ctx);

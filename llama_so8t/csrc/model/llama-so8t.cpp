@@ -1,7 +1,7 @@
 #include "llama-so8t.h"
 
 #include "so8t-algebra.h"
-#include "so8t-format.h"
+#include "so8t-kv.h"
 
 #include "llama-impl.h"
 #include "llama-model-loader.h"
@@ -9,29 +9,29 @@
 #include "gguf.h"
 
 #include <algorithm>
-#include <atomic>
-#include <cinttypes>
 #include <cmath>
-#include <exception>
-#include <mutex>
+#include <iterator>
 #include <stdexcept>
-#include <system_error>
-#include <thread>
-#include <unordered_set>
+
+static bool so8t_is_per_head(so8t_per per) {
+    return per == SO8T_PER_HEAD || per == SO8T_PER_HEAD_KV;
+}
 
 //
 // hyper-parameters
 //
 
-static std::vector<std::string> so8t_load_sites(const gguf_context * ctx, const char * key) {
-    static const char * const sites[] = {SO8T_SITE_GATE, SO8T_SITE_QK, SO8T_SITE_V, SO8T_SITE_HEADS, SO8T_SITE_FFN};
+static std::vector<so8t_site> so8t_load_sites(const gguf_context * ctx, const char * key) {
+    const so8t_names sites(std::begin(so8t_site_names), std::end(so8t_site_names));
 
-    const auto result = so8t_kv_strings(ctx, key, false);
-    for (const auto & site : result) {
-        if (so8t_index_of(sites, 5, site) < 0) {
-            throw std::runtime_error(
-                format("so8t: key '%s' names the site '%s', expected gate, qk, v, heads or ffn", key, site.c_str()));
+    std::vector<so8t_site> result;
+    for (const auto & name : so8t_kv_strings(ctx, key, false)) {
+        const int site = so8t_index_of(sites, name);
+        if (site < 0) {
+            throw std::runtime_error(format(
+                "so8t: key '%s' names the site '%s', expected %s", key, name.c_str(), so8t_one_of(sites).c_str()));
         }
+        result.push_back((so8t_site) site);
     }
     return result;
 }
@@ -63,12 +63,15 @@ void llama_model_so8t::load_arch_hparams(llama_model_loader & ml) {
         throw std::runtime_error(
             format("so8t: key '" SO8T_KV_ROTATION_DIMENSION "' is %u, expected %d", dimension, SO8T_DIM));
     }
-    static const char * const bases[] = {"qwen3", "qwen2", "llama"};
-    base_architecture                 = so8t_kv_string(ml.metadata, SO8T_KV_BASE_ARCHITECTURE, bases[0]);
-    if (so8t_index_of(bases, 3, base_architecture) < 0) {
-        throw std::runtime_error(
-            format("so8t: key '" SO8T_KV_BASE_ARCHITECTURE "' is '%s', expected qwen3, qwen2 or llama",
-                base_architecture.c_str()));
+    const std::string base = so8t_kv_string(ml.metadata, SO8T_KV_BASE_ARCHITECTURE, so8t_families().front().name);
+    family                 = so8t_find_family(base);
+    if (!family) {
+        so8t_names names;
+        for (const auto & known : so8t_families()) {
+            names.push_back(known.name);
+        }
+        throw std::runtime_error(format("so8t: key '" SO8T_KV_BASE_ARCHITECTURE "' is '%s', expected %s", base.c_str(),
+            so8t_one_of(names).c_str()));
     }
     const uint32_t n_embd_head = hparams.n_embd_head_k();
     if (hparams.n_embd % SO8T_DIM != 0 || n_embd_head % SO8T_DIM != 0 || hparams.n_embd_head_v() != n_embd_head ||
@@ -84,32 +87,41 @@ void llama_model_so8t::load_arch_hparams(llama_model_loader & ml) {
     head_kv_representation = so8t_load_representations(
         ml.metadata, SO8T_KV_ATTN_HEAD_KV_REPRESENTATION, hparams.n_head_kv());
 
-    switch (hparams.n_layer()) {
-        case 28: type = hparams.n_embd == 1024 ? LLM_TYPE_0_6B : LLM_TYPE_1_7B; break;
-        case 36: type = hparams.n_embd == 2560 ? LLM_TYPE_4B : LLM_TYPE_8B; break;
-        case 40: type = LLM_TYPE_14B; break;
-        case 64: type = LLM_TYPE_32B; break;
-        default: type = LLM_TYPE_UNKNOWN;
-    }
+    type = so8t_model_type(*family, ml.n_elements);
 }
 
-bool llama_model_so8t::is_explicit(const char * site) const {
+bool llama_model_so8t::is_explicit(so8t_site site) const {
     return std::find(sites_explicit.begin(), sites_explicit.end(), site) != sites_explicit.end();
+}
+
+const std::vector<int32_t> & llama_model_so8t::representations(so8t_per per) const {
+    static const std::vector<int32_t> vectors;
+    return per == SO8T_PER_HEAD ? head_representation : per == SO8T_PER_HEAD_KV ? head_kv_representation : vectors;
 }
 
 //
 // tensors
 //
 
-// n rotations [8, 8, n]; n < 0: one for all blocks or one per block, as the file has it
+// rotations [8, 8, n]
 static ggml_tensor * so8t_create_rotation(
-    llama_model_so8t & model, llama_model_loader & ml, const char * name, int il, int64_t n) {
-    const std::string suffix = format(SO8T_TENSOR_LAYER_ROT, name);
+    llama_model_so8t & model, llama_model_loader & ml, const so8t_rotation_row & row, int il) {
+    const std::string suffix = format(SO8T_TENSOR_LAYER_ROT, row.name);
     const LLM_TN_IMPL tn     = LLM_TN(model.arch)(LLM_TENSOR_SO8T_LAYER, suffix.c_str(), il);
-    if (n < 0) {
-        const ggml_tensor * meta = ml.get_tensor_meta(tn.str().c_str());
-        const int64_t n_blocks   = model.hparams.n_embd / SO8T_DIM;
-        n                        = meta && meta->ne[2] == 1 ? 1 : n_blocks;
+    const auto & hparams     = model.hparams;
+
+    int64_t n = 0;
+    switch (row.per) {
+        case SO8T_PER_HEAD:    n = hparams.n_head(il); break;
+        case SO8T_PER_HEAD_KV: n = hparams.n_head_kv(il); break;
+        case SO8T_PER_GROUP:   n = hparams.n_head(il) / SO8T_DIM; break;
+        case SO8T_PER_BLOCK:   // one for all blocks or one per block, as the file has it
+        {
+            const ggml_tensor * meta = ml.get_tensor_meta(tn.str().c_str());
+            n                        = meta && meta->ne[2] == 1 ? 1 : hparams.n_embd / SO8T_DIM;
+            break;
+        }
+        case SO8T_PER_COUNT: GGML_ABORT("no such rotation");
     }
     ggml_tensor * rotation = model.create_tensor(tn, {SO8T_DIM, SO8T_DIM, n}, 0);
     if (rotation && rotation->type != GGML_TYPE_F32) {
@@ -142,40 +154,25 @@ static ggml_tensor * so8t_create_layer_generator(
 }
 
 static void so8t_create_layer(llama_model_so8t & model, llama_model_loader & ml, int il) {
-    const auto & hparams = model.hparams;
-    auto & layer         = model.so8t_layers[il];
+    auto & layer = model.so8t_layers[il];
 
-    if (model.is_explicit(SO8T_SITE_GATE)) {
-        layer.gate_safe = so8t_create_rotation(model, ml, "gate_safe", il, -1);
-        layer.gate_cmd  = so8t_create_rotation(model, ml, "gate_cmd", il, -1);
+    int64_t n_generators[SO8T_GENERATOR_COUNT] = {};
+    for (int r = 0; r < SO8T_ROTATION_COUNT; ++r) {
+        const auto & row = so8t_rotation_rows[r];
+        if (model.is_explicit(so8t_generator_rows[row.generator].site)) {
+            layer.rotations[r] = so8t_create_rotation(model, ml, row, il);
+        }
+        if (layer.rotations[r]) {
+            n_generators[row.generator] = so8t_is_per_head(row.per) ? 1 : layer.rotations[r]->ne[2];
+        }
     }
-    if (model.is_explicit(SO8T_SITE_QK)) {
-        layer.q = so8t_create_rotation(model, ml, "q", il, hparams.n_head(il));
-        layer.k = so8t_create_rotation(model, ml, "k", il, hparams.n_head_kv(il));
+    for (int g = 0; g < SO8T_GENERATOR_COUNT; ++g) {
+        layer.generators[g] = so8t_create_layer_generator(model, ml, so8t_generator_rows[g].name, il, n_generators[g]);
     }
-    if (model.is_explicit(SO8T_SITE_V)) {
-        layer.v = so8t_create_rotation(model, ml, "v", il, hparams.n_head_kv(il));
-    }
-    if (model.is_explicit(SO8T_SITE_HEADS)) {
-        layer.heads = so8t_create_rotation(model, ml, "heads", il, hparams.n_head(il) / SO8T_DIM);
-    }
-    if (model.is_explicit(SO8T_SITE_FFN)) {
-        layer.ffn = so8t_create_rotation(model, ml, "ffn", il, -1);
-    }
-    auto n_matrices = [](const ggml_tensor * rotation) { return rotation ? rotation->ne[2] : 0; };
-
-    layer.gate_safe_gen = so8t_create_layer_generator(model, ml, "gate_safe", il, n_matrices(layer.gate_safe));
-    layer.gate_cmd_gen  = so8t_create_layer_generator(model, ml, "gate_cmd", il, n_matrices(layer.gate_cmd));
-    layer.qk_gen        = so8t_create_layer_generator(model, ml, "qk", il, layer.q ? 1 : 0);
-    layer.v_gen         = so8t_create_layer_generator(model, ml, "v", il, layer.v ? 1 : 0);
-    layer.heads_gen     = so8t_create_layer_generator(model, ml, "heads", il, n_matrices(layer.heads));
-    layer.ffn_gen       = so8t_create_layer_generator(model, ml, "ffn", il, n_matrices(layer.ffn));
 }
 
 void llama_model_so8t::load_arch_tensors(llama_model_loader & ml) {
     LLAMA_LOAD_LOCALS;
-
-    const bool has_qk_norm = base_architecture == "qwen3";
 
     tok_embd = create_tensor(tn(LLM_TENSOR_TOKEN_EMBD, "weight"), {n_embd, n_vocab}, 0);
 
@@ -199,7 +196,7 @@ void llama_model_so8t::load_arch_tensors(llama_model_loader & ml) {
         layer.wo   = create_tensor(tn(LLM_TENSOR_ATTN_OUT, "weight", i), {n_embd_head_k * n_head, n_embd}, 0);
         layer.wo_b = create_tensor(tn(LLM_TENSOR_ATTN_OUT, "bias", i), {n_embd}, TENSOR_NOT_REQUIRED);
 
-        if (has_qk_norm) {
+        if (family->qk_norm) {
             layer.attn_k_norm = create_tensor(tn(LLM_TENSOR_ATTN_K_NORM, "weight", i), {n_embd_head_k}, 0);
             layer.attn_q_norm = create_tensor(tn(LLM_TENSOR_ATTN_Q_NORM, "weight", i), {n_embd_head_k}, 0);
         }
@@ -220,194 +217,40 @@ void llama_model_so8t::load_arch_tensors(llama_model_loader & ml) {
 }
 
 //
-// check
+// split mode tensor
 //
 
-static constexpr double SO8T_TOLERANCE = 1e-4; // spec: largest error of R^T R, of det and against exp(generator)
-
-// A rotation this close to exp of its generator, which is orthogonal, needs no check of its own. With R = E + D,
-// |D| <= d in every entry: |R^T R - I| <= 2 sqrt(8) d + 8 d^2 and |det R - 1| <= exp(8 sqrt(8) d) - 1 < 1e-4.
-static constexpr double SO8T_CLOSE = 4e-6;
-
-static constexpr unsigned SO8T_MAX_THREADS = 8;
-
-// rotations of one tensor against their generators
-struct so8t_check_job {
-    so8t_check_job(
-        const ggml_tensor * rotation, const ggml_tensor * generator, const std::vector<int32_t> & representations);
-    void run(std::mutex & reading) const;
-
-    const ggml_tensor * rotation;
-    const ggml_tensor * generator;
-    std::vector<int32_t> representations; // one per matrix, or empty for the vector representation
-};
-
-static std::vector<float> so8t_read(const ggml_tensor * tensor) {
-    std::vector<float> data(ggml_nelements(tensor));
-    ggml_backend_tensor_get(tensor, data.data(), 0, ggml_nbytes(tensor));
-    return data;
+static bool so8t_contains(const std::string & name, const std::string & part) {
+    return name.find(part) != std::string::npos;
 }
 
-so8t_check_job::so8t_check_job(
-    const ggml_tensor * rotation, const ggml_tensor * generator, const std::vector<int32_t> & representations) :
-    rotation(rotation),
-    generator(generator),
-    representations(representations) {
-    const int64_t n     = rotation->ne[2];
-    const int64_t n_gen = generator ? generator->ne[1] : 0;
-    if (n_gen == 0 || (n_gen != 1 && n_gen != n) || (!representations.empty() && n_gen != 1)) {
-        throw std::runtime_error(format("so8t: tensor '%s' has %" PRId64 " rotations and %" PRId64
-                                        " generators, expected its generators in the file",
-            rotation->name, n, n_gen));
-    }
-}
-
-void so8t_check_job::run(std::mutex & reading) const {
-    std::vector<float> matrices;
-    std::vector<float> generators;
-    {
-        std::lock_guard<std::mutex> lock(reading); // not every backend can be read from several threads
-        matrices   = so8t_read(rotation);
-        generators = so8t_read(generator);
-    }
-    const int64_t n     = rotation->ne[2];
-    const int64_t n_gen = generator->ne[1];
-
-    so8t_matrix target;
-    so8t_matrix by_representation[3];
-    for (int t = 0; t < 3 && !representations.empty(); ++t) {
-        by_representation[t] = so8t_rotation(generators.data(), (so8t_representation) t);
-    }
-    for (int64_t b = 0; b < n; ++b) {
-        if (!representations.empty()) {
-            target = by_representation[representations[b]];
-        } else if (b < n_gen) {
-            target = so8t_rotation(
-                generators.data() + b * SO8T_N_GENERATORS, SO8T_VECTOR); // b = 0 for all, or each its own
-        }
-        so8t_matrix m;
-        double difference = 0;
-        for (int i = 0; i < SO8T_DIM; ++i) {
-            for (int j = 0; j < SO8T_DIM; ++j) {
-                m[i][j]    = matrices[(b * SO8T_DIM + i) * SO8T_DIM + j];
-                difference = so8t_max(difference, std::fabs(m[i][j] - target[i][j]));
-            }
-        }
-        if (difference <= SO8T_CLOSE) {
-            continue;
-        }
-        const double orthogonality = so8t_orthogonality_error(m);
-        const double determinant   = so8t_determinant(m);
-        // written so that NaN fails
-        if (!(orthogonality <= SO8T_TOLERANCE && std::fabs(determinant - 1) <= SO8T_TOLERANCE)) {
-            throw std::runtime_error(
-                format("so8t: tensor '%s', rotation %" PRId64 " is not in SO(8): |R^T R - I| = %.3g, det = %.6f",
-                    rotation->name, b, orthogonality, determinant));
-        }
-        if (!(difference <= SO8T_TOLERANCE)) {
-            throw std::runtime_error(
-                format("so8t: tensor '%s', rotation %" PRId64 " differs from exp of its generator by %.3g",
-                    rotation->name, b, difference));
+// the row of the rotation of q, k or v that a tensor is, or null
+static const so8t_rotation_row * so8t_head_rotation(const std::string & name) {
+    for (const auto & row : so8t_rotation_rows) {
+        if (so8t_is_per_head(row.per) && so8t_contains(name, "." + format(SO8T_TENSOR_LAYER_ROT, row.name))) {
+            return &row;
         }
     }
-}
-
-static void so8t_check_rotations(const llama_model_so8t & so8t) {
-    std::vector<so8t_check_job> jobs;
-    for (const auto & layer : so8t.so8t_layers) {
-        auto add = [&](const ggml_tensor * rotation, const ggml_tensor * generator,
-                       const std::vector<int32_t> & representations) {
-            if (rotation) {
-                jobs.emplace_back(rotation, generator, representations);
-            }
-        };
-        add(layer.gate_safe, layer.gate_safe_gen, {});
-        add(layer.gate_cmd, layer.gate_cmd_gen, {});
-        add(layer.q, layer.qk_gen, so8t.head_representation);
-        add(layer.k, layer.qk_gen, so8t.head_kv_representation);
-        add(layer.v, layer.v_gen, so8t.head_kv_representation);
-        add(layer.heads, layer.heads_gen, {});
-        add(layer.ffn, layer.ffn_gen, {});
-    }
-    // 4B with a rotation per block has 34560 of them
-    std::vector<std::exception_ptr> errors(jobs.size());
-    std::atomic<size_t> next(0);
-    std::mutex reading;
-    auto work = [&]() {
-        for (size_t i = next++; i < jobs.size(); i = next++) {
-            try {
-                jobs[i].run(reading);
-            } catch (...) {
-                errors[i] = std::current_exception();
-            }
-        }
-    };
-    std::vector<std::thread> threads;
-    for (unsigned n = 1; n < std::min(std::thread::hardware_concurrency(), SO8T_MAX_THREADS); ++n) {
-        try {
-            threads.emplace_back(work);
-        } catch (const std::system_error &) {
-            break; // this one does the rest
-        }
-    }
-    work();
-    for (auto & thread : threads) {
-        thread.join();
-    }
-    for (const auto & error : errors) {
-        if (error) {
-            std::rethrow_exception(error); // the first in the order of the file
-        }
-    }
-}
-
-void so8t_finish_load(llama_model & model) {
-    if (model.arch != LLM_ARCH_SO8T) {
-        return;
-    }
-    const auto & so8t = static_cast<const llama_model_so8t &>(model);
-    so8t_check_rotations(so8t);
-
-    // llama.cpp reckons the room for a graph by the tensors that have a name here, and no graph has generators
-    const std::unordered_set<const ggml_tensor *> generators(so8t.generators.begin(), so8t.generators.end());
-    auto & named = model.tensors_by_name;
-    named.erase(std::remove_if(
-                    named.begin(), named.end(), [&](const auto & entry) { return generators.count(entry.second) > 0; }),
-        named.end());
+    return nullptr;
 }
 
 ggml_backend_meta_split_axis so8t_split_axis(const llama_model & model, const std::string & name) {
     if (model.arch != LLM_ARCH_SO8T) {
         return GGML_BACKEND_SPLIT_AXIS_NONE;
     }
-    auto contains = [&](const char * part) { return name.find(part) != std::string::npos; };
-
-    const bool is_rotation = contains(".so8t_q_rot.") || contains(".so8t_k_rot.") || contains(".so8t_v_rot.");
+    const bool is_rotation = so8t_head_rotation(name) != nullptr;
     // llama.cpp cannot share a single key-value head out either
     if (static_cast<const llama_model_so8t &>(model).is_explicit(SO8T_SITE_HEADS) || model.hparams.n_head_kv() == 1) {
-        return is_rotation || contains(".attn_") || contains("cache_") ? GGML_BACKEND_SPLIT_AXIS_MIRRORED :
-                                                                         GGML_BACKEND_SPLIT_AXIS_NONE;
+        return is_rotation || so8t_contains(name, ".attn_") || so8t_contains(name, "cache_") ?
+                   GGML_BACKEND_SPLIT_AXIS_MIRRORED :
+                   GGML_BACKEND_SPLIT_AXIS_NONE;
     }
     return is_rotation ? GGML_BACKEND_SPLIT_AXIS_2 : GGML_BACKEND_SPLIT_AXIS_NONE;
 }
 
-void so8t_save_rotations(const llama_model & model, gguf_context * ctx) {
-    if (model.arch != LLM_ARCH_SO8T) {
-        return;
-    }
-    const auto & so8t = static_cast<const llama_model_so8t &>(model);
-    gguf_set_val_u32(ctx, SO8T_KV_FORMAT_VERSION, SO8T_FORMAT_VERSION);
-    gguf_set_val_u32(ctx, SO8T_KV_ROTATION_DIMENSION, SO8T_DIM);
-    gguf_set_val_str(ctx, SO8T_KV_BASE_ARCHITECTURE, so8t.base_architecture.c_str());
-    so8t_set_strings(ctx, SO8T_KV_ROTATION_EXPLICIT, so8t.sites_explicit);
-    so8t_set_strings(ctx, SO8T_KV_ROTATION_FOLDED, so8t.sites_folded);
-    gguf_set_arr_data(ctx, SO8T_KV_ATTN_HEAD_REPRESENTATION, GGUF_TYPE_INT32, so8t.head_representation.data(),
-        so8t.head_representation.size());
-    gguf_set_arr_data(ctx, SO8T_KV_ATTN_HEAD_KV_REPRESENTATION, GGUF_TYPE_INT32, so8t.head_kv_representation.data(),
-        so8t.head_kv_representation.size());
-    for (const ggml_tensor * generator : so8t.generators) {
-        gguf_add_tensor(ctx, generator);
-    }
+int64_t so8t_split_granularity(const std::string & name, int64_t granularity_head, int64_t n_gqa) {
+    const auto * rotation = so8t_head_rotation(name);
+    return !rotation ? 0 : rotation->per == SO8T_PER_HEAD ? granularity_head : granularity_head / n_gqa;
 }
 
 //
@@ -487,7 +330,7 @@ llama_model_so8t::graph::graph(const llama_model_so8t & model, const llm_graph_p
 
     for (int il = 0; il < n_layer; ++il) {
         const auto & layer = model.layers[il];
-        const auto & so8t  = model.so8t_layers[il];
+        const auto & so8t  = model.so8t_layers[il].rotations;
 
         res->t_layer_inp[il] = inpL;
 
@@ -498,10 +341,10 @@ llama_model_so8t::graph::graph(const llama_model_so8t & model, const llm_graph_p
         cb(cur, "attn_norm", il);
 
         // site gate: R_safe, then R_cmd
-        if (so8t.gate_safe) {
-            cur = so8t_rotate(ctx0, so8t.gate_safe, cur);
+        if (so8t[SO8T_ROTATION_GATE_SAFE]) {
+            cur = so8t_rotate(ctx0, so8t[SO8T_ROTATION_GATE_SAFE], cur);
             cb(cur, "so8t_gate_safe", il);
-            cur = so8t_rotate(ctx0, so8t.gate_cmd, cur);
+            cur = so8t_rotate(ctx0, so8t[SO8T_ROTATION_GATE_CMD], cur);
             cb(cur, "so8t_gate_cmd", il);
         }
 
@@ -517,14 +360,14 @@ llama_model_so8t::graph::graph(const llama_model_so8t & model, const llm_graph_p
             }
 
             // sites qk and v: triality, each head in its representation, before RoPE
-            if (so8t.q) {
-                Qcur = so8t_rotate_heads(ctx0, so8t.q, Qcur);
+            if (so8t[SO8T_ROTATION_Q]) {
+                Qcur = so8t_rotate_heads(ctx0, so8t[SO8T_ROTATION_Q], Qcur);
                 cb(Qcur, "so8t_q", il);
-                Kcur = so8t_rotate_heads(ctx0, so8t.k, Kcur);
+                Kcur = so8t_rotate_heads(ctx0, so8t[SO8T_ROTATION_K], Kcur);
                 cb(Kcur, "so8t_k", il);
             }
-            if (so8t.v) {
-                Vcur = so8t_rotate_heads(ctx0, so8t.v, Vcur);
+            if (so8t[SO8T_ROTATION_V]) {
+                Vcur = so8t_rotate_heads(ctx0, so8t[SO8T_ROTATION_V], Vcur);
                 cb(Vcur, "so8t_v", il);
             }
 
@@ -542,11 +385,11 @@ llama_model_so8t::graph::graph(const llama_model_so8t & model, const llm_graph_p
 
             const float kq_scale = 1.0f / sqrtf(float(n_embd_head));
 
-            if (so8t.heads) {
+            if (so8t[SO8T_ROTATION_HEADS]) {
                 // site heads stands between the attention and its output projection
                 cur = build_attn(
                     inp_attn, nullptr, nullptr, nullptr, Qcur, Kcur, Vcur, nullptr, nullptr, nullptr, kq_scale, il);
-                cur = so8t_mix_heads(ctx0, so8t.heads, cur, n_embd_head);
+                cur = so8t_mix_heads(ctx0, so8t[SO8T_ROTATION_HEADS], cur, n_embd_head);
                 cb(cur, "so8t_heads_mixed", il);
                 cur = build_lora_mm(layer.wo, cur, layer.wo_s);
                 if (layer.wo_b) {
@@ -570,8 +413,8 @@ llama_model_so8t::graph::graph(const llama_model_so8t & model, const llm_graph_p
         cb(cur, "ffn_norm", il);
 
         // site ffn
-        if (so8t.ffn) {
-            cur = so8t_rotate(ctx0, so8t.ffn, cur);
+        if (so8t[SO8T_ROTATION_FFN]) {
+            cur = so8t_rotate(ctx0, so8t[SO8T_ROTATION_FFN], cur);
             cb(cur, "so8t_ffn", il);
         }
 
@@ -601,21 +444,4 @@ llama_model_so8t::graph::graph(const llama_model_so8t & model, const llm_graph_p
     res->t_logits = cur;
 
     ggml_build_forward_expand(gf, cur);
-}
-
-//
-// C interface
-//
-
-int32_t llama_so8t_n_rotations(const llama_model * model) {
-    const auto * so8t = dynamic_cast<const llama_model_so8t *>(model);
-    return so8t ? so8t->sites_explicit.size() + so8t->sites_folded.size() : 0;
-}
-
-llama_so8t_rotation llama_so8t_get_rotation(const llama_model * model, int32_t rotation) {
-    GGML_ASSERT(rotation >= 0 && rotation < llama_so8t_n_rotations(model) && "no such rotation");
-    const auto & so8t        = *dynamic_cast<const llama_model_so8t *>(model);
-    const int32_t n_explicit = so8t.sites_explicit.size();
-    const bool folded        = rotation >= n_explicit;
-    return {(folded ? so8t.sites_folded[rotation - n_explicit] : so8t.sites_explicit[rotation]).c_str(), folded};
 }

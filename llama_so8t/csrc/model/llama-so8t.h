@@ -1,33 +1,21 @@
 #pragma once
 
-#include "llama-so8t-heads.h"
-#include "so8t-kv.h"
+#include "so8t-families.h"
+#include "so8t-format.h"
 
 #include "llama-graph.h"
 #include "llama-model.h"
 
-// Architecture so8t: a qwen3, qwen2 or llama decoder with 8-dimensional rotations at sites.
+// Architecture so8t: a decoder of a base family with 8-dimensional rotations at sites.
 // What a file has folded into its weights needs no graph; explicit sites become MUL_MATs with 8x8 matrices.
 
-// rotations and generators of one layer; null where the site is folded or absent
-//   rotations  [8, 8, n]: element [j, i, b] = R_b[i][j], n = 1 or n_embd/8 (gate, ffn), n_head (q),
-//                         n_head_kv (k, v), n_head/8 (heads)
-//   generators [28, n]: kept for the check at load and for saving
+// rotations and generators of one layer
+//   rotations  [8, 8, n]: element [j, i, b] = R_b[i][j], n by so8t_rotation_row::per; null where the site is folded or
+//              absent
+//   generators [28, n]: kept for the check at load and for saving; null where the site is absent
 struct so8t_layer {
-    ggml_tensor * gate_safe = nullptr;
-    ggml_tensor * gate_cmd  = nullptr;
-    ggml_tensor * q         = nullptr;
-    ggml_tensor * k         = nullptr;
-    ggml_tensor * v         = nullptr;
-    ggml_tensor * heads     = nullptr;
-    ggml_tensor * ffn       = nullptr;
-
-    ggml_tensor * gate_safe_gen = nullptr;
-    ggml_tensor * gate_cmd_gen  = nullptr;
-    ggml_tensor * qk_gen        = nullptr;
-    ggml_tensor * v_gen         = nullptr;
-    ggml_tensor * heads_gen     = nullptr;
-    ggml_tensor * ffn_gen       = nullptr;
+    ggml_tensor * rotations[SO8T_ROTATION_COUNT]   = {};
+    ggml_tensor * generators[SO8T_GENERATOR_COUNT] = {};
 };
 
 struct llama_model_so8t : public llama_model_base {
@@ -42,12 +30,15 @@ struct llama_model_so8t : public llama_model_base {
 
     std::unique_ptr<llm_graph_context> build_arch_graph(const llm_graph_params & params) const override;
 
-    bool is_explicit(const char * site) const;
+    bool is_explicit(so8t_site site) const;
 
-    std::string base_architecture;
+    // representation of each matrix of a rotation; empty: all are vectors
+    const std::vector<int32_t> & representations(so8t_per per) const;
 
-    std::vector<std::string> sites_explicit;
-    std::vector<std::string> sites_folded;
+    const so8t_family * family = nullptr;
+
+    std::vector<so8t_site> sites_explicit;
+    std::vector<so8t_site> sites_folded;
 
     // representation per head: 0 vector, 1 spinor+, 2 spinor-
     std::vector<int32_t> head_representation;
@@ -60,14 +51,11 @@ struct llama_model_so8t : public llama_model_base {
 
 // call sites in llama.cpp
 
-// After all data is loaded: throws where a rotation is not in SO(8), or is not exp of its stored generator. Generators
-// are not among model.tensors_by_name from here on.
-void so8t_finish_load(llama_model & model);
-
 // split mode tensor: the axis that the devices share a tensor along, or NONE where llama.cpp's own rules are right.
 // Rotations of q, k and v go with their heads. Where heads are mixed in the graph, no device can do without the heads
 // of another, so every device has the whole attention; likewise where there is one key-value head.
 ggml_backend_meta_split_axis so8t_split_axis(const llama_model & model, const std::string & name);
 
-// part of so8t_save
-void so8t_save_rotations(const llama_model & model, gguf_context * ctx);
+// split mode tensor: how many matrices of a rotation of q, k or v stay together, 0 for other tensors;
+// granularity_head: query heads that stay together, n_gqa: query heads for each key-value head
+int64_t so8t_split_granularity(const std::string & name, int64_t granularity_head, int64_t n_gqa);

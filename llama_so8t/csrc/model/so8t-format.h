@@ -1,10 +1,13 @@
 #pragma once
 
-// names of the GGUF format, the C++ twin of llama_so8t/format.py (docs/format.md)
+// Names and rows of the GGUF format (docs/format.md), from llama_so8t/format.py: `make format-header`
+// writes this file. Do not edit it.
+
+// clang-format off
 
 #define SO8T_FORMAT_VERSION 1
 
-// keys; head keys keep the literal prefix so8t. in every architecture
+// keys; those of verdict heads, HEAD_*, keep the literal prefix so8t. in every architecture
 #define SO8T_KV_FORMAT_VERSION              "so8t.format_version"
 #define SO8T_KV_BASE_ARCHITECTURE           "so8t.base_architecture"
 #define SO8T_KV_ROTATION_DIMENSION          "so8t.rotation.dimension"
@@ -33,9 +36,98 @@
 #define SO8T_TENSOR_BIAS      "%s.bias"            // after "so8t_head." [labels], "so8t_stem." [inner]
 #define SO8T_TENSOR_NORM      "%s.norm.weight"     // after "so8t_stem." [inner]
 
-// sites, as in the rotation.explicit and rotation.folded arrays
-#define SO8T_SITE_GATE  "gate"
-#define SO8T_SITE_QK    "qk"
-#define SO8T_SITE_V     "v"
-#define SO8T_SITE_HEADS "heads"
-#define SO8T_SITE_FFN   "ffn"
+// how many matrices a rotation has: one for each block of 8 of the hidden vector, or one for all of them;
+// one for each group of 8 attention heads; one for each head or key-value head, in its representation
+enum so8t_per {
+    SO8T_PER_BLOCK,
+    SO8T_PER_GROUP,
+    SO8T_PER_HEAD,
+    SO8T_PER_HEAD_KV,
+    SO8T_PER_COUNT,
+};
+
+// sites inside a layer, in the order of the data flow
+enum so8t_site {
+    SO8T_SITE_GATE,
+    SO8T_SITE_QK,
+    SO8T_SITE_V,
+    SO8T_SITE_HEADS,
+    SO8T_SITE_FFN,
+    SO8T_SITE_COUNT,
+};
+
+inline constexpr const char * so8t_site_names[] = {"gate", "qk", "v", "heads", "ffn"};
+
+// generator tensors of a layer
+enum so8t_generator_index {
+    SO8T_GENERATOR_GATE_SAFE,
+    SO8T_GENERATOR_GATE_CMD,
+    SO8T_GENERATOR_QK,
+    SO8T_GENERATOR_V,
+    SO8T_GENERATOR_HEADS,
+    SO8T_GENERATOR_FFN,
+    SO8T_GENERATOR_COUNT,
+};
+
+struct so8t_generator_row {
+    const char * name;
+    so8t_site    site;
+};
+
+inline constexpr so8t_generator_row so8t_generator_rows[] = {
+    {"gate_safe", SO8T_SITE_GATE},
+    {"gate_cmd", SO8T_SITE_GATE},
+    {"qk", SO8T_SITE_QK},
+    {"v", SO8T_SITE_V},
+    {"heads", SO8T_SITE_HEADS},
+    {"ffn", SO8T_SITE_FFN},
+};
+
+// rotation tensors of a layer, in the order in which they act, and the generators that they are made from
+enum so8t_rotation_index {
+    SO8T_ROTATION_GATE_SAFE,
+    SO8T_ROTATION_GATE_CMD,
+    SO8T_ROTATION_Q,
+    SO8T_ROTATION_K,
+    SO8T_ROTATION_V,
+    SO8T_ROTATION_HEADS,
+    SO8T_ROTATION_FFN,
+    SO8T_ROTATION_COUNT,
+};
+
+struct so8t_rotation_row {
+    const char *         name;
+    so8t_generator_index generator;
+    so8t_per             per;
+};
+
+inline constexpr so8t_rotation_row so8t_rotation_rows[] = {
+    {"gate_safe", SO8T_GENERATOR_GATE_SAFE, SO8T_PER_BLOCK},
+    {"gate_cmd", SO8T_GENERATOR_GATE_CMD, SO8T_PER_BLOCK},
+    {"q", SO8T_GENERATOR_QK, SO8T_PER_HEAD},
+    {"k", SO8T_GENERATOR_QK, SO8T_PER_HEAD_KV},
+    {"v", SO8T_GENERATOR_V, SO8T_PER_HEAD_KV},
+    {"heads", SO8T_GENERATOR_HEADS, SO8T_PER_GROUP},
+    {"ffn", SO8T_GENERATOR_FFN, SO8T_PER_BLOCK},
+};
+
+// base families: X(name, whether it has a norm after q and k, {type, parameters} of its known sizes...)
+#define SO8T_FAMILIES(X) \
+    X("qwen3", true, {LLM_TYPE_0_6B, 0.6e9}, {LLM_TYPE_1_7B, 1.7e9}, {LLM_TYPE_4B, 4e9}, {LLM_TYPE_8B, 8e9}, {LLM_TYPE_14B, 14e9}, {LLM_TYPE_32B, 32e9}) \
+    X("llama", false, {LLM_TYPE_360M, 360e6}, {LLM_TYPE_1B, 1e9}, {LLM_TYPE_1_7B, 1.7e9}, {LLM_TYPE_3B, 3e9}, {LLM_TYPE_7B, 7e9}, {LLM_TYPE_8B, 8e9}, {LLM_TYPE_13B, 13e9}, {LLM_TYPE_34B, 34e9}, {LLM_TYPE_65B, 65e9}, {LLM_TYPE_70B, 70e9}, {LLM_TYPE_405B, 405e9}) \
+    X("qwen2", false, {LLM_TYPE_0_5B, 0.5e9}, {LLM_TYPE_1_5B, 1.5e9}, {LLM_TYPE_3B, 3e9}, {LLM_TYPE_7B, 7e9}, {LLM_TYPE_14B, 14e9}, {LLM_TYPE_32B, 32e9}, {LLM_TYPE_70B, 70e9})
+
+// forms of a head with a stem: X(activation, whether the stem has a norm); a head without has the one below
+#define SO8T_STEM_FORMS(X) \
+    X(gelu, false) \
+    X(tanh, false) \
+    X(rmsnorm, true)
+
+#define SO8T_ACTIVATION_WITHOUT_STEM "none"
+
+// values of enum llama_so8t_action; of enum llama_so8t_scope, less one
+inline constexpr const char * so8t_action_names[] = {"allow", "escalate", "refuse"};
+
+inline constexpr const char * so8t_scope_names[] = {"prompt", "answer", "both"};
+
+// clang-format on

@@ -4,6 +4,7 @@
 
 #include "gguf.h"
 
+#include <algorithm>
 #include <stdexcept>
 
 static int64_t so8t_find(const gguf_context * ctx, const std::string & key, bool required) {
@@ -93,11 +94,15 @@ void so8t_set_strings(gguf_context * ctx, const std::string & key, const std::ve
     gguf_set_arr_str(ctx, key.c_str(), data.data(), data.size());
 }
 
-int so8t_index_of(const char * const * names, int n, const std::string & value) {
-    for (int i = 0; i < n; ++i) {
-        if (value == names[i]) {
-            return i;
-        }
+int so8t_index_of(const so8t_names & names, const std::string & value) {
+    const auto found = std::find(names.begin(), names.end(), value);
+    return found == names.end() ? -1 : (int) (found - names.begin());
+}
+
+std::string so8t_one_of(const so8t_names & names) {
+    std::string result;
+    for (size_t i = 0; i < names.size(); ++i) {
+        result += (i == 0 ? "" : i + 1 < names.size() ? ", " : " or ") + names[i];
     }
-    return -1;
+    return result;
 }

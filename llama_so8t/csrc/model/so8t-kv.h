@@ -20,5 +20,12 @@ std::vector<int32_t> so8t_kv_ints(const gguf_context * ctx, const std::string & 
 
 void so8t_set_strings(gguf_context * ctx, const std::string & key, const std::vector<std::string> & values);
 
-// index of value among n names, -1 if it is none of them
-int so8t_index_of(const char * const * names, int n, const std::string & value);
+// names of the format that a value may have
+
+using so8t_names = std::vector<std::string>;
+
+// index of value among them, -1 if it is none of them
+int so8t_index_of(const so8t_names & names, const std::string & value);
+
+// "a, b or c", for errors
+std::string so8t_one_of(const so8t_names & names);

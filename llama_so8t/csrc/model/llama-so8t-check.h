@@ -1,0 +1,7 @@
+#pragma once
+
+struct llama_model;
+
+// call site in llama.cpp, after all data is loaded: throws std::runtime_error where a rotation is not in SO(8), or is not
+// exp of its stored generator. Generators are not among model.tensors_by_name from here on.
+void so8t_finish_load(llama_model & model);

@@ -1,0 +1,87 @@
+#include "llama-so8t-save.h"
+
+#include "llama-so8t-heads.h"
+#include "llama-so8t.h"
+#include "so8t-algebra.h"
+#include "so8t-format.h"
+#include "so8t-kv.h"
+
+#include "llama-impl.h"
+#include "llama-model.h"
+
+#include "gguf.h"
+
+#include <string>
+#include <vector>
+
+static void so8t_save_sites(gguf_context * ctx, const char * key, const std::vector<so8t_site> & sites) {
+    std::vector<std::string> names;
+    for (const auto site : sites) {
+        names.push_back(so8t_site_names[site]);
+    }
+    so8t_set_strings(ctx, key, names);
+}
+
+// keys of the architecture, and the generators: these have left model.tensors_by_name
+static void so8t_save_arch(const llama_model_so8t & so8t, gguf_context * ctx) {
+    gguf_set_val_u32(ctx, SO8T_KV_FORMAT_VERSION, SO8T_FORMAT_VERSION);
+    gguf_set_val_u32(ctx, SO8T_KV_ROTATION_DIMENSION, SO8T_DIM);
+    gguf_set_val_str(ctx, SO8T_KV_BASE_ARCHITECTURE, so8t.family->name);
+    so8t_save_sites(ctx, SO8T_KV_ROTATION_EXPLICIT, so8t.sites_explicit);
+    so8t_save_sites(ctx, SO8T_KV_ROTATION_FOLDED, so8t.sites_folded);
+    gguf_set_arr_data(ctx, SO8T_KV_ATTN_HEAD_REPRESENTATION, GGUF_TYPE_INT32, so8t.head_representation.data(),
+        so8t.head_representation.size());
+    gguf_set_arr_data(ctx, SO8T_KV_ATTN_HEAD_KV_REPRESENTATION, GGUF_TYPE_INT32, so8t.head_kv_representation.data(),
+        so8t.head_kv_representation.size());
+    for (const ggml_tensor * generator : so8t.generators) {
+        gguf_add_tensor(ctx, generator);
+    }
+}
+
+static void so8t_save_heads(const so8t_heads & heads, gguf_context * ctx) {
+    std::vector<std::string> names;
+    for (const auto & head : heads.heads) {
+        auto key = [&](const char * pattern) { return format(pattern, head.name.c_str()); };
+
+        std::vector<std::string> labels;
+        std::vector<std::string> actions;
+        std::vector<float> thresholds;
+        for (const auto & label : head.labels) {
+            labels.push_back(label.name);
+            actions.push_back(so8t_action_names[label.action]);
+            thresholds.push_back(label.threshold);
+        }
+        so8t_set_strings(ctx, key(SO8T_KV_HEAD_LABELS), labels);
+        so8t_set_strings(ctx, key(SO8T_KV_HEAD_ACTIONS), actions);
+        gguf_set_arr_data(
+            ctx, key(SO8T_KV_HEAD_THRESHOLDS).c_str(), GGUF_TYPE_FLOAT32, thresholds.data(), thresholds.size());
+        gguf_set_val_f32(ctx, key(SO8T_KV_HEAD_TEMPERATURE).c_str(), head.temperature);
+        gguf_set_val_u32(ctx, key(SO8T_KV_HEAD_DEBOUNCE).c_str(), head.debounce);
+        gguf_set_val_i32(ctx, key(SO8T_KV_HEAD_REPRESENTATION).c_str(), head.representation);
+        gguf_set_val_str(ctx, key(SO8T_KV_HEAD_ACTIVATION).c_str(),
+            head.stem < 0 ? SO8T_ACTIVATION_WITHOUT_STEM : heads.stems[head.stem].form->activation);
+        gguf_set_val_str(ctx, key(SO8T_KV_HEAD_SCOPE).c_str(), so8t_scope_names[head.scope - 1]);
+        if (head.prompt_token != LLAMA_TOKEN_NULL) {
+            gguf_set_val_i32(ctx, key(SO8T_KV_HEAD_PROMPT_TOKEN).c_str(), head.prompt_token);
+        }
+        if (head.stem >= 0) {
+            gguf_set_val_str(ctx, key(SO8T_KV_HEAD_STEM).c_str(), heads.stems[head.stem].name.c_str());
+        }
+        names.push_back(head.name);
+    }
+    so8t_set_strings(ctx, SO8T_KV_HEADS, names);
+}
+
+void so8t_save(const llama_model & model, gguf_context * ctx) {
+    for (const auto & [name, tensor] : model.tensors_by_name) {
+        if (name.find("so8t_") != std::string::npos) {
+            gguf_add_tensor(ctx, tensor);
+        }
+    }
+    if (model.arch == LLM_ARCH_SO8T) {
+        so8t_save_arch(static_cast<const llama_model_so8t &>(model), ctx);
+    }
+    if (model.so8t) {
+        so8t_save_heads(*model.so8t, ctx);
+    }
+}

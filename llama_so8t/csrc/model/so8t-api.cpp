@@ -1,0 +1,117 @@
+#include "so8t.h"
+
+#include "llama-so8t-heads.h"
+#include "llama-so8t.h"
+#include "so8t-format.h"
+#include "so8t-rules.h"
+
+#include "llama-context.h"
+#include "llama-model.h"
+
+#include <algorithm>
+#include <cmath>
+#include <iterator>
+#include <limits>
+#include <vector>
+
+static_assert(LLAMA_SO8T_ACTION_REFUSE + 1 == std::size(so8t_action_names), "so8t.h has other actions than the format");
+static_assert(LLAMA_SO8T_SCOPE_BOTH == std::size(so8t_scope_names), "so8t.h has other scopes than the format");
+
+//
+// heads
+//
+
+static const so8t_head & so8t_get(const llama_model * model, int32_t head) {
+    GGML_ASSERT(model->so8t && head >= 0 && head < (int32_t) model->so8t->heads.size() && "no such head");
+    return model->so8t->heads[head];
+}
+
+int32_t llama_so8t_n_heads(const llama_model * model) {
+    return model->so8t ? (int32_t) model->so8t->heads.size() : 0;
+}
+
+llama_so8t_head llama_so8t_get_head(const llama_model * model, int32_t head) {
+    const auto & h = so8t_get(model, head);
+    return {h.name.c_str(), (int32_t) h.labels.size(), h.temperature, (int32_t) h.debounce, h.scope, h.prompt_token,
+        (llama_so8t_representation) h.representation};
+}
+
+llama_so8t_label llama_so8t_get_label(const llama_model * model, int32_t head, int32_t label) {
+    const auto & h = so8t_get(model, head);
+    GGML_ASSERT(label >= 0 && label < (int32_t) h.labels.size() && "no such label");
+    return {h.labels[label].name.c_str(), h.labels[label].threshold, h.labels[label].action};
+}
+
+const char * llama_so8t_action_name(llama_so8t_action action) {
+    return so8t_action_names[action];
+}
+
+const char * llama_so8t_representation_name(llama_so8t_representation representation) {
+    switch (representation) {
+        case LLAMA_SO8T_REPRESENTATION_VECTOR:       return "vector";
+        case LLAMA_SO8T_REPRESENTATION_SPINOR_PLUS:  return "spinor+";
+        case LLAMA_SO8T_REPRESENTATION_SPINOR_MINUS: return "spinor-";
+    }
+    return "unknown";
+}
+
+const float * llama_so8t_get_logits_ith(llama_context * ctx, int32_t head, int32_t i) {
+    const auto & h = so8t_get(&ctx->get_model(), head);
+    ctx->synchronize();
+    const float * values = ctx->get_so8t_heads_ith(i);
+    return values ? values + h.offset : nullptr;
+}
+
+bool llama_so8t_get_probs_ith(llama_context * ctx, int32_t head, int32_t i, float * probs) {
+    const auto & h       = so8t_get(&ctx->get_model(), head);
+    const float * logits = llama_so8t_get_logits_ith(ctx, head, i);
+    const int n_labels   = h.labels.size();
+
+    std::fill_n(probs, n_labels, std::numeric_limits<float>::quiet_NaN());
+    if (!logits || !std::all_of(logits, logits + n_labels, [](float v) { return std::isfinite(v); })) {
+        return false;
+    }
+    const float max = *std::max_element(logits, logits + n_labels);
+    double sum      = 0;
+    for (int l = 0; l < n_labels; ++l) {
+        probs[l]  = std::exp((logits[l] - max) / h.temperature);
+        sum      += probs[l];
+    }
+    for (int l = 0; l < n_labels; ++l) {
+        probs[l] /= sum;
+    }
+    return true;
+}
+
+llama_so8t_action llama_so8t_get_action_ith(llama_context * ctx, int32_t i) {
+    const llama_model & model = ctx->get_model();
+    const auto ask            = [&](int32_t head) {
+        so8t_head_rule rule;
+        for (const auto & label : so8t_get(&model, head).labels) {
+            rule.thresholds.push_back(label.threshold);
+            rule.actions.push_back(label.action);
+        }
+        std::vector<float> probs(rule.thresholds.size());
+        std::vector<int32_t> n_above;
+        llama_so8t_get_probs_ith(ctx, head, i, probs.data());
+        return so8t_judge_head(rule, true, probs.data(), n_above); // as of a prompt: one position, so no debounce
+    };
+    return so8t_judge(llama_so8t_n_heads(&model), ask).action;
+}
+
+//
+// rotations
+//
+
+int32_t llama_so8t_n_rotations(const llama_model * model) {
+    const auto * so8t = dynamic_cast<const llama_model_so8t *>(model);
+    return so8t ? so8t->sites_explicit.size() + so8t->sites_folded.size() : 0;
+}
+
+llama_so8t_rotation llama_so8t_get_rotation(const llama_model * model, int32_t rotation) {
+    GGML_ASSERT(rotation >= 0 && rotation < llama_so8t_n_rotations(model) && "no such rotation");
+    const auto & so8t        = *dynamic_cast<const llama_model_so8t *>(model);
+    const int32_t n_explicit = so8t.sites_explicit.size();
+    const bool folded        = rotation >= n_explicit;
+    return {so8t_site_names[folded ? so8t.sites_folded[rotation - n_explicit] : so8t.sites_explicit[rotation]], folded};
+}
