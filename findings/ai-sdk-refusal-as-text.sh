@@ -1,9 +1,12 @@
 #!/usr/bin/env bash
-# One would expect: a streamed refusal (delta.refusal, finish_reason "content_filter") reaches an AI SDK program as a refusal, or not at all.
-# What happens: @ai-sdk/openai-compatible makes ordinary text of delta.refusal, glued to the half answer before it without a space. A server that puts the refusal into
-# content too, for clients that know no refusal field, has it shown twice.
+# One would expect: a streamed refusal (delta.refusal, finish_reason "content_filter") reaches an AI SDK program as a
+# refusal, or not at all.
+# What happens: @ai-sdk/openai-compatible makes ordinary text of delta.refusal, glued to the half answer before it
+# without a space. A server that puts the refusal into content too, for clients that know no refusal field, has it shown
+# twice.
 # Versions: ai 7.0.173, @ai-sdk/openai-compatible 3.0.92. Needs node 20 or newer and npm.
-# Why it matters: most web chats on local servers are built on it. A refusal looks like the model's words and goes back into the next prompt as such.
+# Why it matters: most web chats on local servers are built on it. A refusal looks like the model's words and goes back
+# into the next prompt as such.
 set -euo pipefail
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT

@@ -1,9 +1,13 @@
 #!/usr/bin/env bash
-# One would expect: llm_int8_skip_modules of BitsAndBytesConfig names further modules to leave alone, beside the output layer, which transformers never quantizes by itself.
-# What happens: the list takes the place of the built-in one. Without it lm_head stays in 16 bits; with ["q_proj"] q_proj stays, and lm_head becomes int8.
-# Versions: bitsandbytes 0.50.2, transformers 5.23.0, torch 2.13.0 (on machines where pip brings the CUDA build: several GB).
-# Why it matters: naming one module to protect it (a classification head, say) quantizes the most sensitive matrix of the model; and a reader of such checkpoints cannot know
-# from "load_in_8bit" which tensors are int8, only from the SCB tensor beside each.
+# One would expect: llm_int8_skip_modules of BitsAndBytesConfig names further modules to leave alone, beside the output
+# layer, which transformers never quantizes by itself.
+# What happens: the list takes the place of the built-in one. Without it lm_head stays in 16 bits; with ["q_proj"]
+# q_proj stays, and lm_head becomes int8.
+# Versions: bitsandbytes 0.50.2, transformers 5.23.0, torch 2.13.0 (on machines where pip brings the CUDA build: several
+# GB).
+# Why it matters: naming one module to protect it (a classification head, say) quantizes the most sensitive matrix of
+# the model; and a reader of such checkpoints cannot know from "load_in_8bit" which tensors are int8, only from the SCB
+# tensor beside each.
 set -euo pipefail
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT

@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# One would expect: libraries for canonical JSON (RFC 8785) give the same bytes for the same record, so that its hash can be checked by anyone.
-# What happens: for an integer above 2^53, such as a time in nanoseconds, rfc8785 raises, jcs writes another number without a word, and canonicaljson (Matrix's rules)
-# writes it as it is. A score of 1.0 is "1" in the first two and "1.0" in the third and in json.dumps; 1e-05 is "0.00001" or "1e-05".
+# One would expect: libraries for canonical JSON (RFC 8785) give the same bytes for the same record, so that its hash
+# can be checked by anyone.
+# What happens: for an integer above 2^53, such as a time in nanoseconds, rfc8785 raises, jcs writes another number
+# without a word, and canonicaljson (Matrix's rules) writes it as it is. A score of 1.0 is "1" in the first two and
+# "1.0" in the third and in json.dumps; 1e-05 is "0.00001" or "1e-05".
 # Versions: rfc8785 0.1.4, jcs 0.2.1, canonicaljson 2.0.0.
-# Why it matters: hash chains and signatures of audit logs hold scores, token ids and times. What jcs wrote is not what was logged, and a record with a score of exactly
-# 1.0 fails a check that all others pass.
+# Why it matters: hash chains and signatures of audit logs hold scores, token ids and times. What jcs wrote is not what
+# was logged, and a record with a score of exactly 1.0 fails a check that all others pass.
 set -euo pipefail
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT

@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# One would expect: chat clients that speak the OpenAI format keep message.refusal, or at least raise when an answer was filtered.
-# What happens: Haystack's OpenAIChatGenerator gives a reply without any content (text is None), and mistralai a message of None, both with
-# finish_reason "content_filter" and no trace of the reason anywhere in the object. aisuite keeps it.
+# One would expect: chat clients that speak the OpenAI format keep message.refusal, or at least raise when an answer was
+# filtered.
+# What happens: Haystack's OpenAIChatGenerator gives a reply without any content (text is None), and mistralai a message
+# of None, both with finish_reason "content_filter" and no trace of the reason anywhere in the object. aisuite keeps it.
 # Versions: haystack-ai 3.4.1, mistralai 3.7.0, aisuite 0.2.0, openai 3.57.0.
-# Why it matters: code that reads only `text` gets None or raises further on; a refusal must be in `content` too to be seen there.
+# Why it matters: code that reads only `text` gets None or raises further on; a refusal must be in `content` too to be
+# seen there.
 set -euo pipefail
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT

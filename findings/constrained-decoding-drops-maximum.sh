@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# One would expect: a library that makes a regular expression or a character automaton of a JSON schema, for constrained decoding, keeps to the schema or says
-# what it leaves out.
-# What happens: outlines_core and lm-format-enforcer drop minimum, maximum, uniqueItems and minProperties silently, so {"score": 7} passes a schema with a maximum
-# of 1. outlines_core also refuses valid JSON whose keys come in another order than in the schema.
+# One would expect: a library that makes a regular expression or a character automaton of a JSON schema, for constrained
+# decoding, keeps to the schema or says what it leaves out.
+# What happens: outlines_core and lm-format-enforcer drop minimum, maximum, uniqueItems and minProperties silently, so
+# {"score": 7} passes a schema with a maximum of 1. outlines_core also refuses valid JSON whose keys come in another
+# order than in the schema.
 # Versions: outlines_core 0.2.14, lm-format-enforcer 0.11.3, jsonschema 4.26.0.
 # Why it matters: "the output always fits the schema" is why one uses them. Validate what they produced all the same.
 set -euo pipefail

@@ -3,8 +3,8 @@
 # What happens: ml_dtypes gives NaN from 465 on, MLX gives 448. Between 448 and 464 both round down to 448, so a test
 # with values just past the limit sees no difference. Neither warns.
 # Versions: ml_dtypes 0.6.0, mlx 0.32.4 (CPU), numpy 2.4.6.
-# Why it matters: float8 weights are made with scales that put the largest weight near 448. A scale that was itself rounded
-# down makes one NaN per row with one library and a clipped weight with the other.
+# Why it matters: float8 weights are made with scales that put the largest weight near 448. A scale that was itself
+# rounded down makes one NaN per row with one library and a clipped weight with the other.
 set -euo pipefail
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT

@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
-# One would expect: a list that a converter writes as GGUF metadata is in the file, also when it is empty. The format has arrays of length 0.
-# What happens: gguf-py's add_array returns without a word for an empty list, so the key is missing; add_key_value with the same list raises ValueError.
-# Its reader reads a file that has an empty array, but its tool gguf-new-metadata, asked to copy that file under another general.name, ends with the
-# same error and leaves a file without the key values behind.
+# One would expect: a list that a converter writes as GGUF metadata is in the file, also when it is empty. The format
+# has arrays of length 0.
+# What happens: gguf-py's add_array returns without a word for an empty list, so the key is missing; add_key_value with
+# the same list raises ValueError. Its reader reads a file that has an empty array, but its tool gguf-new-metadata,
+# asked to copy that file under another general.name, ends with the same error and leaves a file without the key values
+# behind.
 # Versions: gguf 0.19.0, numpy 2.4.6.
-# Why it matters: lists of an extension for which "none" and "not said" differ (token ids to suppress, layers, labels): a converter has no way to write
-# "none", and files of programs in other languages that do cannot be edited.
+# Why it matters: lists of an extension for which "none" and "not said" differ (token ids to suppress, layers, labels):
+# a converter has no way to write "none", and files of programs in other languages that do cannot be edited.
 set -euo pipefail
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT

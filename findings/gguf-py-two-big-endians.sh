@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# One would expect: a big-endian GGUF is one format. gguf-py's GGUFWriter(endianess=BIG) and its own tool gguf-convert-endian give the
-# same bytes, and its reader gives the same numbers back.
-# What happens: both swap metadata and F32 tensors. A quantized tensor is bytes to the writer, so the float16 scales in its blocks stay
-# little-endian; the tool swaps them. The reader does not swap inside blocks either: it reads the writer's mixed file right and the tool's
-# consistent file wrong, with an error as large as the largest weight, and no warning.
+# One would expect: a big-endian GGUF is one format. gguf-py's GGUFWriter(endianess=BIG) and its own tool
+# gguf-convert-endian give the same bytes, and its reader gives the same numbers back.
+# What happens: both swap metadata and F32 tensors. A quantized tensor is bytes to the writer, so the float16 scales in
+# its blocks stay little-endian; the tool swaps them. The reader does not swap inside blocks either: it reads the
+# writer's mixed file right and the tool's consistent file wrong, with an error as large as the largest weight, and no
+# warning.
 # Versions: gguf 0.19.0, numpy 2.4.6.
 # Why it matters: files for s390x and other big-endian machines. Nothing in the file says which of the two forms it is.
 set -euo pipefail

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # One would expect: 0.29 is a multiple of 0.01, and validators of JSON Schema agree on it.
-# What happens: jsonschema says no for ten of the values 0.00, 0.01 ... 1.00, fastjsonschema and jsonschema-rs say yes to all. jsonschema divides the float64
-# values and asks whether the quotient is whole, and 0.29 / 0.01 is 28.999999999999996.
+# What happens: jsonschema says no for ten of the values 0.00, 0.01 ... 1.00, fastjsonschema and jsonschema-rs say yes
+# to all. jsonschema divides the float64 values and asks whether the quotient is whole, and 0.29 / 0.01 is
+# 28.999999999999996.
 # Versions: jsonschema 4.26.0, fastjsonschema 2.22.3, jsonschema-rs 0.61.0.
-# Why it matters: thresholds and scores with two decimals in tool calls and policies; a value that one service accepted is refused by the next,
-# for some values only, which a test with 0.5 does not show.
+# Why it matters: thresholds and scores with two decimals in tool calls and policies; a value that one service accepted
+# is refused by the next, for some values only, which a test with 0.5 does not show.
 set -euo pipefail
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT

@@ -1,9 +1,12 @@
 #!/usr/bin/env bash
-# One would expect: LiteLLM passes on what the OpenAI API says of a refusal, message.refusal and in a stream delta.refusal, in both or in neither.
-# What happens: an answer has its refusal. In a stream the chunk with delta.refusal is gone, and stream_chunk_builder rebuilds half an answer
-# with finish_reason "content_filter" and without a reason. openai-python shows both from the same server.
+# One would expect: LiteLLM passes on what the OpenAI API says of a refusal, message.refusal and in a stream
+# delta.refusal, in both or in neither.
+# What happens: an answer has its refusal. In a stream the chunk with delta.refusal is gone, and stream_chunk_builder
+# rebuilds half an answer with finish_reason "content_filter" and without a reason. openai-python shows both from the
+# same server.
 # Versions: litellm 1.110.2, openai 3.57.0.
-# Why it matters: behind LiteLLM a streamed refusal looks like an answer that was cut; the text that says why never reaches the user.
+# Why it matters: behind LiteLLM a streamed refusal looks like an answer that was cut; the text that says why never
+# reaches the user.
 set -euo pipefail
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# One would expect: the sum of a thousand ones in bfloat16 is near 1000. numpy's own float16, no wider, gives exactly 1000.
-# What happens: 256, and the mean of a thousand ones is 0.256. numpy adds float16 pairwise in float32, but the bfloat16 of
-# ml_dtypes is a user type: its sum keeps a bfloat16 accumulator, where 256 + 1 rounds back to 256. A matrix product of
-# the same type is right.
+# One would expect: the sum of a thousand ones in bfloat16 is near 1000. numpy's own float16, no wider, gives exactly
+# 1000.
+# What happens: 256, and the mean of a thousand ones is 0.256. numpy adds float16 pairwise in float32, but the bfloat16
+# of ml_dtypes is a user type: its sum keeps a bfloat16 accumulator, where 256 + 1 rounds back to 256. A matrix product
+# of the same type is right.
 # Versions: ml_dtypes 0.6.0, numpy 2.4.6.
-# Why it matters: checksums, norms and "mean weight" of BF16 checkpoints in numpy come out small by any factor, without a
-# warning. Convert to float32 first.
+# Why it matters: checksums, norms and "mean weight" of BF16 checkpoints in numpy come out small by any factor, without
+# a warning. Convert to float32 first.
 set -euo pipefail
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT

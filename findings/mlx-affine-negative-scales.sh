@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# One would expect: in affine quantization w = scale * q + bias with unsigned q, the bias is the smallest weight of the group and
-# the scale is positive.
-# What happens: in MLX the bias is whichever end of the group is larger in magnitude. Where that is the largest weight, the
-# scale is negative. In weights around zero these are about half of all groups.
+# One would expect: in affine quantization w = scale * q + bias with unsigned q, the bias is the smallest weight of the
+# group and the scale is positive.
+# What happens: in MLX the bias is whichever end of the group is larger in magnitude. Where that is the largest weight,
+# the scale is negative. In weights around zero these are about half of all groups.
 # Versions: mlx 0.32.4 (CPU), numpy 2.4.6.
 # Why it matters: readers of MLX checkpoints (config.json with "quantization", tensors .scales and .biases) that check
 # "scale above 0", take a logarithm of scales, or store them unsigned, refuse or break valid files.

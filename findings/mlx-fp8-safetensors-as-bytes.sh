@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# One would expect: a safetensors file with a float8 tensor (F8_E4M3) is read as numbers, or refused. MLX refuses F8_E5M2.
-# What happens: mx.load gives F8_E4M3 as uint8, the raw bytes, without a word: 1.0 becomes 56 and -2.0 becomes 192. The scales
-# (F8_E8M0) of MX formats are read as bytes too. Any code that multiplies "weight" by "weight_scale" computes nonsense of
-# a plausible size. mx.from_fp8 turns the bytes into numbers, if one knows.
+# One would expect: a safetensors file with a float8 tensor (F8_E4M3) is read as numbers, or refused. MLX refuses
+# F8_E5M2.
+# What happens: mx.load gives F8_E4M3 as uint8, the raw bytes, without a word: 1.0 becomes 56 and -2.0 becomes 192. The
+# scales (F8_E8M0) of MX formats are read as bytes too. Any code that multiplies "weight" by "weight_scale" computes
+# nonsense of a plausible size. mx.from_fp8 turns the bytes into numbers, if one knows.
 # Versions: mlx 0.32.4 (CPU), safetensors 0.8.0, ml_dtypes 0.6.0, numpy 2.4.6.
 # Why it matters: FP8 checkpoints (Qwen3-FP8, compressed-tensors, modelopt) are the common form of large models.
 set -euo pipefail

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# One would expect: a Q8_0 tensor of a GGUF file is the same numbers in every reader. Each weight is an integer times a float16 scale;
-# float32 holds the product without rounding.
-# What happens: mx.load turns Q8_0, Q4_0 and Q4_1 into MLX's own affine form: unsigned integers, a float16 scale and a float16
-# bias of -128 (or -8) scales for each group of 32. Its dequantization then rounds to float16, so 9 of 10 weights of Q8_0 differ from
-# gguf-py, by up to 0.002 for weights of standard deviation 1. F32 tensors of the same file are equal to the bit.
+# One would expect: a Q8_0 tensor of a GGUF file is the same numbers in every reader. Each weight is an integer times a
+# float16 scale; float32 holds the product without rounding.
+# What happens: mx.load turns Q8_0, Q4_0 and Q4_1 into MLX's own affine form: unsigned integers, a float16 scale and a
+# float16 bias of -128 (or -8) scales for each group of 32. Its dequantization then rounds to float16, so 9 of 10
+# weights of Q8_0 differ from gguf-py, by up to 0.002 for weights of standard deviation 1. F32 tensors of the same file
+# are equal to the bit.
 # Versions: mlx 0.32.4 (CPU), gguf 0.19.0, numpy 2.4.6.
 # Why it matters: a hash or an "equal to the bit" check of dequantized weights fails in MLX for a file that is intact.
 set -euo pipefail

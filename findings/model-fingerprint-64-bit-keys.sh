@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# One would expect: a program that reads GGUF metadata knows all thirteen value types, or skips what it does not know (each has a known size).
-# What happens: model-fingerprint ends with "unknown metadata value type" for a file that has one key of type uint64, int64 or float64
-# (10, 11, 12). gguf-py reads all of them.
+# One would expect: a program that reads GGUF metadata knows all thirteen value types, or skips what it does not know
+# (each has a known size).
+# What happens: model-fingerprint ends with "unknown metadata value type" for a file that has one key of type uint64,
+# int64 or float64 (10, 11, 12). gguf-py reads all of them.
 # Versions: model-fingerprint 0.1.1, gguf 0.19.0, numpy 2.4.6.
-# Why it matters: parameter counts (general.parameter_count) are uint64 by habit, and thresholds that must not lose digits are float64; a file with one
-# such key, used or not, has no fingerprint.
+# Why it matters: parameter counts (general.parameter_count) are uint64 by habit, and thresholds that must not lose
+# digits are float64; a file with one such key, used or not, has no fingerprint.
 set -euo pipefail
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT

@@ -1,9 +1,12 @@
 #!/usr/bin/env bash
-# One would expect: OFT adapters of PEFT hold a rotation, and use_cayley_neumann says only how it is computed: by a series or by solving, nearly the same result.
-# What happens: the two are inverse to each other. With the default (the series) the numbers mean R = I + 2Q + 2Q^2 + ..., with the flag off they mean R = (I - Q)(I + Q)^-1,
-# which is R transposed. The same adapter weights merged both ways turn the weights in opposite directions.
+# One would expect: OFT adapters of PEFT hold a rotation, and use_cayley_neumann says only how it is computed: by a
+# series or by solving, nearly the same result.
+# What happens: the two are inverse to each other. With the default (the series) the numbers mean R = I + 2Q + 2Q^2 +
+# ..., with the flag off they mean R = (I - Q)(I + Q)^-1, which is R transposed. The same adapter weights merged both
+# ways turn the weights in opposite directions.
 # Versions: peft 0.21.2, transformers 5.23.0, torch 2.13.0 (on machines where pip brings the CUDA build: several GB).
-# Why it matters: a loader that ignores the flag, or an adapter_config.json in which it was changed to "the exact one", applies the inverse of what was trained.
+# Why it matters: a loader that ignores the flag, or an adapter_config.json in which it was changed to "the exact one",
+# applies the inverse of what was trained.
 set -euo pipefail
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT

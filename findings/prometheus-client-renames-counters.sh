@@ -1,10 +1,13 @@
 #!/usr/bin/env bash
-# One would expect: prometheus_client gives back the names of the samples it parses, and its two parsers agree on a counter.
-# What happens: a counter "decisions" of the text format comes back as a sample "decisions_total", a name that the server never wrote, so a query by the
-# name from the server's page finds nothing. The OpenMetrics parser of the same package refuses llama.cpp's counters, whose TYPE line names
-# them with _total ("Clashing name"); it wants the name without _total there and with it in the sample.
+# One would expect: prometheus_client gives back the names of the samples it parses, and its two parsers agree on a
+# counter.
+# What happens: a counter "decisions" of the text format comes back as a sample "decisions_total", a name that the
+# server never wrote, so a query by the name from the server's page finds nothing. The OpenMetrics parser of the same
+# package refuses llama.cpp's counters, whose TYPE line names them with _total ("Clashing name"); it wants the name
+# without _total there and with it in the sample.
 # Versions: prometheus_client 0.26.0.
-# Why it matters: tests of exporters compare by name; a scraper that falls back from one parser to the other renames a metric.
+# Why it matters: tests of exporters compare by name; a scraper that falls back from one parser to the other renames a
+# metric.
 set -euo pipefail
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT

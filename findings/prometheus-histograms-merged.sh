@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# One would expect: a parser of Prometheus text keeps one histogram for each set of labels, as it does for counters and gauges.
-# What happens: parse-prometheus-text-format (200,000 downloads a month) makes one histogram of all label sets, with the buckets of the last one and
-# without any label. The latencies of two models of one server become those of one.
+# One would expect: a parser of Prometheus text keeps one histogram for each set of labels, as it does for counters and
+# gauges.
+# What happens: parse-prometheus-text-format (200,000 downloads a month) makes one histogram of all label sets, with the
+# buckets of the last one and without any label. The latencies of two models of one server become those of one.
 # Versions: parse-prometheus-text-format 1.1.1. Needs node and npm.
-# Why it matters: dashboards of inference servers ask for latency by model or by verdict, and get the last line's. No error, no warning.
+# Why it matters: dashboards of inference servers ask for latency by model or by verdict, and get the last line's. No
+# error, no warning.
 set -euo pipefail
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT

@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# One would expect: pymerkle, whose tree has the roots of RFC 9162 (Certificate Transparency), gives that RFC's inclusion proofs too.
-# What happens: the root is the RFC's, the proof is not: leaves count from 1, the path begins with the leaf itself (one hash more), and each hash comes with
-# a side ("rule"), where the RFC has the siblings alone. verify_inclusion returns None when all is well, so `if verify_inclusion(...)` takes
-# every good proof for a bad one; a bad proof raises.
+# One would expect: pymerkle, whose tree has the roots of RFC 9162 (Certificate Transparency), gives that RFC's
+# inclusion proofs too.
+# What happens: the root is the RFC's, the proof is not: leaves count from 1, the path begins with the leaf itself (one
+# hash more), and each hash comes with a side ("rule"), where the RFC has the siblings alone. verify_inclusion returns
+# None when all is well, so `if verify_inclusion(...)` takes every good proof for a bad one; a bad proof raises.
 # Versions: pymerkle 7.0.0.
-# Why it matters: proofs of transparency logs are checked by programs of other people. That the roots agree is what a first test looks at.
+# Why it matters: proofs of transparency logs are checked by programs of other people. That the roots agree is what a
+# first test looks at.
 set -euo pipefail
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT

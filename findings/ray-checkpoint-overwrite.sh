@@ -1,10 +1,13 @@
 #!/usr/bin/env bash
-# One would expect: a Ray Data job with a checkpoint that failed and is started again completes its output, also when it writes with mode="overwrite".
-# What happens: overwrite empties the folder of what the first run wrote, and the checkpoint skips those rows because they are done. The job ends well,
-# exit code 0, with 5 of 40 rows. With the default mode (append) all 40 are there once. After success the checkpoint is deleted, so a third run appends
-# all rows again.
-# Versions: ray 2.60.0, pyarrow 26.0.1, pandas 3.1.1, numpy 2.4.6. 168 MB to download; about 3 minutes on two busy cores.
-# Why it matters: long batches of prompts are run again until they succeed; "overwrite" is what one picks to avoid doubled rows.
+# One would expect: a Ray Data job with a checkpoint that failed and is started again completes its output, also when it
+# writes with mode="overwrite".
+# What happens: overwrite empties the folder of what the first run wrote, and the checkpoint skips those rows because
+# they are done. The job ends well, exit code 0, with 5 of 40 rows. With the default mode (append) all 40 are there
+# once. After success the checkpoint is deleted, so a third run appends all rows again.
+# Versions: ray 2.60.0, pyarrow 26.0.1, pandas 3.1.1, numpy 2.4.6. 168 MB to download; about 3 minutes on two busy
+# cores.
+# Why it matters: long batches of prompts are run again until they succeed; "overwrite" is what one picks to avoid
+# doubled rows.
 set -euo pipefail
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT

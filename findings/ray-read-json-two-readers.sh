@@ -1,9 +1,12 @@
 #!/usr/bin/env bash
-# One would expect: ray.data.read_json reads JSON: texts stay texts. `lines=True` says what is true already of a .jsonl file, and changes nothing.
-# What happens: each way damages another column, without a warning. Without `lines` a text "2026-11-27" becomes a datetime, which no JSON encoder takes back;
-# with `lines=True` it stays, and the id "0012" becomes the number 12.
-# Versions: ray 2.60.0, pyarrow 26.0.1, pandas 3.1.1, numpy 2.4.6. 168 MB to download; about 2 minutes on two busy cores.
-# Why it matters: batches of prompts for a model. Ids no longer match those of the input, and a prompt that is a date is no text.
+# One would expect: ray.data.read_json reads JSON: texts stay texts. `lines=True` says what is true already of a .jsonl
+# file, and changes nothing.
+# What happens: each way damages another column, without a warning. Without `lines` a text "2026-11-27" becomes a
+# datetime, which no JSON encoder takes back; with `lines=True` it stays, and the id "0012" becomes the number 12.
+# Versions: ray 2.60.0, pyarrow 26.0.1, pandas 3.1.1, numpy 2.4.6. 168 MB to download; about 2 minutes on two busy
+# cores.
+# Why it matters: batches of prompts for a model. Ids no longer match those of the input, and a prompt that is a date is
+# no text.
 set -euo pipefail
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT

@@ -1,10 +1,13 @@
 #!/usr/bin/env bash
-# One would expect: temperature scaling with a factor beta gives p = sigmoid(beta z) for the score z of a binary classifier, and T = 1 / beta.
-# What happens: CalibratedClassifierCV(method="temperature") on a classifier with decision_function makes two columns (-z, z) of the score and takes the softmax, so
-# p = sigmoid(2 beta z). The fitted beta_ is half of what one reads it as. On a classifier that has predict_proba only, the factor is the expected one.
+# One would expect: temperature scaling with a factor beta gives p = sigmoid(beta z) for the score z of a binary
+# classifier, and T = 1 / beta.
+# What happens: CalibratedClassifierCV(method="temperature") on a classifier with decision_function makes two columns
+# (-z, z) of the score and takes the softmax, so p = sigmoid(2 beta z). The fitted beta_ is half of what one reads it
+# as. On a classifier that has predict_proba only, the factor is the expected one.
 # Versions: scikit-learn 1.9.1, numpy 2.4.6.
-# Why it matters: whoever exports a linear probe with its temperature to another runtime as sigmoid(z / T) or softmax([0, z] / T) with T = 1 / beta_ gets probabilities
-# nearer to 0.5 than those that thresholds were chosen on. T is 1 / (2 beta_) there.
+# Why it matters: whoever exports a linear probe with its temperature to another runtime as sigmoid(z / T) or
+# softmax([0, z] / T) with T = 1 / beta_ gets probabilities nearer to 0.5 than those that thresholds were chosen on. T
+# is 1 / (2 beta_) there.
 set -euo pipefail
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT

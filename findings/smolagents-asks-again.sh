@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# One would expect: an agent stops when the model's server refuses (finish_reason "content_filter", the reason in message.refusal).
-# What happens: smolagents reads the content only, takes the missing text for a step that could not be parsed, and asks the same again until max_steps is
-# used up, and once more for a final answer. With 4 steps that is 5 refused requests; the result of run() is None, without an exception.
-# The refusal itself is in none of the steps.
+# One would expect: an agent stops when the model's server refuses (finish_reason "content_filter", the reason in
+# message.refusal).
+# What happens: smolagents reads the content only, takes the missing text for a step that could not be parsed, and asks
+# the same again until max_steps is used up, and once more for a final answer. With 4 steps that is 5 refused requests;
+# the result of run() is None, without an exception. The refusal itself is in none of the steps.
 # Versions: smolagents 1.26.0, openai 3.57.0.
-# Why it matters: one refused question is counted, held or logged several times by the server, and a rate limit by refusals locks the user out.
+# Why it matters: one refused question is counted, held or logged several times by the server, and a rate limit by
+# refusals locks the user out.
 set -euo pipefail
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT

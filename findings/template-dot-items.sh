@@ -1,11 +1,14 @@
 #!/usr/bin/env bash
-# One would expect: in a chat template p.items of a JSON schema {"type": "array", "items": {...}} is its "items", as p['items'] is.
-# What happens: it depends on the engine. Jinja2 (transformers, vLLM) looks for an attribute first and prints "<built-in method
-# items of dict object at 0x...>" into the prompt, with an address that changes with each run; `p.items.type` is empty. llama.cpp
-# also finds its method, prints nothing, and refuses `p.items.type` with an error. MiniJinja and @huggingface/jinja give the schema.
-# Versions: jinja2 3.1.6, minijinja 3.1.0, @huggingface/jinja 0.5.11, xllamacpp 2026.10.11549 (llama.cpp b11549; 34 MB), gguf 0.19.0.
-# Why it matters: "items" is in every tool schema with a list. One template gives three prompts, so what a guard or a cache saw
-# in one engine is not what the model sees in another. p['items'] is the same everywhere. Needs node and npm.
+# One would expect: in a chat template p.items of a JSON schema {"type": "array", "items": {...}} is its "items", as
+# p['items'] is.
+# What happens: it depends on the engine. Jinja2 (transformers, vLLM) looks for an attribute first and prints "<built-in
+# method items of dict object at 0x...>" into the prompt, with an address that changes with each run; `p.items.type` is
+# empty. llama.cpp also finds its method, prints nothing, and refuses `p.items.type` with an error. MiniJinja and
+# @huggingface/jinja give the schema.
+# Versions: jinja2 3.1.6, minijinja 3.1.0, @huggingface/jinja 0.5.11, xllamacpp 2026.10.11549 (llama.cpp b11549; 34 MB),
+# gguf 0.19.0.
+# Why it matters: "items" is in every tool schema with a list. One template gives three prompts, so what a guard or a
+# cache saw in one engine is not what the model sees in another. p['items'] is the same everywhere. Needs node and npm.
 set -euo pipefail
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT

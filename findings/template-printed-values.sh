@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
-# One would expect: {{ tool.required }} in a chat template prints the list somehow, and the same in every engine that reads the template.
-# What happens: Jinja2 and MiniJinja print it as Python does, @huggingface/jinja as JSON, and llama.cpp prints the elements one after the other
-# without anything between, so ["path", "mode"] is "pathmode"; an object prints as nothing at all. None is "None" in Python and empty in the other two
-# languages; true is "True" or "true".
-# Versions: jinja2 3.1.6, minijinja 3.1.0, @huggingface/jinja 0.5.11, xllamacpp 2026.10.11549 (llama.cpp b11549; 34 MB), gguf 0.19.0.
-# Why it matters: templates print lists and defaults of tool schemas; a prompt tuned in transformers is another one in llama.cpp, and nothing warns.
-# `| tojson` and `| join` are safe. Needs node and npm.
+# One would expect: {{ tool.required }} in a chat template prints the list somehow, and the same in every engine that
+# reads the template.
+# What happens: Jinja2 and MiniJinja print it as Python does, @huggingface/jinja as JSON, and llama.cpp prints the
+# elements one after the other without anything between, so ["path", "mode"] is "pathmode"; an object prints as nothing
+# at all. None is "None" in Python and empty in the other two languages; true is "True" or "true".
+# Versions: jinja2 3.1.6, minijinja 3.1.0, @huggingface/jinja 0.5.11, xllamacpp 2026.10.11549 (llama.cpp b11549; 34 MB),
+# gguf 0.19.0.
+# Why it matters: templates print lists and defaults of tool schemas; a prompt tuned in transformers is another one in
+# llama.cpp, and nothing warns. `| tojson` and `| join` are safe. Needs node and npm.
 set -euo pipefail
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT

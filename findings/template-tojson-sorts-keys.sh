@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# One would expect: `tool | tojson` in a chat template keeps the order of keys ("type", then "function") and the text of a description.
-# What happens: plain Jinja2 sorts the keys of every object and writes < > & and ' as \u003c and so on, for web pages. transformers
-# brings a tojson of its own that does neither. MiniJinja keeps the order and escapes. So one template has three prompts, and only the
-# one of transformers is what models were trained on.
+# One would expect: `tool | tojson` in a chat template keeps the order of keys ("type", then "function") and the text of
+# a description.
+# What happens: plain Jinja2 sorts the keys of every object and writes < > & and ' as \u003c and so on, for web pages.
+# transformers brings a tojson of its own that does neither. MiniJinja keeps the order and escapes. So one template has
+# three prompts, and only the one of transformers is what models were trained on.
 # Versions: jinja2 3.1.6, minijinja 3.1.0, transformers 5.23.0 (without torch), @huggingface/jinja 0.5.11.
-# Why it matters: programs that render a GGUF file's or a checkpoint's template with an Environment of their own tell the model about other
-# tools than transformers does, and a cached or hashed prompt never matches. Needs node and npm.
+# Why it matters: programs that render a GGUF file's or a checkpoint's template with an Environment of their own tell
+# the model about other tools than transformers does, and a cached or hashed prompt never matches. Needs node and npm.
 set -euo pipefail
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT

@@ -1,10 +1,13 @@
 #!/usr/bin/env bash
-# One would expect: transformers reads a block-scaled FP8 checkpoint (weight_block_size 128 x 128, as Qwen3-FP8) with the blocks that the config states,
-# the last one being smaller where a width is no multiple of 128.
-# What happens: it divides the width by the number of scales. A width of 448 has 4 scales, so it is cut into blocks of 112 instead of 128, 128, 128 and 64, and
-# weights near the borders get the neighbour's scale. Nothing warns. Widths that are multiples of 128 are right.
-# Versions: transformers 5.23.0, torch 2.13.0 (on machines where pip brings the CUDA build: several GB), safetensors 0.8.0.
-# Why it matters: whoever takes transformers as the reference for a converter "finds" an error in a correct one, and the model itself is damaged.
+# One would expect: transformers reads a block-scaled FP8 checkpoint (weight_block_size 128 x 128, as Qwen3-FP8) with
+# the blocks that the config states, the last one being smaller where a width is no multiple of 128.
+# What happens: it divides the width by the number of scales. A width of 448 has 4 scales, so it is cut into blocks of
+# 112 instead of 128, 128, 128 and 64, and weights near the borders get the neighbour's scale. Nothing warns. Widths
+# that are multiples of 128 are right.
+# Versions: transformers 5.23.0, torch 2.13.0 (on machines where pip brings the CUDA build: several GB), safetensors
+# 0.8.0.
+# Why it matters: whoever takes transformers as the reference for a converter "finds" an error in a correct one, and the
+# model itself is damaged.
 set -euo pipefail
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
