@@ -150,7 +150,8 @@ def cells(line: str) -> list[str]:
 @cache
 def pages() -> list[Page]:
     """Every page of the repository."""
-    found = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("models/*/*.md"), *ROOT.glob("ggml-patches/*.md")]
+    folders = ["", "docs/", "models/*/", "ggml-patches/", "findings/"]
+    found = [path for folder in folders for path in ROOT.glob(f"{folder}*.md")]
     return [Page(path.relative_to(ROOT).as_posix()) for path in sorted(found)]
 
 
