@@ -234,10 +234,11 @@ def _commutators(axes: "Axes", report: Report) -> None:
 
 def _angles(axes: "Axes", report: Report) -> None:
     largest = 0.0
-    for name, (layers, values) in _by_generator(report, "angle_mean").items():
+    series = _by_generator(report, "angle_mean")
+    for name, (layers, values) in series.items():
         shown = _GENERATORS[name]
         axes.plot(layers, values, "-o", color=shown.colour, markersize=2.6, linewidth=1.2, label=shown.label)
         largest = np.fmax(largest, np.nanmax(values))
     axes.set_ylim(0, max(1e-3, 1.12 * largest))
     _plain(axes, "Mean rotation angle, radians")
-    _legend(axes, 3)
+    _legend(axes, max(1, -(-len(series) // 2)))  # two rows
