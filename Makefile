@@ -74,8 +74,12 @@ test-native: build ## the tests of the patched llama.cpp
 # how long `make fuzz` runs
 SECONDS ?= 240
 
-fuzz: source ## spoiled files for every reader, new ones each time; SECONDS=240
-	$(BIN)/python tests/fuzz/run.py $(SECONDS)
+fuzz: build ## spoiled input for every reader, other input each time; SECONDS=240
+	$(BIN)/cmake --build $(BUILD) --target so8t-fuzz
+	$(BIN)/python tests/fuzz/run.py $$(($(SECONDS) / 2))
+	@for target in loader policy audit; do \
+	    $(BUILD)/bin/fuzz-so8t-$$target -max_total_time=$$(($(SECONDS) / 6)) -seed=$$(date +%s) || exit 1; \
+	done
 
 need-gpu:
 	@test -n "$(NVCC)" || { echo "no nvcc on PATH: install the CUDA toolkit, 12 or 13" >&2; exit 1; }

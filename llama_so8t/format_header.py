@@ -37,7 +37,8 @@ def header() -> str:
         "// Names and rows of the GGUF format (docs/format.md), from llama_so8t/format.py: `make format-header`\n"
         "// writes this file. Do not edit it.",
         "// clang-format off",
-        f"#define SO8T_FORMAT_VERSION {format.FORMAT_VERSION}",
+        f"#define SO8T_FORMAT_VERSION {format.FORMAT_VERSION}\n"
+        f"#define SO8T_MAX_LABELS     {format.MAX_LABELS} // of a head",
         "// keys; those of verdict heads, HEAD_*, keep the literal prefix so8t. in every architecture\n" + _keys(),
         "// tensors, always F32. The part before the first dot is registered in llama-arch (LLM_TENSOR_SO8T_*),\n"
         "// the suffixes below follow it.\n" + _tensors(),

@@ -195,6 +195,19 @@ def test_a_refused_file_ends_the_tool_with_code_1(runtime, file, tmp_path):
         ("so8t.head.safety.scope", "nowhere", "expected prompt, answer or both"),
         ("so8t.attention.head_representation", [0, 1], "expected 9 entries of 0, 1 or 2"),
         ("so8t.heads", ["safety", "safety"], "twice"),
+        ("so8t.heads", ["a\nb"], "has 'a?b', expected letters"),
+        ("so8t.heads", [b"\xff"], "has '?', expected letters"),
+        ("so8t.head.safety.labels", ["safe", "safe"], "has 'safe' at 1, expected different texts"),
+        ("so8t.head.safety.labels", ["safe", ""], "has '' at 1, expected different texts"),
+        ("so8t.head.safety.labels", ["safe", b"\xff\xfe"], "has '??' at 1, expected different texts in UTF-8"),
+        ("so8t.head.safety.labels", ["safe", b"\xed\xa0\x80"], "has '???' at 1"),
+        ("so8t.head.safety.labels", [str(i) for i in range(4097)], "has 4097 labels, expected at most 4096"),
+        ("so8t.head.safety.representation", 3, "so8t.head.safety.representation' is 3, expected 0, 1 or 2"),
+        ("so8t.pooling_type", 1, "so8t.pooling_type' is there"),
+        ("so8t.rotation.explicit", ["gate", "gate"], "names the site 'gate' twice"),
+        ("so8t.rotation.folded", ["qk"], "the site 'qk' is in 'so8t.rotation.explicit' and in 'so8t.rotation.folded'"),
+        ("so8t.rotation.explicit", ["x" * 1000], "names the site '" + "x" * 80 + "...', expected"),
+        ("so8t.attention.head_count_kv", 2, "are 9 and 2, expected numbers above 0, the first a multiple"),
         ("so8t.heads", ["safety", "other"], "so8t.head.other.labels"),
     ],
 )
@@ -203,6 +216,42 @@ def test_loader_names_the_key_that_is_wrong(runtime, file, tmp_path, key, value,
     with pytest.raises(RuntimeLibraryError) as error:
         Session(bad)
     assert words in str(error.value), str(error.value)
+
+
+@pytest.mark.parametrize("counts", [[9, 18], [9, 3]])
+def test_attention_heads_are_the_same_number_in_every_layer(runtime, file, tmp_path, counts):
+    from llama_so8t.upstream import gguf
+
+    value = gguf.GGUFValue(counts, gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.UINT32)
+    bad = copy_gguf(file, tmp_path / "bad.gguf", {"so8t.attention.head_count": value})
+    with pytest.raises(RuntimeLibraryError, match=f"layer 1 has {counts[1]} heads and 3 key-value heads"):
+        Session(bad)
+
+
+@pytest.mark.parametrize(
+    ("stem", "words"),
+    [("a b", "so8t.head.safety.stem' is 'a b', expected letters"), ("x", "tensor 'so8t_stem.x.weight' is missing")],
+)
+def test_loader_names_the_stem_that_is_wrong(runtime, file, tmp_path, stem, words):
+    keys = {"so8t.head.safety.stem": stem, "so8t.head.safety.activation": "gelu"}
+    with pytest.raises(RuntimeLibraryError, match=words):
+        Session(copy_gguf(file, tmp_path / "bad.gguf", keys))
+
+
+@pytest.mark.parametrize("name", ["so8t_head.safety.weight", "so8t_head.safety.bias", "so8t_stem.x.weight"])
+def test_tensors_of_heads_and_stems_are_f32(runtime, file, tmp_path, name):
+    on = on_stems(file, tmp_path / "stems.gguf", ("x", "gelu"), ("x", "gelu"))
+    bad = copy_gguf(on, tmp_path / "bad.gguf", tensors={name: lambda values: values.astype(np.float16)})
+    with pytest.raises(RuntimeLibraryError, match=f"tensor '{name}' is f16, expected f32"):
+        Session(bad)
+
+
+@pytest.mark.parametrize("name", ["so8t_stem.x.weight", "blk.0.so8t_ffn_gen.weight"])
+def test_a_stem_and_a_generator_have_rows(runtime, file, tmp_path, name):
+    on = on_stems(file, tmp_path / "stems.gguf", ("x", "gelu"), ("x", "gelu"))
+    bad = copy_gguf(on, tmp_path / "bad.gguf", tensors={name: lambda values: values[:0]})
+    with pytest.raises(RuntimeLibraryError, match=f"tensor '{name}' has no rows, expected 1 or more"):
+        Session(bad)
 
 
 def on_stems(file: Path, path: Path, safety: tuple[str, str], authority: tuple[str, str]) -> Path:

@@ -15,6 +15,7 @@
 #include <iterator>
 #include <limits>
 #include <stdexcept>
+#include <unordered_set>
 
 //
 // forms of a stem: one function so8t_activate_NAME for each row of SO8T_STEM_FORMS
@@ -52,16 +53,27 @@ static so8t_head so8t_load_head(const gguf_context * ctx, const std::string & na
     const auto labels     = so8t_kv_strings(ctx, key(SO8T_KV_HEAD_LABELS), true);
     const auto actions    = so8t_kv_strings(ctx, key(SO8T_KV_HEAD_ACTIONS), true);
     const auto thresholds = so8t_kv_floats(ctx, key(SO8T_KV_HEAD_THRESHOLDS), true);
+    if (labels.size() > SO8T_MAX_LABELS) {
+        throw std::runtime_error(format("so8t: key '%s' has %zu labels, expected at most %d",
+            key(SO8T_KV_HEAD_LABELS).c_str(), labels.size(), SO8T_MAX_LABELS));
+    }
     if (labels.size() < 2 || actions.size() != labels.size() || thresholds.size() != labels.size()) {
         throw std::runtime_error(format("so8t: head '%s' has %zu labels, %zu actions and %zu thresholds, expected the "
                                         "same number of each, two or more",
             name.c_str(), labels.size(), actions.size(), thresholds.size()));
     }
+    std::unordered_set<std::string> known_labels;
     for (size_t i = 0; i < labels.size(); ++i) {
+        if (!so8t_is_text(labels[i]) || !known_labels.insert(labels[i]).second) {
+            throw std::runtime_error(
+                format("so8t: key '%s' has '%s' at %zu, expected different texts in UTF-8 that are "
+                       "not empty",
+                    key(SO8T_KV_HEAD_LABELS).c_str(), so8t_shown(labels[i]).c_str(), i));
+        }
         const int action = so8t_index_of(known_actions, actions[i]);
         if (action < 0) {
             throw std::runtime_error(format("so8t: key '%s' has '%s', expected %s", key(SO8T_KV_HEAD_ACTIONS).c_str(),
-                actions[i].c_str(), so8t_one_of(known_actions).c_str()));
+                so8t_shown(actions[i]).c_str(), so8t_one_of(known_actions).c_str()));
         }
         if (!std::isfinite(thresholds[i])) {
             throw std::runtime_error(
@@ -81,11 +93,16 @@ static so8t_head so8t_load_head(const gguf_context * ctx, const std::string & na
     if (head.debounce < 1) {
         throw std::runtime_error(format("so8t: key '%s' is 0, expected 1 or more", key(SO8T_KV_HEAD_DEBOUNCE).c_str()));
     }
+    if (head.representation < LLAMA_SO8T_REPRESENTATION_VECTOR ||
+        head.representation > LLAMA_SO8T_REPRESENTATION_SPINOR_MINUS) {
+        throw std::runtime_error(format(
+            "so8t: key '%s' is %d, expected 0, 1 or 2", key(SO8T_KV_HEAD_REPRESENTATION).c_str(), head.representation));
+    }
     const std::string scope = so8t_kv_string(ctx, key(SO8T_KV_HEAD_SCOPE), "both");
     const int i_scope       = so8t_index_of(known_scopes, scope);
     if (i_scope < 0) {
         throw std::runtime_error(format("so8t: key '%s' is '%s', expected %s", key(SO8T_KV_HEAD_SCOPE).c_str(),
-            scope.c_str(), so8t_one_of(known_scopes).c_str()));
+            so8t_shown(scope).c_str(), so8t_one_of(known_scopes).c_str()));
     }
     head.scope = (llama_so8t_scope) (i_scope + 1);
     return head;
@@ -100,9 +117,20 @@ static const so8t_stem_form & so8t_find_form(
     const int form = so8t_index_of(known, activation);
     if (form < 0) {
         throw std::runtime_error(format("so8t: head '%s' has the stem '%s' and activation '%s', expected %s",
-            head.name.c_str(), stem.c_str(), activation.c_str(), so8t_one_of(known).c_str()));
+            head.name.c_str(), stem.c_str(), so8t_shown(activation).c_str(), so8t_one_of(known).c_str()));
     }
     return so8t_stem_forms[form];
+}
+
+// a tensor of a head or stem: F32, its product with the embedding is small
+static ggml_tensor * so8t_create_f32(
+    llama_model_base & model, const LLM_TN_IMPL & tn, const std::initializer_list<int64_t> & ne, int flags) {
+    ggml_tensor * tensor = model.create_tensor(tn, ne, flags);
+    if (tensor && tensor->type != GGML_TYPE_F32) {
+        throw std::runtime_error(
+            format("so8t: tensor '%s' is %s, expected f32", tn.str().c_str(), ggml_type_name(tensor->type)));
+    }
+    return tensor;
 }
 
 // index of the stem of a head; heads that name the same share it, and have to agree on its activation
@@ -135,14 +163,17 @@ static int32_t so8t_load_stem(llama_model_base & model, llama_model_loader & ml,
     }
     const int64_t n_embd  = model.hparams.n_embd;
     const int64_t n_inner = meta->ne[1];
+    if (n_inner < 1) {
+        throw std::runtime_error(format("so8t: tensor 'so8t_stem.%s' has no rows, expected 1 or more", weight.c_str()));
+    }
 
     so8t_stem stem;
     stem.name   = name;
     stem.form   = &form;
-    stem.weight = model.create_tensor(tn(LLM_TENSOR_SO8T_STEM, weight.c_str()), {n_embd, n_inner}, 0);
-    stem.bias   = model.create_tensor(tn(LLM_TENSOR_SO8T_STEM, bias.c_str()), {n_inner}, model.TENSOR_NOT_REQUIRED);
+    stem.weight = so8t_create_f32(model, tn(LLM_TENSOR_SO8T_STEM, weight.c_str()), {n_embd, n_inner}, 0);
+    stem.bias   = so8t_create_f32(model, tn(LLM_TENSOR_SO8T_STEM, bias.c_str()), {n_inner}, model.TENSOR_NOT_REQUIRED);
     if (form.has_norm) {
-        stem.norm = model.create_tensor(tn(LLM_TENSOR_SO8T_STEM, norm.c_str()), {n_inner}, 0);
+        stem.norm = so8t_create_f32(model, tn(LLM_TENSOR_SO8T_STEM, norm.c_str()), {n_inner}, 0);
     }
     result.stems.push_back(stem);
     return (int32_t) result.stems.size() - 1;
@@ -161,6 +192,11 @@ void so8t_load_heads(llama_model_base & model, llama_model_loader & ml) {
                 result->heads.begin(), result->heads.end(), [&](const so8t_head & h) { return h.name == name; })) {
             throw std::runtime_error(format("so8t: key '" SO8T_KV_HEADS "' names '%s' twice", name.c_str()));
         }
+        if (!so8t_is_name(name)) {
+            throw std::runtime_error(
+                format("so8t: key '" SO8T_KV_HEADS "' has '%s', expected letters, digits, '_' and '-'",
+                    so8t_shown(name).c_str()));
+        }
         so8t_head head         = so8t_load_head(ml.metadata, name);
         const int64_t n_labels = head.labels.size();
         int64_t n_in           = model.hparams.n_embd;
@@ -169,15 +205,19 @@ void so8t_load_heads(llama_model_base & model, llama_model_loader & ml) {
         const std::string activation = so8t_kv_string(
             ml.metadata, format(SO8T_KV_HEAD_ACTIVATION, name.c_str()), SO8T_ACTIVATION_WITHOUT_STEM);
         if (!stem.empty()) {
+            if (!so8t_is_name(stem)) {
+                throw std::runtime_error(format("so8t: key '%s' is '%s', expected letters, digits, '_' and '-'",
+                    format(SO8T_KV_HEAD_STEM, name.c_str()).c_str(), so8t_shown(stem).c_str()));
+            }
             head.stem = so8t_load_stem(model, ml, *result, head, stem, activation);
             n_in      = result->stems[head.stem].weight->ne[1];
         } else if (activation != SO8T_ACTIVATION_WITHOUT_STEM) {
-            throw std::runtime_error(
-                format("so8t: head '%s' has the activation '%s' and no stem", name.c_str(), activation.c_str()));
+            throw std::runtime_error(format(
+                "so8t: head '%s' has the activation '%s' and no stem", name.c_str(), so8t_shown(activation).c_str()));
         }
-        head.weight = model.create_tensor(
-            tn(LLM_TENSOR_SO8T_HEAD, format(SO8T_TENSOR_WEIGHT, name.c_str()).c_str()), {n_in, n_labels}, 0);
-        head.bias   = model.create_tensor(tn(LLM_TENSOR_SO8T_HEAD, format(SO8T_TENSOR_BIAS, name.c_str()).c_str()),
+        head.weight = so8t_create_f32(
+            model, tn(LLM_TENSOR_SO8T_HEAD, format(SO8T_TENSOR_WEIGHT, name.c_str()).c_str()), {n_in, n_labels}, 0);
+        head.bias   = so8t_create_f32(model, tn(LLM_TENSOR_SO8T_HEAD, format(SO8T_TENSOR_BIAS, name.c_str()).c_str()),
             {n_labels}, model.TENSOR_NOT_REQUIRED);
         head.offset = result->n_values;
 

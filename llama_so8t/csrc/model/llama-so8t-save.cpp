@@ -33,6 +33,8 @@ static void so8t_save_arch(const llama_model_so8t & so8t, gguf_context * ctx) {
         so8t.head_representation.size());
     gguf_set_arr_data(ctx, SO8T_KV_ATTN_HEAD_KV_REPRESENTATION, GGUF_TYPE_INT32, so8t.head_kv_representation.data(),
         so8t.head_kv_representation.size());
+    // llama.cpp writes it for every model; with it a file would be taken for an embedding model
+    gguf_remove_key(ctx, LLM_KV(LLM_ARCH_SO8T)(LLM_KV_POOLING_TYPE).c_str());
     for (const ggml_tensor * generator : so8t.generators) {
         gguf_add_tensor(ctx, generator);
     }

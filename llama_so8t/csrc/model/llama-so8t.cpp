@@ -28,12 +28,35 @@ static std::vector<so8t_site> so8t_load_sites(const gguf_context * ctx, const ch
     for (const auto & name : so8t_kv_strings(ctx, key, false)) {
         const int site = so8t_index_of(sites, name);
         if (site < 0) {
-            throw std::runtime_error(format(
-                "so8t: key '%s' names the site '%s', expected %s", key, name.c_str(), so8t_one_of(sites).c_str()));
+            throw std::runtime_error(format("so8t: key '%s' names the site '%s', expected %s", key,
+                so8t_shown(name).c_str(), so8t_one_of(sites).c_str()));
+        }
+        if (std::find(result.begin(), result.end(), site) != result.end()) {
+            throw std::runtime_error(format("so8t: key '%s' names the site '%s' twice", key, name.c_str()));
         }
         result.push_back((so8t_site) site);
     }
     return result;
+}
+
+// rotations belong to the heads of every layer alike
+static void so8t_check_head_counts(const llama_hparams & hparams) {
+    const uint32_t n_head    = hparams.n_head();
+    const uint32_t n_head_kv = hparams.n_head_kv();
+    if (n_head == 0 || n_head_kv == 0 || n_head % n_head_kv != 0) {
+        throw std::runtime_error(
+            format("so8t: keys 'so8t.attention.head_count' and 'so8t.attention.head_count_kv' are %u and %u, expected "
+                   "numbers above 0, the first a multiple of the second",
+                n_head, n_head_kv));
+    }
+    for (uint32_t il = 1; il < hparams.n_layer(); ++il) {
+        if (hparams.n_head(il) != n_head || hparams.n_head_kv(il) != n_head_kv) {
+            throw std::runtime_error(format(
+                "so8t: layer %u has %u heads and %u key-value heads, layer 0 has %u and %u: expected the same in "
+                "every layer (keys 'so8t.attention.head_count' and 'so8t.attention.head_count_kv')",
+                il, hparams.n_head(il), hparams.n_head_kv(il), n_head, n_head_kv));
+        }
+    }
 }
 
 static std::vector<int32_t> so8t_load_representations(const gguf_context * ctx, const char * key, size_t n) {
@@ -70,9 +93,16 @@ void llama_model_so8t::load_arch_hparams(llama_model_loader & ml) {
         for (const auto & known : so8t_families()) {
             names.push_back(known.name);
         }
-        throw std::runtime_error(format("so8t: key '" SO8T_KV_BASE_ARCHITECTURE "' is '%s', expected %s", base.c_str(),
-            so8t_one_of(names).c_str()));
+        throw std::runtime_error(format("so8t: key '" SO8T_KV_BASE_ARCHITECTURE "' is '%s', expected %s",
+            so8t_shown(base).c_str(), so8t_one_of(names).c_str()));
     }
+    const std::string pooling = ml.llm_kv(LLM_KV_POOLING_TYPE);
+    if (gguf_find_key(ml.metadata, pooling.c_str()) >= 0) {
+        throw std::runtime_error(
+            format("so8t: key '%s' is there, which is the mark of an embedding model; expected a file without it",
+                pooling.c_str()));
+    }
+    so8t_check_head_counts(hparams);
     const uint32_t n_embd_head = hparams.n_embd_head_k();
     if (hparams.n_embd % SO8T_DIM != 0 || n_embd_head % SO8T_DIM != 0 || hparams.n_embd_head_v() != n_embd_head ||
         hparams.n_rot() != n_embd_head) {
@@ -81,8 +111,15 @@ void llama_model_so8t::load_arch_hparams(llama_model_loader & ml) {
             hparams.n_embd, n_embd_head, hparams.n_embd_head_v(), hparams.n_rot(), SO8T_DIM));
     }
 
-    sites_explicit         = so8t_load_sites(ml.metadata, SO8T_KV_ROTATION_EXPLICIT);
-    sites_folded           = so8t_load_sites(ml.metadata, SO8T_KV_ROTATION_FOLDED);
+    sites_explicit = so8t_load_sites(ml.metadata, SO8T_KV_ROTATION_EXPLICIT);
+    sites_folded   = so8t_load_sites(ml.metadata, SO8T_KV_ROTATION_FOLDED);
+    for (const auto site : sites_folded) {
+        if (is_explicit(site)) {
+            throw std::runtime_error(format("so8t: the site '%s' is in '" SO8T_KV_ROTATION_EXPLICIT
+                                            "' and in '" SO8T_KV_ROTATION_FOLDED "', expected one of them",
+                so8t_site_names[site]));
+        }
+    }
     head_representation    = so8t_load_representations(ml.metadata, SO8T_KV_ATTN_HEAD_REPRESENTATION, hparams.n_head());
     head_kv_representation = so8t_load_representations(
         ml.metadata, SO8T_KV_ATTN_HEAD_KV_REPRESENTATION, hparams.n_head_kv());
@@ -141,6 +178,9 @@ static ggml_tensor * so8t_create_generator(
     if (meta && meta->type != GGML_TYPE_F32) {
         throw std::runtime_error(
             format("so8t: tensor '%s' is %s, expected f32", tn.str().c_str(), ggml_type_name(meta->type)));
+    }
+    if (meta && meta->ne[1] < 1) {
+        throw std::runtime_error(format("so8t: tensor '%s' has no rows, expected 1 or more", tn.str().c_str()));
     }
     ggml_tensor * generator = model.create_tensor(tn, {SO8T_N_GENERATORS, meta ? meta->ne[1] : n}, 0);
     model.generators.push_back(generator);

@@ -6,6 +6,7 @@
 // clang-format off
 
 #define SO8T_FORMAT_VERSION 1
+#define SO8T_MAX_LABELS     4096 // of a head
 
 // keys; those of verdict heads, HEAD_*, keep the literal prefix so8t. in every architecture
 #define SO8T_KV_FORMAT_VERSION              "so8t.format_version"

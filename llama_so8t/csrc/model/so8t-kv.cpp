@@ -10,7 +10,7 @@
 static int64_t so8t_find(const gguf_context * ctx, const std::string & key, bool required) {
     const int64_t id = gguf_find_key(ctx, key.c_str());
     if (id < 0 && required) {
-        throw std::runtime_error(format("so8t: key '%s' is missing", key.c_str()));
+        throw std::runtime_error(format("so8t: key '%s' is missing", so8t_shown(key).c_str()));
     }
     return id;
 }
@@ -105,4 +105,56 @@ std::string so8t_one_of(const so8t_names & names) {
         result += (i == 0 ? "" : i + 1 < names.size() ? ", " : " or ") + names[i];
     }
     return result;
+}
+
+// length of the UTF-8 sequence at i, 0 if there is none
+static size_t so8t_sequence(const std::string & text, size_t i) {
+    const auto byte = [&](size_t k) { return k < text.size() ? (uint8_t) text[k] : 0; };
+    const uint8_t b = byte(i);
+    if (b < 0x80) {
+        return 1;
+    }
+    const size_t n = b >= 0xc2 && b < 0xe0 ? 2 : b >= 0xe0 && b < 0xf0 ? 3 : b >= 0xf0 && b < 0xf5 ? 4 : 0;
+    for (size_t k = 1; k < n; ++k) {
+        if ((byte(i + k) & 0xc0) != 0x80) {
+            return 0;
+        }
+    }
+    const uint8_t second = byte(i + 1);
+    // longer than needed, half of a surrogate pair, beyond the last character
+    const bool is_wrong = (b == 0xe0 && second < 0xa0) || (b == 0xed && second >= 0xa0) ||
+                          (b == 0xf0 && second < 0x90) || (b == 0xf4 && second >= 0x90);
+    return is_wrong ? 0 : n;
+}
+
+bool so8t_is_text(const std::string & text) {
+    for (size_t i = 0; i < text.size();) {
+        const size_t n = so8t_sequence(text, i);
+        if (n == 0) {
+            return false;
+        }
+        i += n;
+    }
+    return !text.empty();
+}
+
+bool so8t_is_name(const std::string & text) {
+    return so8t_is_text(text) && std::all_of(text.begin(), text.end(), [](char c) {
+        return (c & 0x80) != 0 || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') ||
+               c == '_' || c == '-';
+    });
+}
+
+std::string so8t_shown(const std::string & text) {
+    static constexpr size_t max_size = 80;
+
+    std::string result;
+    size_t i = 0;
+    while (i < text.size() && result.size() < max_size) {
+        const size_t n      = so8t_sequence(text, i);
+        const bool is_fine  = n > 1 || (n == 1 && text[i] >= 0x20 && text[i] != 0x7f);
+        result             += is_fine ? text.substr(i, n) : "?";
+        i                  += n == 0 ? 1 : n;
+    }
+    return i < text.size() ? result + "..." : result;
 }

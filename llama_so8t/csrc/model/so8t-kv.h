@@ -29,3 +29,12 @@ int so8t_index_of(const so8t_names & names, const std::string & value);
 
 // "a, b or c", for errors
 std::string so8t_one_of(const so8t_names & names);
+
+// Text of a file in an error: one short line, also where it is no UTF-8.
+std::string so8t_shown(const std::string & text);
+
+// valid UTF-8, and not empty
+bool so8t_is_text(const std::string & text);
+
+// what a head or stem may be called: a text whose ASCII characters are letters, digits, '_' and '-'
+bool so8t_is_name(const std::string & text);
