@@ -13,7 +13,7 @@ trap 'rm -rf "$dir"' EXIT
 cd "$dir"
 python3 -m venv venv
 venv/bin/pip install --quiet --no-compile --disable-pip-version-check 'ray[data]==2.60.0' pyarrow==26.0.1 pandas==3.1.1 numpy==2.4.6
-RAY_USAGE_STATS_ENABLED=0 venv/bin/python - 2>stderr.txt <<'PY' || { cat stderr.txt >&2; exit 1; }
+RAY_TMPDIR="$dir" RAY_USAGE_STATS_ENABLED=0 venv/bin/python - 2>stderr.txt <<'PY' || { cat stderr.txt >&2; exit 1; }
 import datetime
 import importlib.metadata as metadata
 import json
