@@ -195,9 +195,12 @@ def _tensor(data: DataFile, size: int, name: str, shape: tuple[int, ...], type_n
 
     def read_rows(first: int, last: int) -> np.ndarray:
         part = (last - first, *shape[1:])
+        if not count:
+            return np.zeros(part, dtype=np.float32)
         raw = data.bytes(start + count * first // shape[0], count * (last - first) // shape[0])
         try:
-            return gguf.dequantize(raw.reshape(*part[:-1], -1), kind).reshape(part)
+            with np.errstate(all="ignore"):  # a block may have a scale that is NaN; who reads it looks for that
+                return gguf.dequantize(raw.reshape(*part[:-1], -1), kind).reshape(part)
         except NotImplementedError:
             raise CheckpointError(f"{where}: found type {kind.name}, which gguf-py cannot read back") from None
 

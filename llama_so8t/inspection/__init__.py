@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import numpy as np
+
 from llama_so8t.errors import CheckpointError
 from llama_so8t.inspection.measure import Report, SiteMeasure, measure
 from llama_so8t.inspection.table import render
@@ -21,6 +23,11 @@ def inspect(path: Path, base: str | None = None) -> Report:
             error here: `Report.problems` lists them.
         ConfigError: a configuration that contradicts itself.
     """
+    with np.errstate(all="ignore"):  # absurd numbers of a damaged file are problems of the report, not warnings
+        return _inspect(path, base)
+
+
+def _inspect(path: Path, base: str | None) -> Report:
     if path.is_dir():
         from llama_so8t.inspection.checkpoint_subject import open_directory
 

@@ -94,12 +94,11 @@ def _finite(value: Any) -> Any:
 def measure(subject: Subject) -> Report:
     """Measures all generators and rotations of a model."""
     sites, problems = [], []
-    with np.errstate(all="ignore"):  # absurd numbers in a damaged file become inf or NaN, which are reported
-        commutators = _commutators(subject)
-        for generator in subject.generators:
-            site, found = _measure(generator, commutators.get(generator.layer))
-            sites.append(site)
-            problems.extend(found)
+    commutators = _commutators(subject)
+    for generator in subject.generators:
+        site, found = _measure(generator, commutators.get(generator.layer))
+        sites.append(site)
+        problems.extend(found)
     problems.extend(head.problem for head in subject.heads if head.problem)
     return Report(subject, tuple(sites), tuple(problems))
 

@@ -139,3 +139,15 @@ def test_a_string_longer_than_the_file_ends_the_reading_at_once(write):
     path.write_bytes(raw)
     with pytest.raises(CheckpointError, match=rf"expected {string + 8 + 2**40} or more"):
         read_gguf(path)
+
+
+@pytest.mark.parametrize("shape", [(0, 32), (3, 0), (0,)])
+@pytest.mark.parametrize("kind", ["F32", "Q8_0"])
+def test_a_tensor_without_values_is_read(gguf, tmp_path, shape, kind):
+    path = write_gguf(tmp_path / "file.gguf", "llama", tensors={"empty": np.zeros(shape, np.float32)})
+    raw = bytearray(path.read_bytes())
+    at = raw.index(b"empty") + 5 + 4 + 8 * len(shape)
+    raw[at : at + 4] = struct.pack("<I", gguf.GGMLQuantizationType[kind])
+    path.write_bytes(raw)
+    (tensor,) = read_gguf(path).tensors.values()
+    assert tensor.read().shape == tensor.shape == shape

@@ -7,6 +7,7 @@ import json
 import signal
 import tempfile
 import tracemalloc
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -79,7 +80,8 @@ class Target:
             AssertionError: it takes too long, too much memory, or the error has several lines.
             Exception: whatever else escapes.
         """
-        with tempfile.TemporaryDirectory() as directory, _bounded():
+        with tempfile.TemporaryDirectory() as directory, _bounded(), warnings.catch_warnings():
+            warnings.simplefilter("error", RuntimeWarning)  # numpy's, which a user would see too
             path = Path(directory) / "file"
             path.write_bytes(data)
             try:

@@ -119,6 +119,14 @@ def test_a_generator_whose_exponential_no_program_knows_is_named(write_gguf):
     assert problem == "blk.1.so8t_ffn_gen.weight: has a coefficient of 3e+38, expected at most 1e+06 radians"
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_signalling_nan_is_no_warning(write_gguf):
+    def spoil(metadata, tensors):
+        tensors["blk.1.so8t_v_gen.weight"] = np.full((1, 28), 0x7F800001, np.uint32).view(np.float32)
+
+    assert inspect(write_gguf(edit=spoil)).problems[0].startswith("blk.1.so8t_v_gen.weight: has NaN")
+
+
 def test_a_head_that_is_not_finite_is_named(write_gguf):
     def spoil(metadata, tensors):
         tensors["so8t_head.safety.weight"][1, 3] = np.nan
