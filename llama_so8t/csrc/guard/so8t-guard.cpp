@@ -1,14 +1,23 @@
 #include "so8t-guard.h"
 
-#include "so8t-policy-settings.h"
-
 #include "common.h"
-#include "json.h"
 
 #include <algorithm>
 #include <cmath>
 
-static const char * const SO8T_PART_NAMES[SO8T_N_PARTS] = {"prompt", "think", "answer"};
+// What happens between two tokens:
+//
+//   decode                    the graph has computed the heads beside the logits of each output
+//   common_sampler_sample     calls observe() before it samples
+//     observe                 finds the part: the prompt at the first call, then the one that the last token belongs to
+//       judge                 asks head after head (ask), until one refuses
+//         ask                 reads the probabilities, notes the label, and applies the rule (so8t-rules.h)
+//       enforce               under enforce: what may be delivered, and whether the answer ends here
+//     returns the end-of-turn token where the answer ends, otherwise nothing, and the sampler goes on
+//   common_sampler_accept     calls accept() with the token: it is the next to be judged, and may open or close the
+//                             think block
+//
+// So the last token of an answer has no verdict: no token is sampled behind it.
 
 static const size_t SO8T_N_TAIL = 4; // tokens at the end of a prompt that may hold "<think>" and white space
 
@@ -16,13 +25,13 @@ so8t_guard::so8t_guard(const llama_model * model, const so8t_sampling_params & p
     model(model),
     params(params),
     has_grammar(has_grammar) {
-    if (params.judge) {
+    if (params.judgement) {
         // text of a client, so no special tokens in it
-        forced = common_tokenize(llama_model_get_vocab(model), params.judged, false, false);
+        forced = common_tokenize(llama_model_get_vocab(model), params.judgement->answer, false, false);
     }
     for (int32_t i = 0; i < llama_so8t_n_heads(model) && active(); ++i) {
         const auto head = llama_so8t_get_head(model, i);
-        if (head.prompt_token != LLAMA_TOKEN_NULL && (head.scope & LLAMA_SO8T_SCOPE_PROMPT)) {
+        if (head.prompt_token != LLAMA_TOKEN_NULL && so8t_in_scope(head.scope, true)) {
             prompt_tokens.push_back(head.prompt_token);
         }
     }
@@ -43,6 +52,10 @@ void so8t_guard::begin() {
     *this               = std::move(fresh);
 }
 
+//
+// reading
+//
+
 void so8t_guard::read_prompt(llama_context * ctx, int32_t idx, llama_token token) {
     llama_synchronize(ctx);
     const int64_t t_start = ggml_time_us();
@@ -54,7 +67,7 @@ void so8t_guard::read_prompt(llama_context * ctx, int32_t idx, llama_token token
             llama_so8t_get_probs_ith(ctx, i, idx, read_probs[i].data());
         }
     }
-    t_observe_us += ggml_time_us() - t_start;
+    seen.t_us += ggml_time_us() - t_start;
 }
 
 llama_token so8t_guard::observe(llama_context * ctx, int32_t idx) {
@@ -65,100 +78,110 @@ llama_token so8t_guard::observe(llama_context * ctx, int32_t idx) {
         return stop ? params.policy->eog : LLAMA_TOKEN_NULL;
     }
     const int64_t t_start = ggml_time_us();
-    observe(n_observed == 0 ? SO8T_PART_PROMPT : last_part, ctx, idx);
-    n_observed++;
-    t_observe_us += ggml_time_us() - t_start;
+    judge(seen.n_read == 0 ? SO8T_PART_PROMPT : last_part, ctx, idx);
+    seen.n_read++;
+    seen.t_us += ggml_time_us() - t_start;
 
-    if (params.judge) {
+    if (params.judgement) {
         return n_accepted < (int32_t) forced.size() ? forced[n_accepted] : params.policy->eog;
     }
-    stop = result.action == LLAMA_SO8T_ACTION_REFUSE ||
-           (result.action == LLAMA_SO8T_ACTION_ESCALATE && params.policy->escalation_wait == 0);
+    stop = outcome.action == LLAMA_SO8T_ACTION_REFUSE ||
+           (outcome.action == LLAMA_SO8T_ACTION_ESCALATE && params.policy->escalation_wait == 0);
     return stop ? params.policy->eog : LLAMA_TOKEN_NULL;
 }
 
-void so8t_guard::observe(so8t_part i_part, llama_context * ctx, int32_t idx) {
-    auto & part = parts[i_part];
+void so8t_guard::judge(so8t_part i_part, llama_context * ctx, int32_t idx) {
+    auto & part = seen.parts[i_part];
     if (part.n_positions == 0) {
-        part.start = i_part == SO8T_PART_PROMPT ? 0 : n_accepted - 1;
+        const size_t n_heads = params.policy->heads.size();
+        runs[i_part].start   = i_part == SO8T_PART_PROMPT ? 0 : n_accepted - 1;
+        runs[i_part].n_above.resize(n_heads);
+        part.heads.resize(n_heads);
     }
-    const auto scope   = i_part == SO8T_PART_PROMPT ? LLAMA_SO8T_SCOPE_PROMPT : LLAMA_SO8T_SCOPE_ANSWER;
-    const auto n_heads = llama_so8t_n_heads(model);
-    part.heads.resize(n_heads);
+    begin_trace(i_part);
 
-    if (params.trace) {
-        const llama_token token = i_part == SO8T_PART_PROMPT ? (tail.empty() ? LLAMA_TOKEN_NULL : tail.back()) :
-                                                               last_token;
-        readings.push_back(
-            {i_part, i_part == SO8T_PART_PROMPT ? std::max(0, n_prompt - 1) : part.n_positions, -1, token, {}});
+    const int32_t position = part.n_positions;
+    const so8t_found found = so8t_judge(part.heads.size(), [&](int32_t head) { return ask(i_part, head, ctx, idx); });
+    if (found.action > seen.triggered.action) {
+        const float p  = found.label < 0 ? NAN : part.heads[found.head].probs[found.label];
+        seen.triggered = {found.action, i_part, position, found.head, found.label, p};
     }
-
-    // refuse > escalate > allow: after a refusal no other head is consulted
-    trigger strongest;
-    for (int32_t i_head = 0; i_head < n_heads && strongest.action != LLAMA_SO8T_ACTION_REFUSE; ++i_head) {
-        const auto head = llama_so8t_get_head(model, i_head);
-        if (!(head.scope & scope)) {
-            continue;
-        }
-        auto & state = part.heads[i_head];
-        state.probs.resize(head.n_labels);
-        state.peak.resize(head.n_labels, 0.0f);
-        state.n_above.resize(head.n_labels, 0);
-
-        if (i_part == SO8T_PART_PROMPT && i_head < (int32_t) read_probs.size() && !read_probs[i_head].empty()) {
-            state.probs = read_probs[i_head];
-        } else {
-            llama_so8t_get_probs_ith(ctx, i_head, idx, state.probs.data());
-        }
-        const bool finite  = std::isfinite(state.probs[0]); // all of them are, or none
-        const int32_t best = finite ? std::max_element(state.probs.begin(), state.probs.end()) - state.probs.begin() :
-                                      -1;
-        if (params.trace) {
-            readings.push_back({i_part, part.n_positions, i_head, best, state.probs});
-        }
-        if (best != state.best) {
-            state.best = best;
-            log.push_back({i_part, part.n_positions, i_head, best, state.probs});
-        }
-
-        if (!finite) { // fail closed
-            strongest = {LLAMA_SO8T_ACTION_REFUSE, i_part, part.n_positions, i_head, -1, NAN, 1};
-            state.n_above.assign(head.n_labels, 0);
-        }
-        const auto & policy    = params.policy->heads[i_head];
-        const int32_t debounce = i_part == SO8T_PART_PROMPT ? 1 : policy.debounce;
-        for (int32_t i = 0; i < head.n_labels && finite; ++i) {
-            const auto action = llama_so8t_get_label(model, i_head, i).action;
-            state.peak[i]     = std::max(state.peak[i], state.probs[i]);
-            state.n_above[i]  = state.probs[i] >= policy.thresholds[i] ? state.n_above[i] + 1 : 0;
-            if (state.n_above[i] < debounce || action == LLAMA_SO8T_ACTION_ALLOW) {
-                continue;
-            }
-            if (action > strongest.action) {
-                strongest = {action, i_part, part.n_positions, i_head, i, state.probs[i], debounce};
-            }
-            if (state.label < 0) {
-                state.position = part.n_positions;
-                state.label    = i;
-            }
-        }
-    }
-    if (strongest.action > first.action) {
-        first = strongest;
-    }
-    enforce(i_part, strongest);
-    part.action = std::max(part.action, strongest.action);
+    enforce(i_part, position, found);
+    part.action = std::max(part.action, found.action);
     part.n_positions++;
 }
 
-void so8t_guard::enforce(so8t_part part, const trigger & found) {
-    if (params.judge || found.action <= result.action || !params.policy->enforces(part == SO8T_PART_THINK)) {
+so8t_found so8t_guard::ask(so8t_part i_part, int32_t i_head, llama_context * ctx, int32_t idx) {
+    const so8t_policy::head & rule = params.policy->heads[i_head];
+    const bool is_prompt           = i_part == SO8T_PART_PROMPT;
+    if (!so8t_in_scope(rule.scope, is_prompt)) {
+        return {};
+    }
+    auto & head            = seen.parts[i_part].heads[i_head];
+    const int32_t position = seen.parts[i_part].n_positions;
+    const bool is_first    = head.probs.empty();
+    head.probs.resize(rule.labels.size());
+    head.peak.resize(rule.labels.size(), 0.0f);
+
+    if (is_prompt && i_head < (int32_t) read_probs.size() && !read_probs[i_head].empty()) {
+        head.probs = read_probs[i_head];
+    } else {
+        llama_so8t_get_probs_ith(ctx, i_head, idx, head.probs.data());
+    }
+    const bool finite   = std::isfinite(head.probs[0]); // all of them are, or none
+    const int32_t label = finite ? std::max_element(head.probs.begin(), head.probs.end()) - head.probs.begin() : -1;
+    if (seen.trace) {
+        seen.trace->back().probs[i_head] = head.probs;
+    }
+    if (is_first || label != head.label) {
+        seen.changes.push_back({i_part, position, i_head, label, head.probs});
+    }
+    head.label = label;
+    for (size_t i = 0; i < head.probs.size() && finite; ++i) {
+        head.peak[i] = std::max(head.peak[i], head.probs[i]);
+    }
+
+    auto & n_above         = runs[i_part].n_above[i_head];
+    const so8t_found found = so8t_judge_head(rule, is_prompt, head.probs.data(), n_above);
+    if (head.triggered_label < 0) {
+        head.triggered_label    = so8t_first_label(rule, is_prompt, n_above);
+        head.triggered_position = head.triggered_label < 0 ? -1 : position;
+    }
+    return found;
+}
+
+void so8t_guard::begin_trace(so8t_part part) {
+    if (!params.trace) {
         return;
     }
-    result.action        = found.action;
-    result.n_deliverable = std::min(
-        result.n_deliverable, part == SO8T_PART_PROMPT ? 0 : parts[part].start + found.position - found.n_run + 1);
+    const bool is_prompt = part == SO8T_PART_PROMPT;
+
+    so8t_traced_token token;
+    token.part     = part;
+    token.position = is_prompt ? std::max(0, n_prompt - 1) : seen.parts[part].n_positions;
+    token.id       = is_prompt ? think.last_of_prompt() : last_token;
+    if (token.id != LLAMA_TOKEN_NULL) {
+        token.text = common_token_to_piece(llama_model_get_vocab(model), token.id, true);
+    }
+    token.probs.resize(params.policy->heads.size());
+    if (!seen.trace) {
+        seen.trace.emplace();
+    }
+    seen.trace->push_back(std::move(token));
 }
+
+void so8t_guard::enforce(so8t_part part, int32_t position, const so8t_found & found) {
+    if (params.judgement || found.action <= outcome.action || !params.policy->enforces(part == SO8T_PART_THINK)) {
+        return;
+    }
+    outcome.action        = found.action;
+    outcome.n_deliverable = std::min(
+        outcome.n_deliverable, part == SO8T_PART_PROMPT ? 0 : runs[part].start + position - found.n_run + 1);
+}
+
+//
+// tokens
+//
 
 void so8t_guard::accept(llama_token token, bool is_generated) {
     if (!active()) {
@@ -168,227 +191,97 @@ void so8t_guard::accept(llama_token token, bool is_generated) {
         if (so8t_is_end(model, last_token)) {
             return;
         }
-        follow(token);
+        last_part  = think.accept(llama_model_get_vocab(model), token, n_accepted);
         last_token = token;
         n_accepted++;
         return;
     }
-    if (n_observed > 0) {
+    if (seen.n_read > 0) {
         begin(); // the next turn of a conversation
     }
     n_prompt++;
+    think.accept_prompt(token);
+}
+
+void so8t_think_block::accept_prompt(llama_token token) {
     if (tail.size() == SO8T_N_TAIL) {
         tail.erase(tail.begin());
     }
     tail.push_back(token);
 }
 
-// a block is open if the prompt ends with <think> or the answer begins with it, and is over with </think>: its
-// tags belong to it, and an answer cannot open another one to be judged by the rules of thinking
-void so8t_guard::follow(llama_token token) {
-    const auto is_space = [](const std::string & text) { return string_strip(text).empty(); };
-
-    const llama_vocab * vocab = llama_model_get_vocab(model);
-    if (n_accepted == 0) {
+so8t_part so8t_think_block::accept(const llama_vocab * vocab, llama_token token, int32_t number) {
+    if (number == 0) {
         std::string prompt;
         for (const llama_token t : tail) {
             prompt += common_token_to_piece(vocab, t, true);
         }
         if (string_ends_with(string_strip(prompt), "<think>")) {
-            think       = THINK_OPEN;
-            think_begin = 0;
+            state = OPEN;
+            begin = 0;
         }
     }
-    last_part = SO8T_PART_ANSWER;
-    if (think == THINK_DONE) {
-        return;
+    if (state == DONE) {
+        return SO8T_PART_ANSWER;
     }
-    const std::string text = common_token_to_piece(vocab, token, true);
-    if (think == THINK_POSSIBLE && !is_space(text)) {
-        think = string_strip(text) == "<think>" ? THINK_OPEN : THINK_DONE;
-        if (think == THINK_OPEN) {
-            think_begin = n_accepted + 1;
-        }
+    const std::string text = string_strip(common_token_to_piece(vocab, token, true));
+    if (state == POSSIBLE && !text.empty()) {
+        state = text == "<think>" ? OPEN : DONE;
+        begin = state == OPEN ? number + 1 : begin;
     }
-    if (think == THINK_OPEN) {
-        last_part = SO8T_PART_THINK;
-        if (string_strip(text) == "</think>") {
-            think     = THINK_DONE;
-            think_end = n_accepted + 1;
-        }
+    if (state != OPEN) {
+        return SO8T_PART_ANSWER;
     }
+    if (text == "</think>") {
+        state = DONE;
+        end   = number + 1;
+    }
+    return SO8T_PART_THINK;
 }
 
-bool so8t_guard::in_think(int32_t n_tokens) const {
-    return think_begin <= n_tokens && n_tokens < think_end;
-}
+//
+// what follows
+//
 
 int32_t so8t_guard::n_sendable(bool is_final) const {
-    if (!active() || params.judge || params.policy->mode != SO8T_MODE_ENFORCE) {
+    if (!active() || params.judgement || params.policy->mode != SO8T_MODE_ENFORCE) {
         return INT32_MAX;
     }
-    const int32_t n_judged = std::max(0, n_observed - 1);
+    const int32_t n_judged = std::max(0, seen.n_read - 1);
     const int32_t holdback = params.policy->holdback;
     if (holdback == 0) {
-        return result.n_deliverable;
+        return outcome.n_deliverable;
     }
     if (is_final) { // the end of the answer itself needs no verdict
-        return std::min(result.n_deliverable, so8t_is_end(model, last_token) ? INT32_MAX : n_judged);
+        return std::min(outcome.n_deliverable, so8t_is_end(model, last_token) ? INT32_MAX : n_judged);
     }
-    return std::min(result.n_deliverable, std::max(0, n_judged - holdback + 1));
+    return std::min(outcome.n_deliverable, std::max(0, n_judged - holdback + 1));
 }
 
-llama_so8t_action so8t_guard::decision() const {
-    return first.action;
-}
-
-const char * so8t_guard::enforced() const {
-    switch (result.action) {
-        case LLAMA_SO8T_ACTION_ALLOW:    return "none";
-        case LLAMA_SO8T_ACTION_ESCALATE: return has_grammar ? "stop" : "escalation";
+so8t_enforced so8t_guard::enforced() const {
+    switch (outcome.action) {
+        case LLAMA_SO8T_ACTION_ALLOW:    return SO8T_ENFORCED_NONE;
+        case LLAMA_SO8T_ACTION_ESCALATE: return has_grammar ? SO8T_ENFORCED_STOP : SO8T_ENFORCED_ESCALATION;
         case LLAMA_SO8T_ACTION_REFUSE:
-            return has_grammar || params.policy->on_refuse == SO8T_ON_REFUSE_STOP ? "stop" : "message";
+            return has_grammar || params.policy->on_refuse == SO8T_ON_REFUSE_STOP ? SO8T_ENFORCED_STOP :
+                                                                                    SO8T_ENFORCED_MESSAGE;
     }
-    return "?";
+    return SO8T_ENFORCED_STOP;
 }
 
 std::string so8t_guard::text() const {
-    const std::string how = active() ? enforced() : "none";
-    return how == "message" ? params.policy->refusal : how == "escalation" ? params.policy->escalation : "";
+    const so8t_enforced how = active() ? enforced() : SO8T_ENFORCED_NONE;
+    return how == SO8T_ENFORCED_MESSAGE    ? params.policy->refusal :
+           how == SO8T_ENFORCED_ESCALATION ? params.policy->escalation :
+                                             "";
 }
 
-//
-// JSON
-//
-
-std::string so8t_guard::label_name(int32_t head, int32_t label) const {
-    return label < 0 ? "not finite" : llama_so8t_get_label(model, head, label).name;
-}
-
-common_json so8t_guard::probabilities(int32_t head, const std::vector<float> & values) const {
-    common_json json = common_json::object();
-    for (size_t i = 0; i < values.size(); ++i) {
-        const char * name = llama_so8t_get_label(model, head, i).name;
-        if (std::isfinite(values[i])) {
-            json[name] = so8t_short(values[i]);
-        } else {
-            json[name] = nullptr;
-        }
+std::optional<so8t_verdict> so8t_guard::verdict() const {
+    if (!active() || seen.n_read == 0) {
+        return std::nullopt;
     }
-    return json;
-}
-
-common_json so8t_guard::part_json(so8t_part i_part) const {
-    const auto & part = parts[i_part];
-
-    common_json json = common_json::object();
-    json["action"]   = llama_so8t_action_name(part.action);
-    if (i_part != SO8T_PART_PROMPT) {
-        json["n_positions"] = part.n_positions;
-    }
-    common_json heads = common_json::object();
-    for (size_t i = 0; i < part.heads.size(); ++i) {
-        const auto & state = part.heads[i];
-        if (state.probs.empty()) {
-            continue;
-        }
-        common_json head      = common_json::object();
-        head["label"]         = label_name(i, state.best);
-        head["probabilities"] = probabilities(i, state.probs);
-        if (i_part != SO8T_PART_PROMPT) {
-            head["peak"]      = probabilities(i, state.peak);
-            head["triggered"] = nullptr;
-            if (state.label >= 0) {
-                head["triggered"] = common_json::object({
-                    {"position", state.position},
-                    {"label", label_name(i, state.label)},
-                });
-            }
-        }
-        heads[llama_so8t_get_head(model, i).name] = head;
-    }
-    json["heads"] = heads;
-    return json;
-}
-
-common_json so8t_guard::trace() const {
-    if (!params.trace) {
-        return nullptr;
-    }
-    common_json json = common_json::array();
-    for (const auto & r : readings) {
-        if (r.head < 0) {
-            json.push_back({
-                {"part", SO8T_PART_NAMES[r.part]},
-                {"position", r.position},
-                {"id", r.label},
-                {"text", r.label == LLAMA_TOKEN_NULL ?
-                             "" :
-                             common_token_to_piece(llama_model_get_vocab(model), r.label, true)},
-                {"heads", common_json::object()},
-            });
-        } else {
-            json.back().at("heads")[llama_so8t_get_head(model, r.head).name] = probabilities(r.head, r.probs);
-        }
-    }
-    return json;
-}
-
-common_json so8t_guard::changes() const {
-    common_json json = common_json::array();
-    for (const auto & r : log) {
-        json.push_back({
-            {"part", SO8T_PART_NAMES[r.part]},
-            {"position", r.position},
-            {"head", llama_so8t_get_head(model, r.head).name},
-            {"label", label_name(r.head, r.label)},
-            {"probabilities", probabilities(r.head, r.probs)},
-        });
-    }
-    return json;
-}
-
-common_json so8t_guard::verdict() const {
-    if (!active() || n_observed == 0) {
-        return nullptr;
-    }
-    common_json thresholds = common_json::object();
-    common_json debounce   = common_json::object();
-
-    const common_json settings = so8t_policy_json(model, *params.policy).at("heads");
-    for (const auto & [name, head] : settings.items()) {
-        thresholds[name] = head.at("thresholds");
-        debounce[name]   = head.at("debounce");
-    }
-
-    common_json json = common_json::object({
-        {"decision", llama_so8t_action_name(decision())},
-        {"enforced", enforced()},
-        {"policy",
-            {
-                {"mode", so8t_mode_name(params.policy->mode)},
-                {"sha256", params.policy->sha256},
-            }},
-        {"prompt", part_json(SO8T_PART_PROMPT)},
-    });
-    if (parts[SO8T_PART_THINK].n_positions > 0) {
-        json["think"] = part_json(SO8T_PART_THINK);
-    }
-    json["answer"]    = part_json(SO8T_PART_ANSWER);
-    json["triggered"] = nullptr;
-    if (first.action != LLAMA_SO8T_ACTION_ALLOW) {
-        json["triggered"] = common_json::object({
-            {"part", SO8T_PART_NAMES[first.part]},
-            {"position", first.position},
-            {"head", llama_so8t_get_head(model, first.head).name},
-            {"label", label_name(first.head, first.label)},
-            {"probability", nullptr},
-        });
-        if (std::isfinite(first.probability)) {
-            json["triggered"]["probability"] = so8t_short(first.probability);
-        }
-    }
-    json["thresholds"] = thresholds;
-    json["debounce"]   = debounce;
-    return json;
+    so8t_verdict verdict = seen;
+    verdict.policy       = params.policy;
+    verdict.enforced     = enforced();
+    return verdict;
 }

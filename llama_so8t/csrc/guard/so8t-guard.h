@@ -1,15 +1,20 @@
 #pragma once
 
+#include "so8t-verdict.h"
 #include "so8t.h"
-#include "so8t-policy.h"
 
 #include <algorithm>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
-class common_json;
+// a text that one of our own endpoints wants judged, and then what was found
+struct so8t_judgement {
+    std::string answer;
+    std::optional<so8t_verdict> verdict;
+};
 
 // what the sampler of a request knows of so8t
 struct so8t_sampling_params {
@@ -19,27 +24,32 @@ struct so8t_sampling_params {
     bool trace       = false; // collect the probabilities of every token
     bool annotations = false; // answer with Azure's content_filter_results too
 
-    // only set by our own endpoints: judge this text as the answer instead of generating one, enforce nothing
-    bool judge = false;
-    std::string judged;
+    // not null: the answer to judge is evaluated instead of a generated one, and nothing is enforced
+    std::shared_ptr<so8t_judgement> judgement;
 };
 
 // probabilities of each head where its prompt_token was read, empty for the others
 using so8t_prompt_probs = std::vector<std::vector<float>>;
 
-enum so8t_part {
-    SO8T_PART_PROMPT,
-    SO8T_PART_THINK,
-    SO8T_PART_ANSWER,
-    SO8T_N_PARTS,
-};
+// The think block of an answer. It is open if the prompt ends with <think> or the answer begins with it, and is over
+// with </think>: its tags belong to it, and an answer cannot open another one to be judged by the rules of thinking.
+class so8t_think_block {
+  public:
+    void accept_prompt(llama_token token);
 
-// what the policy says about an answer
-struct so8t_outcome {
-    llama_so8t_action action = LLAMA_SO8T_ACTION_ALLOW; // to be enforced
+    // the next generated token, the first one is number 0; which part it belongs to
+    so8t_part accept(const llama_vocab * vocab, llama_token token, int32_t number);
 
-    // generated tokens before the first one of the run that triggered the action: no others may be delivered
-    int32_t n_deliverable = INT32_MAX;
+    bool is_open(int32_t n_tokens) const { return begin <= n_tokens && n_tokens < end; } // after so many of them
+
+    llama_token last_of_prompt() const { return tail.empty() ? LLAMA_TOKEN_NULL : tail.back(); }
+
+  private:
+    enum { POSSIBLE, OPEN, DONE } state = POSSIBLE;
+
+    std::vector<llama_token> tail; // of the prompt
+    int32_t begin = INT32_MAX;     // generated tokens up to the inside of the block
+    int32_t end   = INT32_MAX;     // and up to its end
 };
 
 // Verdicts of one request, and what they enforce. It stands where a token is sampled, so that each tool, endpoint
@@ -89,84 +99,44 @@ class so8t_guard {
     // a token of the prompt, or one of the answer
     void accept(llama_token token, bool is_generated);
 
-    bool active() const { return params.policy && (params.judge || params.policy->mode != SO8T_MODE_OFF); }
+    bool active() const { return params.policy && (params.judgement || params.policy->mode != SO8T_MODE_OFF); }
     bool stopped() const { return stop; } // observe() has ended the answer
 
     const so8t_policy & policy() const { return *params.policy; }
     const so8t_sampling_params & request() const { return params; }
 
-    llama_so8t_action decision() const; // of the heads
-    const so8t_outcome & outcome() const { return result; }
+    llama_so8t_action action() const { return outcome.action; } // to be enforced
 
     int32_t n_generated() const { return n_accepted; }
-    int32_t n_read() const { return n_observed; } // positions
-    int64_t t_us() const { return t_observe_us; }
-    bool in_think(int32_t n_tokens) const;           // a think block is open after so many generated tokens
-    bool takes_text() const { return !has_grammar; } // free text would not break its form
+    int32_t n_read() const { return seen.n_read; }                            // positions
+    bool in_think(int32_t n_tokens) const { return think.is_open(n_tokens); } // after so many generated tokens
+    bool takes_text() const { return !has_grammar; }                          // free text would not break its form
 
     // generated tokens that may be sent by now, or (is_final) at the end of the answer
     int32_t n_sendable(bool is_final) const;
 
-    // the answer as far as it was enforced: "none", "stop", "message" or "escalation"
-    const char * enforced() const;
+    // the answer as far as the guard itself enforces: none, stop, message or escalation
+    so8t_enforced enforced() const;
     // the text that is delivered instead of the rest of the answer; empty: none
     std::string text() const;
 
-    // the verdicts since begin(); null without heads
-    //
-    // {"decision", "enforced", "policy": {"mode", "sha256"},
-    //  "prompt": {"action", "heads": {NAME: {"label", "probabilities"}}},
-    //  "think", "answer": {"action", "n_positions", "heads": {NAME: {"label", "probabilities", "peak", "triggered"}}},
-    //  "triggered": null | {"part", "position", "head", "label", "probability"},
-    //  "thresholds": {NAME: {LABEL: T}}, "debounce": {NAME: N}}
-    // label is the one with the largest (last) probability; peak the largest probability of each label over the
-    // part; triggered null, or the first {"position", "label"} whose action was not allow, at the top the first
-    // one of the decision. Positions and debounce start anew in each part.
-    common_json verdict() const;
-
-    // of every token that was judged, if the request asks for it; null otherwise:
-    // [{"part", "position", "id", "text", "heads"}], the last token of the prompt and then those of the answer
-    common_json trace() const;
-
-    // each change of a head's label, the first included: [{"part", "position", "head", "label", "probabilities"}]
-    common_json changes() const;
+    // since begin(); nothing without heads
+    std::optional<so8t_verdict> verdict() const;
 
   private:
-    struct head_state {
-        std::vector<float> probs;     // at the last position
-        std::vector<float> peak;      // largest so far
-        std::vector<int32_t> n_above; // consecutive positions at or above the threshold
-        int32_t best     = -2;        // label of the last position, -1: not finite
-        int32_t position = -1;        // where a label first triggered
-        int32_t label    = -1;
-    };
-
-    struct part_state {
+    // what the policy says about an answer
+    struct policy_outcome {
         llama_so8t_action action = LLAMA_SO8T_ACTION_ALLOW;
-        int32_t n_positions      = 0;
-        int32_t start            = 0;  // first of the generated tokens
-        std::vector<head_state> heads; // empty for a head that is out of scope or was not consulted
+
+        // generated tokens before the first one of the run that triggered the action: no others may be delivered
+        int32_t n_deliverable = INT32_MAX;
     };
 
-    struct reading {
-        so8t_part part;
-        int32_t position;
-        int32_t head;  // -1: the token itself, of the trace
-        int32_t label; // of a trace: the token
-        std::vector<float> probs;
+    // a part as it goes on
+    struct part_run {
+        int32_t start = 0;                         // first of the generated tokens
+        std::vector<std::vector<int32_t>> n_above; // of each head, for so8t_judge_head()
     };
-
-    struct trigger {
-        llama_so8t_action action = LLAMA_SO8T_ACTION_ALLOW;
-        so8t_part part;
-        int32_t position;
-        int32_t head;
-        int32_t label;
-        float probability;
-        int32_t n_run; // positions that agreed
-    };
-
-    enum think_state { THINK_POSSIBLE, THINK_OPEN, THINK_DONE };
 
     // tokens up to the last one of these, 0 if there is none
     template <typename Tokens>
@@ -178,12 +148,10 @@ class so8t_guard {
         return n;
     }
 
-    void observe(so8t_part part, llama_context * ctx, int32_t idx);
-    void enforce(so8t_part part, const trigger & found);
-    void follow(llama_token token);
-    std::string label_name(int32_t head, int32_t label) const;
-    common_json probabilities(int32_t head, const std::vector<float> & values) const;
-    common_json part_json(so8t_part part) const;
+    void judge(so8t_part part, llama_context * ctx, int32_t idx);
+    so8t_found ask(so8t_part part, int32_t head, llama_context * ctx, int32_t idx);
+    void begin_trace(so8t_part part);
+    void enforce(so8t_part part, int32_t position, const so8t_found & found);
 
     const llama_model * model = nullptr;
     so8t_sampling_params params;
@@ -192,23 +160,15 @@ class so8t_guard {
     std::vector<llama_token> forced;        // the answer to judge
     std::vector<llama_token> prompt_tokens; // of the heads that have one
 
+    // of the request
     so8t_prompt_probs read_probs;
-
-    part_state parts[SO8T_N_PARTS];
-    trigger first; // of the decision
-    so8t_outcome result;
-    bool stop            = false;
-    int32_t n_observed   = 0;
-    int32_t n_accepted   = 0; // generated tokens
-    int32_t n_prompt     = 0;
-    int64_t t_observe_us = 0;
-    std::vector<reading> log;      // changes of labels
-    std::vector<reading> readings; // of the trace
-
-    std::vector<llama_token> tail; // of the prompt
-    think_state think      = THINK_POSSIBLE;
-    int32_t think_begin    = INT32_MAX; // generated tokens up to the inside of the block
-    int32_t think_end      = INT32_MAX; // and up to its end
+    so8t_verdict seen; // but for what was enforced
+    part_run runs[SO8T_N_PARTS];
+    policy_outcome outcome;
+    so8t_think_block think;
+    bool stop              = false;
+    int32_t n_accepted     = 0; // generated tokens
+    int32_t n_prompt       = 0;
     llama_token last_token = LLAMA_TOKEN_NULL;
     so8t_part last_part    = SO8T_PART_ANSWER; // of the last token
 };

@@ -104,9 +104,15 @@ std::shared_ptr<const so8t_policy> so8t_policy_init(const llama_model * model, c
     auto policy = std::make_shared<so8t_policy>();
     for (int32_t i = 0; i < n_heads; ++i) {
         const auto head = llama_so8t_get_head(model, i);
-        policy->heads.push_back({head.debounce, {}});
+        policy->heads.emplace_back();
+        policy->heads[i].name     = head.name;
+        policy->heads[i].scope    = head.scope;
+        policy->heads[i].debounce = head.debounce;
         for (int32_t j = 0; j < head.n_labels; ++j) {
-            policy->heads[i].thresholds.push_back(llama_so8t_get_label(model, i, j).threshold);
+            const auto label = llama_so8t_get_label(model, i, j);
+            policy->heads[i].labels.push_back(label.name);
+            policy->heads[i].actions.push_back(label.action);
+            policy->heads[i].thresholds.push_back(label.threshold);
         }
     }
     if (!params.file.error.empty()) {

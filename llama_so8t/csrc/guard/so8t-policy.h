@@ -1,5 +1,6 @@
 #pragma once
 
+#include "so8t-rules.h"
 #include "so8t.h"
 
 #include <cstdint>
@@ -22,9 +23,9 @@ enum so8t_on_refuse {
 
 // the policy in force, for one model
 struct so8t_policy {
-    struct head {
-        int32_t debounce;              // consecutive positions of an answer that must agree
-        std::vector<float> thresholds; // of each label
+    struct head : so8t_head_rule {
+        std::string name;
+        std::vector<std::string> labels;
     };
 
     so8t_mode mode           = SO8T_MODE_MONITOR;

@@ -39,11 +39,11 @@ inline bool so8t_in_scope(llama_so8t_scope scope, bool is_prompt) {
 // one head at the next position of a part; probs: of each label, all finite or none. n_above: consecutive positions up
 // to here at which each label has reached its threshold, empty where the part begins. A prompt has one position, and
 // needs no other to agree.
-so8t_found so8t_judge_head(
+LLAMA_API so8t_found so8t_judge_head(
     const so8t_head_rule & rule, bool is_prompt, const float * probs, std::vector<int32_t> & n_above);
 
 // the first label that has triggered by n_above, in the order of the head; -1: none
-int32_t so8t_first_label(const so8t_head_rule & rule, bool is_prompt, const std::vector<int32_t> & n_above);
+LLAMA_API int32_t so8t_first_label(const so8t_head_rule & rule, bool is_prompt, const std::vector<int32_t> & n_above);
 
 // all heads at one position; ask(head) says what one of them found. After a refusal no other is asked.
 template <typename Ask>

@@ -17,35 +17,39 @@ static std::string so8t_raw(const so8t_answer & answer) {
 // Azure's annotations: a key for each label that is not allowed
 //
 
-static json so8t_filter_results(const so8t_answer & answer, const char * part) {
+static json so8t_filter_results(const so8t_answer & answer, so8t_part part) {
+    const so8t_verdict & verdict = *answer.verdict;
+    const auto & heads           = verdict.parts[part].heads;
+
     json results = json::object();
-    for (const auto & [name, head] : answer.verdict.at(part).at("heads").items()) {
-        const json probs = head.contains("peak") ? head.at("peak") : head.at("probabilities");
-        for (const auto & item : answer.categories.at(name)) {
-            const std::string label = item.get<std::string>();
-            const json p            = probs.at(label);
-            const bool detected = p.is_null() ||
-                                  p.get<double>() >= answer.verdict.at("thresholds").at(name).at(label).get<double>();
-            results[name + "/" + label] = {{"detected", detected}, {"filtered", false}};
+    for (size_t i = 0; i < heads.size(); ++i) {
+        const auto & probs = part == SO8T_PART_PROMPT ? heads[i].probs : heads[i].peak;
+        const auto & rule  = verdict.policy->heads[i];
+        for (size_t j = 0; j < probs.size(); ++j) { // none of a head that was not asked
+            if (rule.actions[j] != LLAMA_SO8T_ACTION_ALLOW) {
+                results[rule.name + "/" + rule.labels[j]] = {
+                    {"detected", so8t_reached(probs[j], rule.thresholds[j])}, {"filtered", false}};
+            }
         }
     }
-    const json & triggered = answer.verdict.at("triggered");
-    if (answer.enforced() && !triggered.is_null() && triggered.at("part").get<std::string>() == part) {
-        results[triggered.at("head").get<std::string>() + "/" + triggered.at("label").get<std::string>()] = {
-            {"detected", true}, {"filtered", true}};
+    const so8t_trigger & triggered = verdict.triggered;
+    if (answer.enforced() && triggered.action != LLAMA_SO8T_ACTION_ALLOW && triggered.part == part) {
+        const std::string label                                  = verdict.label_name(triggered.head, triggered.label);
+        results[verdict.head_name(triggered.head) + "/" + label] = {{"detected", true}, {"filtered", true}};
     }
     return results;
 }
 
 static void so8t_annotate(json & response, json & choice, const so8t_answer & answer) {
-    if (answer.categories.is_null()) {
+    if (!answer.annotations) {
         return;
     }
-    choice["content_filter_results"] = so8t_filter_results(answer, "answer"); // first: choice is a part of response
+    choice["content_filter_results"] = so8t_filter_results(
+        answer, SO8T_PART_ANSWER); // first: choice is a part of response
 
     json prompt                       = json::object();
     prompt["prompt_index"]            = 0;
-    prompt["content_filter_results"]  = so8t_filter_results(answer, "prompt");
+    prompt["content_filter_results"]  = so8t_filter_results(answer, SO8T_PART_PROMPT);
     response["prompt_filter_results"] = json::array({prompt});
 }
 
@@ -274,15 +278,16 @@ static json so8t_format_events(const json & response, task_response_type type, c
 }
 
 json so8t_answer_format(json response, const server_task_result_cmpl_final & final) {
-    const auto & answer = final.so8t;
-    if (answer.verdict.is_null() || !final.response_fields.empty()) {
+    const auto & answer = final.so8t_answer;
+    if (!answer.verdict || !final.response_fields.empty()) {
         return response;
     }
+    const json verdict = answer.verdict->to_json();
     if (!final.stream) {
         so8t_format_object(response, final.res_type, answer);
-        response["so8t"] = answer.verdict;
+        response["so8t"] = verdict;
         if (response.contains("choices") && response.at("choices").at(0).value("index", 0) > 0) {
-            response.at("choices").at(0)["so8t"] = answer.verdict; // results of several choices are joined
+            response.at("choices").at(0)["so8t"] = verdict; // results of several choices are joined
         }
         return response;
     }
@@ -293,6 +298,6 @@ json so8t_answer_format(json response, const server_task_result_cmpl_final & fin
     json events = so8t_format_events(response, final.res_type, streamed);
 
     const bool is_event = events.back().contains("event") && events.back().contains("data");
-    (is_event ? events.back().at("data") : events.back())["so8t"] = answer.verdict;
+    (is_event ? events.back().at("data") : events.back())["so8t"] = verdict;
     return events;
 }

@@ -1,7 +1,10 @@
 #pragma once
 
+#include "so8t-verdict.h"
+
 #include "json.h"
 
+#include <optional>
 #include <string>
 
 struct server_task_result_cmpl_final;
@@ -9,12 +12,12 @@ struct server_task_result_cmpl_final;
 // How an answer of llama-server tells of its verdict, in the format of each endpoint.
 
 struct so8t_answer {
-    common_json verdict;      // so8t_guard::verdict(), with the outcome; null: no change at all
-    std::string text;         // stands in place of the rest of the answer; empty: none
-    std::string refusal;      // not empty: the answer was refused
-    common_json categories;   // {head: [labels]} of Azure's content_filter_results; null: not asked for
-    bool follows     = false; // text of the answer was sent before
-    bool close_think = false; // and ends inside a think block
+    std::optional<so8t_verdict> verdict; // nothing: no change at all
+    std::string text;                    // stands in place of the rest of the answer; empty: none
+    std::string refusal;                 // not empty: the answer was refused
+    bool annotations = false;            // Azure's content_filter_results are asked for
+    bool follows     = false;            // text of the answer was sent before
+    bool close_think = false;            // and ends inside a think block
 
     bool refused() const { return !refusal.empty(); }
     bool enforced() const { return refused() || !text.empty(); }

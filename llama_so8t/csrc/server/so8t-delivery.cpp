@@ -1,16 +1,32 @@
-#include "so8t-server.h"
+#include "so8t-delivery.h"
 
 #include "server-common.h"
 
 #include <algorithm>
 #include <ctime>
+#include <optional>
+#include <utility>
+
+// The way of an answer, in the thread of the slots unless it says otherwise:
+//
+//   begin         the slot takes a request
+//   read_prompt   while the prompt is evaluated, the heads with a prompt_token are read
+//   send          each part of a stream: it waits here until the guard has judged its tokens (n_sendable)
+//   finish        the end of the answer: its verdict gets what was enforced, a line in the audit log and in the counters;
+//                 where that line has to be written and cannot be, the client gets an error instead of the answer
+//     send_final  at once: what may be delivered, cut behind the last such token, and the text that replaces the rest
+//     hold        or, where a person is to decide, later: the slot is free and the client waits; the thread of the
+//                 reviewer's request, or the timer's, calls send_final
+//   abandon       or the client goes away before: only the line and the counters are left
+//
+// The result goes to the queue with its verdict; so8t_answer_format() makes it the answer of an endpoint (HTTP thread).
 
 using partial_ptr = std::unique_ptr<server_task_result_cmpl_partial>;
-using final_ptr   = std::unique_ptr<server_task_result_cmpl_final>;
 
-void so8t_delivery::begin() {
-    *this = {};
-    done  = false;
+void so8t_delivery::begin(so8t_server & server) {
+    *this        = {};
+    this->server = &server;
+    done         = false;
 }
 
 //
@@ -106,184 +122,174 @@ void so8t_delivery::cut(server_task_result_cmpl_final & final, int32_t n_tokens)
     final.content.resize(validate_utf8(final.content));
 }
 
-// a trace without the text of what the client does not have: all but the first n_tokens tokens of the answer
-static json so8t_shown(json trace, int32_t n_tokens) {
-    for (size_t i = 0; i < trace.size(); ++i) {
-        if (trace.at(i).at("part") != "prompt" && n_tokens-- <= 0) {
-            trace.at(i)["id"]   = nullptr;
-            trace.at(i)["text"] = "";
-        }
-    }
-    return trace;
-}
-
-// the tokens that may be delivered, and how many the client has then; final: with the text that replaces the others
+// releases up to n_tokens tokens, which may be delivered, and returns how many the client has then; final: with the text
+// that replaces the others
 int32_t so8t_delivery::deliver(server_task_result_cmpl_final & final, server_response & queue, int32_t n_tokens) {
     if (final.stream) {
         release(queue, n_tokens);
         drop(queue);
-        final.so8t.follows = has_text;
+        final.so8t_answer.follows = has_text;
         return n_sent;
     }
-    if (!final.so8t.text.empty()) {
+    if (!final.so8t_answer.text.empty()) {
         n_tokens = 0;
     }
     cut(final, n_tokens);
-    final.so8t.follows = !final.content.empty();
+    final.so8t_answer.follows = !final.content.empty();
     return n_tokens;
 }
 
-// null without an audit log
-static json so8t_request_record(const so8t_guard & guard, const json & verdict, const std::string & id, int id_task,
-    int id_slot, const std::string & prompt, int32_t n_prompt, const std::string & text, int32_t n_text) {
-    auto & server = so8t_server::get();
-    if (!server.audit()) {
-        return nullptr;
+// sends the end of an answer of which n_tokens tokens may be delivered
+void so8t_delivery::send_final(
+    const so8t_guard & guard, server_response & queue, final_ptr && final, so8t_verdict && verdict, int32_t n_tokens) {
+    const int32_t n                = deliver(*final, queue, n_tokens);
+    final->so8t_answer.close_think = guard.in_think(n);
+    verdict.hide_text(n);
+    if (guard.request().judgement) {
+        guard.request().judgement->verdict = verdict;
     }
-    json record = {
-        {"request", id},
-        {"task", id_task},
-        {"slot", id_slot},
-        {"model", server.model_info().at("sha256")},
-        {"policy", guard.policy().sha256},
-        {"mode", guard.request().judge ? "judge" : so8t_mode_name(guard.policy().mode)},
-        {"prompt", server.text_record(prompt, n_prompt)},
-        {"answer", server.text_record(text, n_text)},
-        {"verdicts", guard.changes()},
-        {"decision", verdict.at("decision")},
-        {"enforced", verdict.at("enforced")},
-        {"triggered", verdict.at("triggered")},
-    };
-    if (verdict.contains("escalation")) {
-        record["escalation"] = verdict.at("escalation").at("id");
+    final->so8t_answer.verdict = std::move(verdict);
+    queue.send(std::move(final));
+}
+
+void so8t_delivery::send_unavailable(server_response & queue, const server_task_result_cmpl_final & final) {
+    queue_partial.clear();
+    auto error      = std::make_unique<server_task_result_error>();
+    error->id       = final.id;
+    error->index    = final.index;
+    error->err_type = ERROR_TYPE_UNAVAILABLE;
+    error->err_msg  = "the audit log cannot be written, so no answer is given (--so8t-audit-on-error)";
+    queue.send(std::move(error));
+}
+
+// the texts of an answer that nobody has to decide about
+static void so8t_replace(so8t_answer & answer, const so8t_guard & guard) {
+    answer.text = guard.text();
+    if (guard.action() == LLAMA_SO8T_ACTION_REFUSE) {
+        answer.refusal = guard.policy().refusal;
+    } else if (guard.action() == LLAMA_SO8T_ACTION_ESCALATE && answer.text.empty()) {
+        answer.refusal = guard.policy().escalation;
     }
-    return record;
 }
 
 void so8t_delivery::finish(
     const so8t_guard * guard, server_response & queue, final_ptr && final, const std::string & streamed) {
     done         = true;
-    json verdict = guard ? guard->verdict() : json(nullptr);
-    if (verdict.is_null()) {
+    auto verdict = guard ? guard->verdict() : std::nullopt;
+    if (!verdict) {
         release(queue, INT32_MAX);
         queue.send(std::move(final));
         return;
     }
-    auto & server = so8t_server::get();
-
-    const auto & outcome   = guard->outcome();
     const std::string text = final->stream ? streamed : final->content;
-    const bool hold        = outcome.action == LLAMA_SO8T_ACTION_ESCALATE && server.escalations &&
+    const bool is_held     = guard->action() == LLAMA_SO8T_ACTION_ESCALATE && server->escalations() &&
                              guard->policy().escalation_wait > 0;
 
-    so8t_answer & answer = final->so8t;
-    if (guard->request().annotations) {
-        answer.categories = server.categories();
-    }
-
-    so8t_escalation entry;
-    if (hold) {
-        entry.id              = "esc-" + random_string();
-        entry.created         = std::time(nullptr);
-        entry.deadline        = entry.created + guard->policy().escalation_wait;
-        verdict["enforced"]   = "held";
-        verdict["escalation"] = {{"id", entry.id}, {"status", "pending"}, {"reviewer", nullptr}};
+    final->so8t_answer.annotations = guard->request().annotations;
+    if (is_held) {
+        verdict->enforced   = SO8T_ENFORCED_HELD;
+        verdict->escalation = {"esc-" + random_string(), SO8T_ESCALATION_PENDING, ""};
     } else {
-        answer.text = guard->text();
-        if (outcome.action == LLAMA_SO8T_ACTION_REFUSE) {
-            answer.refusal = guard->policy().refusal;
-        } else if (outcome.action == LLAMA_SO8T_ACTION_ESCALATE && answer.text.empty()) {
-            answer.refusal = guard->policy().escalation;
-        }
+        so8t_replace(final->so8t_answer, *guard);
     }
 
-    json line;
-    const json record   = so8t_request_record(*guard, verdict, final->oaicompat_cmpl_id, final->id, final->id_slot,
-        final->prompt, final->n_prompt_tokens, text, final->n_decoded);
-    const bool recorded = server.record(record, guard->decision() != LLAMA_SO8T_ACTION_ALLOW, line);
-    if (!line.is_null()) {
-        verdict["audit"] = line;
-    }
-    if (!recorded) {
-        verdict["enforced"] = "unavailable";
-    }
-    server.count(*guard, verdict);
+    so8t_request_record record;
+    record.id       = final->oaicompat_cmpl_id;
+    record.id_task  = final->id;
+    record.id_slot  = final->id_slot;
+    record.prompt   = final->prompt;
+    record.n_prompt = final->n_prompt_tokens;
+    record.answer   = text;
+    record.n_answer = final->n_decoded;
+    record.judge    = guard->request().judgement != nullptr;
+
+    const bool durable  = verdict->decision() != LLAMA_SO8T_ACTION_ALLOW;
+    const bool recorded = server->record(record, *verdict, durable, verdict->audit);
+    verdict->enforced   = recorded ? verdict->enforced : SO8T_ENFORCED_UNAVAILABLE;
+    server->count(*verdict);
 
     if (!recorded) {
-        queue_partial.clear();
-        auto error      = std::make_unique<server_task_result_error>();
-        error->id       = final->id;
-        error->index    = final->index;
-        error->err_type = ERROR_TYPE_UNAVAILABLE;
-        error->err_msg  = "the audit log cannot be written, so no answer is given (--so8t-audit-on-error)";
-        queue.send(std::move(error));
-        return;
+        send_unavailable(queue, *final);
+    } else if (is_held) {
+        hold(*guard, queue, std::move(final), std::move(*verdict), text);
+    } else {
+        send_final(*guard, queue, std::move(final), std::move(*verdict), guard->n_sendable(true));
     }
+}
 
-    const int32_t n_sendable = guard->n_sendable(true);
-    if (!hold) {
-        const int32_t n    = deliver(*final, queue, n_sendable);
-        answer.close_think = guard->in_think(n);
-        if (guard->request().trace) {
-            verdict["trace"] = so8t_shown(guard->trace(), n);
-        }
-        answer.verdict = verdict;
-        queue.send(std::move(final));
-        return;
+//
+// until a person decides: the slot is free, the client waits
+//
+
+struct so8t_delivery::held_answer {
+    so8t_delivery delivery;
+    so8t_guard guard; // its model may be unloaded meanwhile
+    final_ptr final;
+    so8t_verdict verdict;
+    int32_t n_sendable; // by the guard's rules
+
+    void decide(const so8t_escalation & decided, server_response & queue);
+    void refuse(so8t_escalation_status status);
+};
+
+static so8t_enforced so8t_enforced_by(so8t_escalation_status status) {
+    switch (status) {
+        case SO8T_ESCALATION_PENDING:  return SO8T_ENFORCED_HELD;
+        case SO8T_ESCALATION_ALLOWED:  return SO8T_ENFORCED_RELEASED;
+        case SO8T_ESCALATION_DENIED:   return SO8T_ENFORCED_DENIED;
+        case SO8T_ESCALATION_TIMEOUT:  return SO8T_ENFORCED_TIMEOUT;
+        case SO8T_ESCALATION_SHUTDOWN: return SO8T_ENFORCED_SHUTDOWN;
     }
+    return SO8T_ENFORCED_HELD;
+}
 
-    // until a person decides: the slot is free, the client waits
+void so8t_delivery::hold(const so8t_guard & guard, server_response & queue, final_ptr && final, so8t_verdict && verdict,
+    const std::string & text) {
+    so8t_escalation entry;
+    entry.id        = verdict.escalation->id;
+    entry.created   = std::time(nullptr);
+    entry.deadline  = entry.created + guard.policy().escalation_wait;
     entry.prompt    = final->prompt;
     entry.answer    = text;
-    entry.triggered = verdict.at("triggered");
+    entry.triggered = verdict.triggered_json();
 
-    struct held {
-        so8t_delivery delivery;
-        so8t_guard guard; // its model may be unloaded meanwhile
-        final_ptr final;
-        json verdict;
-        json trace;
-    };
-    auto state      = std::make_shared<held>();
-    state->delivery = std::move(*this);
-    state->guard    = *guard;
-    state->trace    = guard->trace();
-    state->final    = std::move(final);
-    state->verdict  = verdict;
+    auto held        = std::make_shared<held_answer>();
+    held->delivery   = std::move(*this);
+    held->guard      = guard;
+    held->final      = std::move(final);
+    held->verdict    = std::move(verdict);
+    held->n_sendable = guard.n_sendable(true);
+    *this            = {};
 
-    entry.deliver = [state, n_sendable, &queue](const so8t_escalation & decided) {
-        auto & guard   = state->guard;
-        auto & answer  = state->final->so8t;
-        auto & verdict = state->verdict;
-
-        const bool allowed  = decided.status == SO8T_ESCALATION_ALLOWED;
-        const bool denied   = decided.status == SO8T_ESCALATION_DENIED;
-        const bool timeout  = decided.status == SO8T_ESCALATION_TIMEOUT;
-        verdict["enforced"] = allowed ? "released" : denied ? "denied" : timeout ? "timeout" : "shutdown";
-        if (!allowed) {
-            const std::string why  = timeout ? string_format(" (No reviewer decided within %d s.)",
-                                                   guard.policy().escalation_wait) :
-                                               " (The server ended before a reviewer decided.)";
-            const std::string text = denied ? guard.policy().refusal : guard.policy().escalation + why;
-            answer.text            = guard.takes_text() ? text : "";
-            answer.refusal         = denied || !guard.takes_text() ? text : "";
-        }
-        verdict["escalation"]["status"] = so8t_escalation_status_name(decided.status);
-        if (!decided.reviewer.empty()) {
-            verdict["escalation"]["reviewer"] = decided.reviewer;
-        }
-        const int32_t n    = state->delivery.deliver(*state->final, queue, allowed ? INT32_MAX : n_sendable);
-        answer.close_think = guard.in_think(n);
-        if (guard.request().trace) {
-            verdict["trace"] = so8t_shown(std::move(state->trace), n);
-        }
-        answer.verdict = verdict;
-        queue.send(std::move(state->final));
-    };
-    server.escalations->hold(std::move(entry));
-    begin();
-    done = true;
+    held->delivery.server->escalations()->hold(
+        std::move(entry), [held, &queue](const so8t_escalation & decided) { held->decide(decided, queue); });
 }
+
+void so8t_delivery::held_answer::decide(const so8t_escalation & decided, server_response & queue) {
+    const bool allowed           = decided.status == SO8T_ESCALATION_ALLOWED;
+    verdict.enforced             = so8t_enforced_by(decided.status);
+    verdict.escalation->status   = decided.status;
+    verdict.escalation->reviewer = decided.reviewer;
+    if (!allowed) {
+        refuse(decided.status);
+    }
+    delivery.send_final(guard, queue, std::move(final), std::move(verdict), allowed ? INT32_MAX : n_sendable);
+}
+
+void so8t_delivery::held_answer::refuse(so8t_escalation_status status) {
+    const bool denied     = status == SO8T_ESCALATION_DENIED;
+    const std::string why = status == SO8T_ESCALATION_TIMEOUT ?
+                                string_format(" (No reviewer decided within %d s.)", guard.policy().escalation_wait) :
+                                " (The server ended before a reviewer decided.)";
+
+    const std::string text     = denied ? guard.policy().refusal : guard.policy().escalation + why;
+    final->so8t_answer.text    = guard.takes_text() ? text : "";
+    final->so8t_answer.refusal = denied || !guard.takes_text() ? text : "";
+}
+
+//
+// no end
+//
 
 void so8t_delivery::abandon(const so8t_guard * guard, const server_task & task, int id_slot, const llama_context * ctx,
     const std::string & text) {
@@ -291,18 +297,25 @@ void so8t_delivery::abandon(const so8t_guard * guard, const server_task & task, 
     if (done || !guard || !guard->active()) {
         return;
     }
-    done         = true;
-    json verdict = guard->verdict();
-    if (verdict.is_null()) {
+    done               = true;
+    const auto verdict = guard->verdict();
+    if (!verdict) {
         return;
     }
-    auto & server = so8t_server::get();
-    json record   = so8t_request_record(*guard, verdict, task.params.oaicompat_cmpl_id, task.id, id_slot,
-        task.tokens.detokenize(ctx, true), task.n_tokens(), text, guard->n_generated());
-    if (!record.is_null()) {
-        json line;
-        record["cancelled"] = true;
-        server.record(record, true, line);
+    if (server->audit()) {
+        so8t_request_record record;
+        record.id        = task.params.oaicompat_cmpl_id;
+        record.id_task   = task.id;
+        record.id_slot   = id_slot;
+        record.prompt    = task.tokens.detokenize(ctx, true);
+        record.n_prompt  = task.n_tokens();
+        record.answer    = text;
+        record.n_answer  = guard->n_generated();
+        record.judge     = guard->request().judgement != nullptr;
+        record.cancelled = true;
+
+        std::optional<so8t_verdict::audit_entry> entry;
+        server->record(record, *verdict, true, entry);
     }
-    server.count(*guard, verdict);
+    server->count(*verdict);
 }

@@ -6,17 +6,6 @@
 
 static const size_t SO8T_MAX_DECIDED = 100; // kept for the list
 
-const char * so8t_escalation_status_name(so8t_escalation_status status) {
-    switch (status) {
-        case SO8T_ESCALATION_PENDING:  return "pending";
-        case SO8T_ESCALATION_ALLOWED:  return "allowed";
-        case SO8T_ESCALATION_DENIED:   return "denied";
-        case SO8T_ESCALATION_TIMEOUT:  return "timeout";
-        case SO8T_ESCALATION_SHUTDOWN: return "shutdown";
-    }
-    return "?";
-}
-
 json so8t_escalation::to_json() const {
     json result = {
         {"id", id},
@@ -47,9 +36,9 @@ so8t_escalations::~so8t_escalations() {
     timer.join();
 }
 
-void so8t_escalations::hold(so8t_escalation && entry) {
+void so8t_escalations::hold(so8t_escalation && entry, std::function<void(const so8t_escalation & decided)> && deliver) {
     std::lock_guard<std::mutex> lock(mutex);
-    entries.push_back(std::move(entry));
+    entries.push_back({std::move(entry), std::move(deliver)});
     if (stopping) {
         finish(entries.back(), SO8T_ESCALATION_SHUTDOWN);
     }
@@ -67,28 +56,28 @@ void so8t_escalations::end() {
     changed.notify_all();
 }
 
-so8t_escalations::result so8t_escalations::decide(
-    const std::string & id, bool allow, const std::string & reviewer, const std::string & comment, json & entry) {
+so8t_escalations::result so8t_escalations::decide(const std::string & id, bool allow, const std::string & reviewer,
+    const std::string & comment, so8t_escalation & entry) {
     std::lock_guard<std::mutex> lock(mutex);
     for (auto & e : entries) {
         if (e.id != id) {
             continue;
         }
         if (e.status != SO8T_ESCALATION_PENDING) {
-            entry = e.to_json();
+            entry = e;
             return TOO_LATE;
         }
         e.reviewer         = reviewer;
         e.comment          = comment;
         const bool decided = finish(e, allow ? SO8T_ESCALATION_ALLOWED : SO8T_ESCALATION_DENIED);
-        entry              = e.to_json();
+        entry              = e;
         return decided ? DECIDED : NOT_RECORDED;
     }
     return UNKNOWN;
 }
 
 // under the lock: an entry is decided, recorded and delivered in one step
-bool so8t_escalations::finish(so8t_escalation & entry, so8t_escalation_status status) {
+bool so8t_escalations::finish(held & entry, so8t_escalation_status status) {
     entry.status = status;
     if (!on_decision(entry) && status == SO8T_ESCALATION_ALLOWED) {
         entry.status = SO8T_ESCALATION_PENDING;

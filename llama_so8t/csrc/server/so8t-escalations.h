@@ -1,9 +1,8 @@
 #pragma once
 
-#include "so8t-answer.h"
+#include "so8t-verdict.h"
 
-#include "server-queue.h"
-#include "server-task.h"
+#include "server-common.h"
 
 #include <condition_variable>
 #include <cstdint>
@@ -17,16 +16,6 @@
 
 // Answers that wait for a person. Each is decided once: allowed, denied, or timed out.
 
-enum so8t_escalation_status {
-    SO8T_ESCALATION_PENDING,
-    SO8T_ESCALATION_ALLOWED,
-    SO8T_ESCALATION_DENIED,
-    SO8T_ESCALATION_TIMEOUT,
-    SO8T_ESCALATION_SHUTDOWN, // the server ended
-};
-
-const char * so8t_escalation_status_name(so8t_escalation_status status);
-
 struct so8t_escalation {
     std::string id;
     so8t_escalation_status status = SO8T_ESCALATION_PENDING;
@@ -34,12 +23,9 @@ struct so8t_escalation {
     int64_t deadline              = 0;
     std::string prompt;
     std::string answer;
-    json triggered;
+    json triggered; // so8t_verdict::triggered_json()
     std::string reviewer;
     std::string comment;
-
-    // sends what was held; called once, after the decision
-    std::function<void(const so8t_escalation & decided)> deliver;
 
     json to_json() const;
 };
@@ -51,7 +37,8 @@ class so8t_escalations {
     explicit so8t_escalations(std::function<bool(const so8t_escalation & decided)> on_decision);
     ~so8t_escalations();
 
-    void hold(so8t_escalation && entry);
+    // deliver sends what was held; called once, after the decision
+    void hold(so8t_escalation && entry, std::function<void(const so8t_escalation & decided)> && deliver);
 
     // no one will decide any more: delivers all that is held
     void end();
@@ -59,21 +46,25 @@ class so8t_escalations {
     enum result { DECIDED, UNKNOWN, TOO_LATE, NOT_RECORDED };
 
     // entry: as it is afterwards
-    result decide(
-        const std::string & id, bool allow, const std::string & reviewer, const std::string & comment, json & entry);
+    result decide(const std::string & id, bool allow, const std::string & reviewer, const std::string & comment,
+        so8t_escalation & entry);
 
     json list() const; // newest last
     size_t n_pending() const;
 
   private:
-    bool finish(so8t_escalation & entry, so8t_escalation_status status); // needs the lock
+    struct held : so8t_escalation {
+        std::function<void(const so8t_escalation & decided)> deliver;
+    };
+
+    bool finish(held & entry, so8t_escalation_status status); // needs the lock
     void run();
 
     std::function<bool(const so8t_escalation &)> on_decision;
 
     mutable std::mutex mutex;
     std::condition_variable changed;
-    std::deque<so8t_escalation> entries; // in order of creation; of the decided ones only the newest
+    std::deque<held> entries; // in order of creation; of the decided ones only the newest
     bool stopping = false;
     std::thread timer; // of the deadlines
 };

@@ -1,7 +1,6 @@
 #include "so8t-routes.h"
 
 #include "so8t-json.h"
-#include "so8t-server.h"
 #include "so8t-sha256.h"
 #include "so8t-ui.h"
 
@@ -11,10 +10,8 @@
 
 #include "base64.hpp"
 
-#include <chrono>
 #include <cstdlib>
 #include <functional>
-#include <thread>
 
 static const size_t SO8T_MAX_INPUTS  = 256;
 static const size_t SO8T_MAX_NAME    = 256; // bytes of a reviewer's name
@@ -84,8 +81,8 @@ static json so8t_body(const server_http_req & req, const std::vector<const char 
     return body;
 }
 
-static void so8t_need_heads() {
-    if (!so8t_server::get().has_heads()) {
+static void so8t_need_heads(const so8t_server & server) {
+    if (!server.has_heads()) {
         throw so8t_bad_request("the model has no heads that could judge a text");
     }
 }
@@ -101,14 +98,11 @@ static int64_t so8t_count_tokens(const server_routes & routes, const server_http
     return json::parse(routes.post_tokenize(inner)->data).at("tokens").size();
 }
 
-// verdicts of a conversation and, if it is not null, of an answer to it
-static json so8t_judge(
+// verdict of a conversation and, if it is not null, of an answer to it
+static so8t_verdict so8t_judge_text(
     const server_routes & routes, const server_http_req & req, const json & messages, const std::string * answer) {
-    static const std::string none;
-    const so8t_judging judging(answer ? *answer : none);
-
     // the answer has at most as many tokens as bytes; without one only the prompt is evaluated
-    json body = {
+    const json body = {
         {"messages", messages},
         {"max_tokens", answer ? (int64_t) answer->size() + 1 : 0},
         {"stream", false},
@@ -117,6 +111,8 @@ static json so8t_judge(
     };
     server_http_req inner = {
         req.params, req.headers, "/v1/chat/completions", "", safe_json_to_str(body), {}, req.should_stop};
+    inner.so8t_judgement         = std::make_shared<so8t_judgement>();
+    inner.so8t_judgement->answer = answer ? *answer : "";
 
     server_http_res_ptr res;
     try {
@@ -124,31 +120,24 @@ static json so8t_judge(
     } catch (const std::exception & e) { // of its template, or of what it makes of the messages
         throw so8t_bad_request(e.what());
     }
-    const json reply = json::parse_no_throw(res->data);
-    if (res->status != 200 || reply.is_discarded() || !reply.contains("so8t")) {
-        const std::string message = !reply.is_discarded() && reply.contains("error") ?
-                                        reply.at("error").value("message", "") :
-                                        "no verdict";
-        throw so8t_bad_request(message);
+    const auto & verdict = inner.so8t_judgement->verdict;
+    if (res->status != 200 || !verdict) {
+        const json reply = json::parse_no_throw(res->data);
+        throw so8t_bad_request(
+            !reply.is_discarded() && reply.contains("error") ? reply.at("error").value("message", "") : "no verdict");
     }
-    const json verdict = reply.at("so8t");
-    if (answer) {
-        int64_t n_judged = verdict.at("answer").at("n_positions").get<int64_t>();
-        if (verdict.contains("think")) {
-            n_judged += verdict.at("think").at("n_positions").get<int64_t>();
-        }
-        const int64_t n_tokens = so8t_count_tokens(routes, req, *answer);
-        if (n_judged != n_tokens) {
-            throw so8t_bad_request(string_format(
-                "only %lld of the %lld tokens of the answer fit into the context (-c), so it is not judged",
-                (long long) n_judged, (long long) n_tokens));
-        }
+    const int64_t n_tokens = answer ? so8t_count_tokens(routes, req, *answer) : 0;
+    if (answer && verdict->n_judged() != n_tokens) {
+        throw so8t_bad_request(
+            string_format("only %d of the %lld tokens of the answer fit into the context (-c), so it is not judged",
+                verdict->n_judged(), (long long) n_tokens));
     }
-    return verdict;
+    return *verdict;
 }
 
-static server_http_res_ptr so8t_post_judge(const server_routes & routes, const server_http_req & req) {
-    so8t_need_heads();
+static server_http_res_ptr so8t_post_judge(
+    const so8t_server & server, const server_routes & routes, const server_http_req & req) {
+    so8t_need_heads(server);
     const json body = so8t_body(req, {"messages", "model"});
     if (!body.contains("messages") || !body.at("messages").is_array() || body.at("messages").empty()) {
         throw so8t_bad_request("\"messages\" is missing, expected a list of {\"role\", \"content\"}");
@@ -156,7 +145,7 @@ static server_http_res_ptr so8t_post_judge(const server_routes & routes, const s
     json messages     = body.at("messages");
     const json & last = messages.back();
     if (!last.is_object() || !last.contains("role") || last.value("role", json()) != "assistant") {
-        return so8t_ok(json::object({{"so8t", so8t_judge(routes, req, messages, nullptr)}}));
+        return so8t_ok(json::object({{"so8t", so8t_judge_text(routes, req, messages, nullptr).to_json()}}));
     }
     if (!last.contains("content") || !last.at("content").is_string() || messages.size() < 2) {
         throw so8t_bad_request(
@@ -164,11 +153,35 @@ static server_http_res_ptr so8t_post_judge(const server_routes & routes, const s
     }
     const std::string answer = last.at("content").get<std::string>();
     messages.erase(messages.size() - 1);
-    return so8t_ok(json::object({{"so8t", so8t_judge(routes, req, messages, &answer)}}));
+    return so8t_ok(json::object({{"so8t", so8t_judge_text(routes, req, messages, &answer).to_json()}}));
 }
 
-static server_http_res_ptr so8t_post_moderations(const server_routes & routes, const server_http_req & req) {
-    so8t_need_heads();
+// a prompt in OpenAI's form: a key for each label that is not allowed, of each head that was asked
+static json so8t_moderation(const so8t_verdict & verdict) {
+    const so8t_part_verdict & prompt = verdict.parts[SO8T_PART_PROMPT];
+
+    json categories = json::object();
+    json scores     = json::object();
+    for (size_t i = 0; i < prompt.heads.size(); ++i) {
+        const auto & probs = prompt.heads[i].probs;
+        const auto & rule  = verdict.policy->heads[i];
+        for (size_t j = 0; j < probs.size(); ++j) {
+            if (rule.actions[j] != LLAMA_SO8T_ACTION_ALLOW) {
+                categories[rule.name + "/" + rule.labels[j]] = so8t_reached(probs[j], rule.thresholds[j]);
+                scores[rule.name + "/" + rule.labels[j]]     = so8t_probability_json(probs[j]);
+            }
+        }
+    }
+    return {
+        {"flagged", prompt.action != LLAMA_SO8T_ACTION_ALLOW},
+        {"categories", categories},
+        {"category_scores", scores},
+    };
+}
+
+static server_http_res_ptr so8t_post_moderations(
+    const so8t_server & server, const server_routes & routes, const server_http_req & req) {
+    so8t_need_heads(server);
     const json body = so8t_body(req, {"input", "model"});
     json inputs     = json::array();
     if (body.contains("input")) {
@@ -184,32 +197,11 @@ static server_http_res_ptr so8t_post_moderations(const server_routes & routes, c
             throw so8t_bad_request("\"input\" is not a text or a list of texts");
         }
         const json message = {{"role", "user"}, {"content", input}};
-        const json verdict = so8t_judge(routes, req, json::array({message}), nullptr);
-
-        json categories = json::object();
-        json scores     = json::object();
-        for (const auto & [name, head] : verdict.at("prompt").at("heads").items()) {
-            const json & thresholds = verdict.at("thresholds").at(name);
-            const json info         = so8t_server::get().head(name);
-            for (size_t i = 0; i < info.at("labels").size(); ++i) {
-                const std::string label = info.at("labels").at(i).get<std::string>();
-                if (info.at("actions").at(i).get<std::string>() == "allow") {
-                    continue;
-                }
-                const json & p                 = head.at("probabilities").at(label);
-                categories[name + "/" + label] = p.is_null() || p.get<double>() >= thresholds.at(label).get<double>();
-                scores[name + "/" + label]     = p;
-            }
-        }
-        results.push_back({
-            {"flagged", verdict.at("prompt").at("action") != "allow"},
-            {"categories", categories},
-            {"category_scores", scores},
-        });
+        results.push_back(so8t_moderation(so8t_judge_text(routes, req, json::array({message}), nullptr)));
     }
     return so8t_ok({
         {"id", "modr-" + random_string()},
-        {"model", so8t_server::get().model_info().at("name")},
+        {"model", server.model_name()},
         {"results", results},
     });
 }
@@ -226,15 +218,15 @@ static std::string so8t_text(const json & body, const char * key, size_t max_byt
     return value.get<std::string>();
 }
 
-static server_http_res_ptr so8t_get_escalations() {
-    auto & server = so8t_server::get();
+static server_http_res_ptr so8t_get_escalations(const so8t_server & server) {
+    const so8t_escalations * escalations = server.escalations();
     return so8t_ok({
-        {"escalations", server.escalations ? server.escalations->list() : json::array()},
-        {"wait", server.has_heads() ? server.info().at("policy").at("escalation_wait") : json(0)},
+        {"escalations", escalations ? escalations->list() : json::array()},
+        {"wait", server.escalation_wait()},
     });
 }
 
-static server_http_res_ptr so8t_post_escalation(const server_http_req & req) {
+static server_http_res_ptr so8t_post_escalation(const so8t_server & server, const server_http_req & req) {
     const json body            = so8t_body(req, {"action", "reviewer", "comment"});
     const std::string action   = so8t_text(body, "action", SO8T_MAX_NAME);
     const std::string reviewer = so8t_text(body, "reviewer", SO8T_MAX_NAME);
@@ -245,26 +237,25 @@ static server_http_res_ptr so8t_post_escalation(const server_http_req & req) {
     if (reviewer.empty()) {
         throw so8t_bad_request("\"reviewer\" is missing: the name of the person who decides");
     }
-    auto & server = so8t_server::get();
-
-    json entry;
-    const auto result = server.escalations ? server.escalations->decide(
-                                                 req.get_param("id"), action == "allow", reviewer, comment, entry) :
-                                             so8t_escalations::UNKNOWN;
+    so8t_escalation entry;
+    so8t_escalations * escalations = server.escalations();
+    const auto result = escalations ?
+                            escalations->decide(req.get_param("id"), action == "allow", reviewer, comment, entry) :
+                            so8t_escalations::UNKNOWN;
     switch (result) {
-        case so8t_escalations::DECIDED: return so8t_ok(entry);
+        case so8t_escalations::DECIDED: return so8t_ok(entry.to_json());
         case so8t_escalations::UNKNOWN: return so8t_error(404, ERROR_TYPE_NOT_FOUND, "no escalation has this id");
         case so8t_escalations::TOO_LATE:
-            return so8t_error(
-                409, ERROR_TYPE_INVALID_REQUEST, "this escalation is over: " + entry.at("status").get<std::string>());
+            return so8t_error(409, ERROR_TYPE_INVALID_REQUEST,
+                std::string("this escalation is over: ") + so8t_escalation_status_name(entry.status));
         case so8t_escalations::NOT_RECORDED:
             return so8t_error(503, ERROR_TYPE_UNAVAILABLE, "the audit log cannot be written, so nothing is released");
     }
     return nullptr;
 }
 
-static server_http_res_ptr so8t_get_audit(const server_http_req & req) {
-    const so8t_audit * audit = so8t_server::get().audit();
+static server_http_res_ptr so8t_get_audit(const so8t_server & server, const server_http_req & req) {
+    const so8t_audit * audit = server.audit();
     if (!audit) {
         return so8t_error(404, ERROR_TYPE_NOT_FOUND, "the server writes no audit log (--so8t-audit FILE)");
     }
@@ -301,24 +292,17 @@ static server_http_res_ptr so8t_get_ui() {
     return res;
 }
 
-void so8t_end_waiting() {
-    auto & server = so8t_server::get();
-    if (server.escalations && server.escalations->n_pending() > 0) {
-        server.escalations->end();
-        std::this_thread::sleep_for(std::chrono::milliseconds(500)); // the threads of the clients write the answers
-    }
-}
-
-void so8t_register_routes(const server_http_context & http, const server_routes & routes) {
-    http.get("/so8t", so8t_handler([](const server_http_req &) { return so8t_ok(so8t_server::get().info()); }));
+void so8t_register_routes(const server_http_context & http, const server_routes & routes, so8t_server & server) {
+    http.get("/so8t", so8t_handler([&](const server_http_req &) { return so8t_ok(server.info()); }));
     http.get("/so8t/ui", so8t_handler([](const server_http_req &) { return so8t_get_ui(); }));
-    http.get("/so8t/audit", so8t_handler(so8t_get_audit));
-    http.get("/so8t/escalations", so8t_handler([](const server_http_req &) { return so8t_get_escalations(); }));
-    http.post("/so8t/escalations/:id", so8t_handler(so8t_post_escalation));
+    http.get("/so8t/audit", so8t_handler([&](const server_http_req & req) { return so8t_get_audit(server, req); }));
+    http.get("/so8t/escalations", so8t_handler([&](const server_http_req &) { return so8t_get_escalations(server); }));
+    http.post("/so8t/escalations/:id",
+        so8t_handler([&](const server_http_req & req) { return so8t_post_escalation(server, req); }));
     http.post(
-        "/so8t/judge", so8t_handler([&routes](const server_http_req & req) { return so8t_post_judge(routes, req); }));
-    http.post("/v1/moderations",
-        so8t_handler([&routes](const server_http_req & req) { return so8t_post_moderations(routes, req); }));
-    http.post("/moderations",
-        so8t_handler([&routes](const server_http_req & req) { return so8t_post_moderations(routes, req); }));
+        "/so8t/judge", so8t_handler([&](const server_http_req & req) { return so8t_post_judge(server, routes, req); }));
+    for (const char * path : {"/v1/moderations", "/moderations"}) {
+        http.post(path,
+            so8t_handler([&](const server_http_req & req) { return so8t_post_moderations(server, routes, req); }));
+    }
 }

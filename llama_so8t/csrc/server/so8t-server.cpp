@@ -1,20 +1,15 @@
 #include "so8t-server.h"
 
-#include "so8t-format.h"
 #include "so8t-tensor-hash.h"
 
 #include "common.h"
 #include "log.h"
 
-#include "server-common.h"
+#include <chrono>
+#include <stdexcept>
+#include <thread>
 
 static const size_t SO8T_MAX_LOST = 1000; // audit lines kept in memory while the log cannot be written
-
-so8t_server & so8t_server::get() {
-    // never destroyed: a second Ctrl-C exits from a signal handler, where no lock may be waited for
-    static so8t_server & server = *new so8t_server;
-    return server;
-}
 
 //
 // what is known after loading
@@ -24,6 +19,57 @@ static std::string so8t_meta(const llama_model * model, const char * key) {
     std::string value(256, '\0');
     const int32_t n = llama_model_meta_val_str(model, key, value.data(), value.size());
     return n < 0 ? "" : value.substr(0, n);
+}
+
+json so8t_server::model_info::to_json(bool with_path) const {
+    json result = {{"architecture", architecture}, {"name", name}};
+    if (with_path) {
+        result["path"] = path;
+    }
+    result["sha256"] = nullptr;
+    if (!sha256.empty()) {
+        result["sha256"] = sha256;
+    }
+    return result;
+}
+
+static json so8t_heads_json(const llama_model * model, const so8t_policy & policy) {
+    json heads = json::object();
+    for (size_t i = 0; i < policy.heads.size(); ++i) {
+        const auto head  = llama_so8t_get_head(model, i);
+        const auto & set = policy.heads[i];
+
+        json actions    = json::array();
+        json thresholds = json::object();
+        for (size_t j = 0; j < set.labels.size(); ++j) {
+            actions.push_back(llama_so8t_action_name(set.actions[j]));
+            thresholds[set.labels[j]] = so8t_short(set.thresholds[j]);
+        }
+        const char * scope = head.scope == LLAMA_SO8T_SCOPE_PROMPT ? "prompt" :
+                             head.scope == LLAMA_SO8T_SCOPE_ANSWER ? "answer" :
+                                                                     "both";
+        heads[set.name]    = {
+            {"labels", set.labels},
+            {"actions", actions},
+            {"thresholds", thresholds},
+            {"debounce", set.debounce},
+            {"temperature", so8t_short(head.temperature)},
+            {"scope", scope},
+            {"representation", llama_so8t_representation_name(head.representation)},
+        };
+    }
+    return heads;
+}
+
+static json so8t_rotations_json(const llama_model * model) {
+    json in_graph = json::array();
+    json folded   = json::array();
+    for (int32_t i = 0; i < llama_so8t_n_rotations(model); ++i) {
+        const auto rotation = llama_so8t_get_rotation(model, i);
+        (rotation.folded ? folded : in_graph).push_back(rotation.site);
+    }
+    // a model whose rotations are not in SO(8) is not loaded
+    return {{"explicit", in_graph}, {"folded", folded}, {"checked", true}};
 }
 
 bool so8t_server::load(const llama_model * m, const common_params & params) try {
@@ -38,65 +84,16 @@ bool so8t_server::load(const llama_model * m, const common_params & params) try 
         }
         return true;
     }
+    model                 = {so8t_meta(m, "general.architecture"), so8t_meta(m, "general.name"), params.model.path, ""};
+    heads                 = so8t_heads_json(m, *policy);
+    rotations             = so8t_rotations_json(m);
     policy_json           = so8t_policy_json(m, *policy);
     policy_json["sha256"] = policy->sha256;
-
-    model = {
-        {"architecture", so8t_meta(m, "general.architecture")},
-        {"name", so8t_meta(m, "general.name")},
-        {"path", params.model.path},
-        {"sha256", nullptr},
-    };
-
-    heads = json::object();
-    for (int32_t i = 0; i < llama_so8t_n_heads(m); ++i) {
-        const auto head       = llama_so8t_get_head(m, i);
-        const auto & settings = policy_json.at("heads").at(head.name);
-
-        json labels  = json::array();
-        json actions = json::array();
-        for (int32_t j = 0; j < head.n_labels; ++j) {
-            labels.push_back(llama_so8t_get_label(m, i, j).name);
-            actions.push_back(llama_so8t_action_name(llama_so8t_get_label(m, i, j).action));
-        }
-        const char * scope = head.scope == LLAMA_SO8T_SCOPE_PROMPT ? "prompt" :
-                             head.scope == LLAMA_SO8T_SCOPE_ANSWER ? "answer" :
-                                                                     "both";
-        heads[head.name]   = {
-            {"labels", labels},
-            {"actions", actions},
-            {"thresholds", settings.at("thresholds")},
-            {"debounce", settings.at("debounce")},
-            {"temperature", so8t_short(head.temperature)},
-            {"scope", scope},
-            {"representation", llama_so8t_representation_name(head.representation)},
-        };
-    }
-    rotations = {
-        {"explicit", json::array()},
-        {"folded", json::array()},
-        {"checked", true}, // a model whose rotations are not in SO(8) is not loaded
-    };
-    for (int32_t i = 0; i < llama_so8t_n_rotations(m); ++i) {
-        const auto rotation = llama_so8t_get_rotation(m, i);
-        rotations.at(rotation.folded ? "folded" : "explicit").push_back(rotation.site);
-    }
-
     if (params.so8t.policy.has_reviewers && policy->escalation_wait > 0) {
-        escalations = std::make_unique<so8t_escalations>(
-            [this](const so8t_escalation & e) { return record_decision(e); });
+        waiting = std::make_unique<so8t_escalations>([this](const so8t_escalation & e) { return record_decision(e); });
     }
     if (!params.so8t.audit.file.empty()) {
-        LOG_INF("so8t: hashing the tensors of the model for the audit log\n");
-        model["sha256"] = so8t_tensor_hash(params.model.path);
-        audit_required  = params.so8t.audit_required && policy->mode == SO8T_MODE_ENFORCE;
-        log             = std::make_unique<so8t_audit>(params.so8t.audit,
-            json{
-                {"architecture", model.at("architecture")},
-                {"name", model.at("name")},
-                {"sha256", model.at("sha256")},
-            },
-            policy_json);
+        open_log(params);
     }
     return true;
 } catch (const std::exception & e) {
@@ -104,13 +101,27 @@ bool so8t_server::load(const llama_model * m, const common_params & params) try 
     return false;
 }
 
+void so8t_server::open_log(const common_params & params) {
+    LOG_INF("so8t: hashing the tensors of the model for the audit log\n");
+    model.sha256   = so8t_tensor_hash(params.model.path);
+    audit_required = params.so8t.audit_required && policy->mode == SO8T_MODE_ENFORCE;
+    log            = std::make_unique<so8t_audit>(params.so8t.audit, model.to_json(false), policy_json);
+}
+
 void so8t_server::stop() {
-    escalations.reset();
+    waiting.reset();
     if (log && !write_lost()) {
         LOG_ERR("error: so8t: %zu lines of the audit log could not be written and are lost\n",
             lost.size() + (size_t) n_dropped);
     }
     log.reset();
+}
+
+void so8t_server::end_waiting() {
+    if (waiting && waiting->n_pending() > 0) {
+        waiting->end();
+        std::this_thread::sleep_for(std::chrono::milliseconds(500)); // the threads of the clients write the answers
+    }
 }
 
 //
@@ -133,12 +144,8 @@ bool so8t_server::write_lost() {
     return true;
 }
 
-bool so8t_server::write(const char * event, const json & fields, bool durable, json & entry) {
-    const auto written = write_lost() ? log->append(event, fields, durable) : std::nullopt;
-    if (written) {
-        entry = {{"seq", written->seq}, {"hash", written->hash}};
-    }
-    return written.has_value();
+std::optional<so8t_audit::entry> so8t_server::write(const char * event, const json & fields, bool durable) {
+    return write_lost() ? log->append(event, fields, durable) : std::nullopt;
 }
 
 void so8t_server::keep(const char * event, const json & fields) {
@@ -149,19 +156,46 @@ void so8t_server::keep(const char * event, const json & fields) {
     }
 }
 
-bool so8t_server::record(const json & request, bool durable, json & entry) {
+json so8t_server::request_json(const so8t_request_record & request, const so8t_verdict & verdict) const {
+    json result = {
+        {"request", request.id},
+        {"task", request.id_task},
+        {"slot", request.id_slot},
+        {"model", model.sha256},
+        {"policy", verdict.policy->sha256},
+        {"mode", request.judge ? "judge" : so8t_mode_name(verdict.policy->mode)},
+        {"prompt", log->text_record(request.prompt, request.n_prompt)},
+        {"answer", log->text_record(request.answer, request.n_answer)},
+        {"verdicts", verdict.changes_json()},
+        {"decision", llama_so8t_action_name(verdict.decision())},
+        {"enforced", so8t_enforced_name(verdict.enforced)},
+        {"triggered", verdict.triggered_json()},
+    };
+    if (verdict.escalation) {
+        result["escalation"] = verdict.escalation->id;
+    }
+    if (request.cancelled) {
+        result["cancelled"] = true;
+    }
+    return result;
+}
+
+bool so8t_server::record(const so8t_request_record & request, const so8t_verdict & verdict, bool durable,
+    std::optional<so8t_verdict::audit_entry> & entry) {
     if (!log) {
         return true;
     }
+    json fields = request_json(request, verdict);
+
     std::lock_guard<std::mutex> lock(write_mutex);
-    if (write(SO8T_AUDIT_REQUEST, request, durable, entry)) {
+    if (const auto written = write(SO8T_AUDIT_REQUEST, fields, durable)) {
+        entry = {written->seq, written->hash};
         return true;
     }
-    json unwritten = request;
     if (audit_required) {
-        unwritten["enforced"] = "unavailable";
+        fields["enforced"] = so8t_enforced_name(SO8T_ENFORCED_UNAVAILABLE);
     }
-    keep(SO8T_AUDIT_REQUEST, unwritten);
+    keep(SO8T_AUDIT_REQUEST, fields);
     return !audit_required;
 }
 
@@ -188,8 +222,7 @@ bool so8t_server::record_decision(const so8t_escalation & decided) {
     }
     if (log) {
         std::lock_guard<std::mutex> lock(write_mutex);
-        json entry;
-        if (!write(SO8T_AUDIT_ESCALATION, fields, true, entry)) {
+        if (!write(SO8T_AUDIT_ESCALATION, fields, true)) {
             if (audit_required && decided.status == SO8T_ESCALATION_ALLOWED) {
                 return false; // the answer stays pending
             }
@@ -201,26 +234,23 @@ bool so8t_server::record_decision(const so8t_escalation & decided) {
     return true;
 }
 
-json so8t_server::text_record(const std::string & text, int32_t n_tokens) const {
-    return log ? log->text_record(text, n_tokens) : json(nullptr);
-}
-
 //
 // counters
 //
 
-void so8t_server::count(const so8t_guard & guard, const json & verdict) {
+void so8t_server::count(const so8t_verdict & verdict) {
     std::lock_guard<std::mutex> lock(count_mutex);
-    n_decisions[verdict.at("decision").get<std::string>()]++;
-    n_enforced[verdict.at("enforced").get<std::string>()]++;
-    n_read += guard.n_read();
-    t_us   += guard.t_us();
-    for (const char * part : {"prompt", "think", "answer"}) {
-        if (!verdict.contains(part)) {
-            continue;
-        }
-        for (const auto & [name, head] : verdict.at(part).at("heads").items()) {
-            n_labels[{part, name, head.at("label").get<std::string>()}]++;
+    n_decisions[llama_so8t_action_name(verdict.decision())]++;
+    n_enforced[so8t_enforced_name(verdict.enforced)]++;
+    n_read += verdict.n_read;
+    t_us   += verdict.t_us;
+    for (int part = 0; part < SO8T_N_PARTS; ++part) {
+        const auto & heads = verdict.parts[part].heads;
+        for (size_t i = 0; i < heads.size(); ++i) {
+            if (!heads[i].probs.empty()) {
+                const std::string label = verdict.label_name(i, heads[i].label);
+                n_labels[{so8t_part_name((so8t_part) part), verdict.head_name(i), label}]++;
+            }
         }
     }
 }
@@ -260,7 +290,7 @@ json so8t_server::info() const {
         audit           = {{"path", log->path()}, {"seq", last.seq}, {"hash", last.hash}, {"failed", log->failed()}};
     }
     return {
-        {"model", model},
+        {"model", model.to_json(true)},
         {"heads", heads},
         {"policy", policy_json},
         {"rotations", rotations},
@@ -269,23 +299,11 @@ json so8t_server::info() const {
     };
 }
 
-json so8t_server::categories() const {
-    json result = json::object();
-    for (const auto & [name, head] : heads.items()) {
-        result[name] = json::array();
-        for (size_t i = 0; i < head.at("labels").size(); ++i) {
-            if (head.at("actions").at(i) != "allow") {
-                result[name].push_back(head.at("labels").at(i));
-            }
-        }
-    }
-    return result;
-}
-
-void so8t_server::add_props(json & props) const {
+json so8t_server::add_props(json props) const {
     if (policy) {
         props["so8t"] = json::object({{"heads", heads}, {"policy", policy_json}, {"rotations", rotations}});
     }
+    return props;
 }
 
 static std::string so8t_quoted(const std::string & value) {
@@ -310,7 +328,7 @@ std::string so8t_server::prometheus() const {
                 "llamacpp:so8t_%s{%s=%s} %llu\n", name, key, so8t_quoted(value).c_str(), (unsigned long long) n);
         }
     };
-    const size_t n_pending = escalations ? escalations->n_pending() : 0;
+    const size_t n_pending = waiting ? waiting->n_pending() : 0;
 
     std::lock_guard<std::mutex> lock(count_mutex);
     metric("decisions_total", "counter", "Answers by the action the heads asked for.");
@@ -340,29 +358,17 @@ std::string so8t_server::prometheus() const {
 // requests
 //
 
-static thread_local const std::string * so8t_judged = nullptr;
-
-so8t_judging::so8t_judging(const std::string & answer) {
-    so8t_judged = &answer;
-}
-
-so8t_judging::~so8t_judging() {
-    so8t_judged = nullptr;
-}
-
-so8t_sampling_params so8t_request(const json & data) {
+so8t_sampling_params so8t_server::sampling_params(
+    const json & body, const std::shared_ptr<so8t_judgement> & judgement) const {
     so8t_sampling_params params;
-    if (!so8t_server::get().has_heads()) {
+    if (!has_heads()) {
         return params;
     }
-    if (so8t_judged) {
-        params.judge  = true;
-        params.judged = *so8t_judged;
-    }
-    if (!data.contains("so8t")) {
+    params.judgement = judgement;
+    if (!body.contains("so8t")) {
         return params;
     }
-    const json & given = data.at("so8t");
+    const json & given = body.at("so8t");
     if (!given.is_object()) {
         throw std::invalid_argument("so8t: expected an object with \"trace\" or \"annotations\", true or false");
     }

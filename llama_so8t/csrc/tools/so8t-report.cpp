@@ -2,6 +2,7 @@
 
 #include "so8t-args.h"
 #include "so8t-guard.h"
+#include "so8t-verdict.h"
 
 #include "common.h"
 #include "json.h"
@@ -10,77 +11,87 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
-#include <deque>
 #include <fstream>
-#include <utility>
 
-// tokens of the answer that are not yet printed, with their positions; llama-completion has one answer at a time
-static std::deque<std::pair<int32_t, std::string>> so8t_withheld;
-
-static void so8t_print_until(int32_t n_tokens) {
-    while (!so8t_withheld.empty() && so8t_withheld.front().first < n_tokens) {
-        LOG("%s", so8t_withheld.front().second.c_str());
-        so8t_withheld.pop_front();
+void so8t_output::print_until(int32_t n_tokens) {
+    while (!withheld.empty() && withheld.front().first < n_tokens) {
+        LOG("%s", withheld.front().second.c_str());
+        withheld.pop_front();
     }
 }
 
-void so8t_print(const so8t_guard & guard, const std::string & text) {
-    so8t_withheld.emplace_back(guard.n_generated() - 1, text);
-    so8t_print_until(guard.n_sendable(false));
+void so8t_output::print(const so8t_guard & guard, const std::string & text) {
+    withheld.emplace_back(guard.n_generated() - 1, text);
+    print_until(guard.n_sendable(false));
 }
 
-void so8t_end_turn(const so8t_params & params, so8t_guard & guard) {
-    so8t_print_until(guard.n_sendable(true));
-    so8t_withheld.clear();
+void so8t_output::end_turn(const so8t_params & params, so8t_guard & guard) {
+    print_until(guard.n_sendable(true));
+    withheld.clear();
     if (!guard.text().empty()) {
         LOG("%s%s\n", guard.n_generated() > 1 ? "\n\n" : "", guard.text().c_str());
     }
-    so8t_report(params, guard.verdict());
+    if (const auto verdict = guard.verdict()) {
+        so8t_report(params, *verdict);
+    }
     guard.begin();
 }
 
-static std::string so8t_verdict_line(const std::string & what, const common_json & part) {
-    std::string line = string_format("so8t %s:", what.c_str());
+static std::string so8t_part_line(const so8t_verdict & verdict, so8t_part i_part) {
+    const auto & part = verdict.parts[i_part];
+    std::string line  = string_format("so8t %s:", so8t_part_name(i_part));
 
     const char * separator = " ";
-    for (const auto & [name, head] : part.at("heads").items()) {
-        const std::string label  = head.at("label").get<std::string>();
-        const auto & probs       = head.at("probabilities");
-        line                    += separator + name + " " + label;
-        if (probs.contains(label)) {
-            line += string_format(" %.2f", probs.at(label).get<double>());
+    for (size_t i = 0; i < part.heads.size(); ++i) {
+        const auto & head = part.heads[i];
+        if (head.probs.empty()) {
+            continue;
         }
-        if (head.contains("triggered") && !head.at("triggered").is_null()) {
-            const auto & triggered = head.at("triggered");
-            line += string_format(" (%s at token %d)", triggered.at("label").get<std::string>().c_str(),
-                triggered.at("position").get<int>());
+        line += separator + verdict.head_name(i) + " " + verdict.label_name(i, head.label);
+        if (head.label >= 0) {
+            line += string_format(" %.2f", so8t_short(head.probs[head.label]));
+        }
+        if (head.triggered_label >= 0 && i_part != SO8T_PART_PROMPT) {
+            line += string_format(
+                " (%s at token %d)", verdict.label_name(i, head.triggered_label).c_str(), head.triggered_position);
         }
         separator = ", ";
     }
-    return line + " -> " + part.at("action").get<std::string>();
+    return line + " -> " + llama_so8t_action_name(part.action);
 }
 
-void so8t_report(const so8t_params & params, const common_json & verdict) {
-    if (verdict.is_null()) {
-        return;
-    }
+static void so8t_print_lines(const so8t_verdict & verdict) {
     fflush(stdout);
     fprintf(stderr, "\n");
-    for (const char * part : {"prompt", "think", "answer"}) {
-        if (verdict.contains(part)) {
-            fprintf(stderr, "%s\n", so8t_verdict_line(part, verdict.at(part)).c_str());
+    for (const so8t_part part : {SO8T_PART_PROMPT, SO8T_PART_THINK, SO8T_PART_ANSWER}) {
+        if (part != SO8T_PART_THINK || verdict.parts[part].n_positions > 0) {
+            fprintf(stderr, "%s\n", so8t_part_line(verdict, part).c_str());
         }
     }
-    const std::string enforced = verdict.at("enforced").get<std::string>();
-    if (enforced != "none") {
-        fprintf(stderr, "so8t enforced: %s\n", enforced.c_str());
+    if (verdict.enforced != SO8T_ENFORCED_NONE) {
+        fprintf(stderr, "so8t enforced: %s\n", so8t_enforced_name(verdict.enforced));
     }
-    if (params.json_file.empty()) {
+}
+
+static void so8t_append(const std::string & path, const common_json & answer) {
+    if (path.empty()) {
         return;
     }
-    std::ofstream file(params.json_file, std::ios::app);
-    file << verdict.dump_safe() << std::endl;
+    std::ofstream file(path, std::ios::app);
+    file << answer.dump_safe() << std::endl;
     if (!file) {
-        LOG_ERR("so8t: cannot write '%s': %s\n", params.json_file.c_str(), strerror(errno));
+        LOG_ERR("so8t: cannot write '%s': %s\n", path.c_str(), strerror(errno));
+    }
+}
+
+void so8t_report(const so8t_params & params, const so8t_verdict & verdict) {
+    so8t_print_lines(verdict);
+    so8t_append(params.json_file, verdict.to_json());
+}
+
+void so8t_report(const so8t_params & params, const common_json & answer) {
+    if (!answer.is_null()) {
+        so8t_print_lines(so8t_verdict_from_json(answer));
+        so8t_append(params.json_file, answer);
     }
 }

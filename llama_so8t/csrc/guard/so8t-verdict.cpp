@@ -1,0 +1,267 @@
+#include "so8t-verdict.h"
+
+#include "json.h"
+
+#include <algorithm>
+#include <stdexcept>
+
+static const char * const SO8T_NOT_FINITE = "not finite"; // as a label
+
+const char * so8t_part_name(so8t_part part) {
+    switch (part) {
+        case SO8T_PART_PROMPT: return "prompt";
+        case SO8T_PART_THINK:  return "think";
+        case SO8T_PART_ANSWER: return "answer";
+        case SO8T_N_PARTS:     break;
+    }
+    return "?";
+}
+
+const char * so8t_enforced_name(so8t_enforced enforced) {
+    switch (enforced) {
+        case SO8T_ENFORCED_NONE:        return "none";
+        case SO8T_ENFORCED_STOP:        return "stop";
+        case SO8T_ENFORCED_MESSAGE:     return "message";
+        case SO8T_ENFORCED_ESCALATION:  return "escalation";
+        case SO8T_ENFORCED_HELD:        return "held";
+        case SO8T_ENFORCED_RELEASED:    return "released";
+        case SO8T_ENFORCED_DENIED:      return "denied";
+        case SO8T_ENFORCED_TIMEOUT:     return "timeout";
+        case SO8T_ENFORCED_SHUTDOWN:    return "shutdown";
+        case SO8T_ENFORCED_UNAVAILABLE: return "unavailable";
+    }
+    return "?";
+}
+
+const char * so8t_escalation_status_name(so8t_escalation_status status) {
+    switch (status) {
+        case SO8T_ESCALATION_PENDING:  return "pending";
+        case SO8T_ESCALATION_ALLOWED:  return "allowed";
+        case SO8T_ESCALATION_DENIED:   return "denied";
+        case SO8T_ESCALATION_TIMEOUT:  return "timeout";
+        case SO8T_ESCALATION_SHUTDOWN: return "shutdown";
+    }
+    return "?";
+}
+
+void so8t_verdict::hide_text(int32_t n) {
+    if (!trace) {
+        return;
+    }
+    for (auto & token : *trace) {
+        if (token.part != SO8T_PART_PROMPT && n-- <= 0) {
+            token.delivered = false;
+        }
+    }
+}
+
+std::string so8t_verdict::label_name(int32_t head, int32_t label) const {
+    return label < 0 ? SO8T_NOT_FINITE : policy->heads[head].labels[label];
+}
+
+//
+// to JSON
+//
+
+common_json so8t_probability_json(float probability) {
+    return std::isfinite(probability) ? common_json(so8t_short(probability)) : common_json(nullptr);
+}
+
+common_json so8t_verdict::probabilities_json(int32_t head, const std::vector<float> & values) const {
+    common_json json = common_json::object();
+    for (size_t i = 0; i < values.size(); ++i) {
+        json[policy->heads[head].labels[i]] = so8t_probability_json(values[i]);
+    }
+    return json;
+}
+
+common_json so8t_verdict::part_json(so8t_part i_part) const {
+    const auto & part = parts[i_part];
+
+    common_json json = common_json::object();
+    json["action"]   = llama_so8t_action_name(part.action);
+    if (i_part != SO8T_PART_PROMPT) {
+        json["n_positions"] = part.n_positions;
+    }
+    common_json heads = common_json::object();
+    for (size_t i = 0; i < part.heads.size(); ++i) {
+        const auto & head = part.heads[i];
+        if (head.probs.empty()) {
+            continue;
+        }
+        common_json entry      = common_json::object();
+        entry["label"]         = label_name(i, head.label);
+        entry["probabilities"] = probabilities_json(i, head.probs);
+        if (i_part != SO8T_PART_PROMPT) {
+            entry["peak"]      = probabilities_json(i, head.peak);
+            entry["triggered"] = nullptr;
+            if (head.triggered_label >= 0) {
+                entry["triggered"] = common_json::object({
+                    {"position", head.triggered_position},
+                    {"label", label_name(i, head.triggered_label)},
+                });
+            }
+        }
+        heads[head_name(i)] = entry;
+    }
+    json["heads"] = heads;
+    return json;
+}
+
+common_json so8t_verdict::trace_json() const {
+    common_json json = common_json::array();
+    for (const auto & token : *trace) {
+        common_json entry = common_json::object({
+            {"part", so8t_part_name(token.part)},
+            {"position", token.position},
+            {"id", nullptr},
+            {"text", token.delivered ? token.text : ""},
+        });
+        if (token.delivered) {
+            entry["id"] = token.id;
+        }
+        common_json heads = common_json::object();
+        for (size_t i = 0; i < token.probs.size(); ++i) {
+            if (!token.probs[i].empty()) {
+                heads[head_name(i)] = probabilities_json(i, token.probs[i]);
+            }
+        }
+        entry["heads"] = heads;
+        json.push_back(entry);
+    }
+    return json;
+}
+
+common_json so8t_verdict::triggered_json() const {
+    if (triggered.action == LLAMA_SO8T_ACTION_ALLOW) {
+        return nullptr;
+    }
+    return common_json::object({
+        {"part", so8t_part_name(triggered.part)},
+        {"position", triggered.position},
+        {"head", head_name(triggered.head)},
+        {"label", label_name(triggered.head, triggered.label)},
+        {"probability", so8t_probability_json(triggered.probability)},
+    });
+}
+
+common_json so8t_verdict::changes_json() const {
+    common_json json = common_json::array();
+    for (const auto & change : changes) {
+        json.push_back({
+            {"part", so8t_part_name(change.part)},
+            {"position", change.position},
+            {"head", head_name(change.head)},
+            {"label", label_name(change.head, change.label)},
+            {"probabilities", probabilities_json(change.head, change.probs)},
+        });
+    }
+    return json;
+}
+
+common_json so8t_verdict::to_json() const {
+    common_json json = common_json::object({
+        {"decision", llama_so8t_action_name(decision())},
+        {"enforced", so8t_enforced_name(enforced)},
+        {"policy", {{"mode", so8t_mode_name(policy->mode)}, {"sha256", policy->sha256}}},
+        {"prompt", part_json(SO8T_PART_PROMPT)},
+    });
+    if (parts[SO8T_PART_THINK].n_positions > 0) {
+        json["think"] = part_json(SO8T_PART_THINK);
+    }
+    json["answer"]    = part_json(SO8T_PART_ANSWER);
+    json["triggered"] = triggered_json();
+
+    common_json thresholds = common_json::object();
+    common_json debounce   = common_json::object();
+    for (size_t i = 0; i < policy->heads.size(); ++i) {
+        thresholds[head_name(i)] = probabilities_json(i, policy->heads[i].thresholds);
+        debounce[head_name(i)]   = policy->heads[i].debounce;
+    }
+    json["thresholds"] = thresholds;
+    json["debounce"]   = debounce;
+
+    if (escalation) {
+        json["escalation"] = common_json::object({
+            {"id", escalation->id},
+            {"status", so8t_escalation_status_name(escalation->status)},
+            {"reviewer", nullptr},
+        });
+        if (!escalation->reviewer.empty()) {
+            json["escalation"]["reviewer"] = escalation->reviewer;
+        }
+    }
+    if (audit) {
+        json["audit"] = common_json::object({{"seq", audit->seq}, {"hash", audit->hash}});
+    }
+    if (trace) {
+        json["trace"] = trace_json();
+    }
+    return json;
+}
+
+//
+// from JSON
+//
+
+// the value whose name stands there
+template <typename T>
+static T so8t_named(const common_json & json, T last, const char * (*name)(T)) {
+    const std::string wanted = json.get<std::string>();
+    for (int i = 0; i <= (int) last; ++i) {
+        if (wanted == name((T) i)) {
+            return (T) i;
+        }
+    }
+    throw std::invalid_argument("so8t: '" + wanted + "' is not known here: are server and client of one version?");
+}
+
+static int32_t so8t_label_index(const std::vector<std::string> & labels, const common_json & json) {
+    const auto found = std::find(labels.begin(), labels.end(), json.get<std::string>());
+    return found == labels.end() ? -1 : found - labels.begin();
+}
+
+static so8t_head_verdict so8t_head_from_json(const std::vector<std::string> & labels, const common_json & json) {
+    so8t_head_verdict head;
+    for (const auto & label : labels) {
+        const common_json & p = json.at("probabilities").at(label);
+        head.probs.push_back(p.is_null() ? NAN : p.get<float>());
+    }
+    head.label = so8t_label_index(labels, json.at("label"));
+    if (json.contains("triggered") && !json.at("triggered").is_null()) {
+        const common_json & triggered = json.at("triggered");
+        head.triggered_position       = triggered.at("position").get<int32_t>();
+        head.triggered_label          = so8t_label_index(labels, triggered.at("label"));
+    }
+    return head;
+}
+
+so8t_verdict so8t_verdict_from_json(const common_json & json) {
+    auto policy = std::make_shared<so8t_policy>();
+    for (const auto & [name, thresholds] : json.at("thresholds").items()) {
+        policy->heads.emplace_back();
+        policy->heads.back().name = name;
+        for (const auto & [label, threshold] : thresholds.items()) {
+            policy->heads.back().labels.push_back(label);
+        }
+    }
+    so8t_verdict verdict;
+    verdict.policy   = policy;
+    verdict.enforced = so8t_named(json.at("enforced"), SO8T_ENFORCED_UNAVAILABLE, so8t_enforced_name);
+    for (int i = 0; i < SO8T_N_PARTS; ++i) {
+        const char * name = so8t_part_name((so8t_part) i);
+        if (!json.contains(name)) {
+            continue;
+        }
+        const common_json & given = json.at(name);
+        auto & part               = verdict.parts[i];
+        part.action               = so8t_named(given.at("action"), LLAMA_SO8T_ACTION_REFUSE, llama_so8t_action_name);
+        part.n_positions          = given.value("n_positions", 1); // a prompt has one
+        for (const auto & head : policy->heads) {
+            const bool asked = given.at("heads").contains(head.name);
+            part.heads.push_back(
+                asked ? so8t_head_from_json(head.labels, given.at("heads").at(head.name)) : so8t_head_verdict());
+        }
+    }
+    return verdict;
+}
