@@ -252,8 +252,11 @@ def test_annotations_have_the_form_of_azure_and_only_on_request(enforce, name):
 @pytest.mark.parametrize("name", ENDPOINTS)
 @pytest.mark.parametrize(
     "asked",
-    [{"tracing": True}, {"trace": 1}, {"annotations": "yes"}, {"policy": "off"}, {"judge": True}, [], "off", None],
-)
+    [
+        {"tracing": True}, {"trace": 1}, {"annotations": "yes"}, {"policy": "off"}, {"judge": True},
+        {"judgement": "fine"}, [], "off", None,
+    ],
+)  # fmt: skip
 def test_other_keys_of_a_request_are_an_error(enforce, name, asked):
     endpoint = ENDPOINTS[name]
     for streamed in (False, True):

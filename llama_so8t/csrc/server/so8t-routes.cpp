@@ -301,8 +301,8 @@ void so8t_register_routes(const server_http_context & http, const server_routes 
         so8t_handler([&](const server_http_req & req) { return so8t_post_escalation(server, req); }));
     http.post(
         "/so8t/judge", so8t_handler([&](const server_http_req & req) { return so8t_post_judge(server, routes, req); }));
-    for (const char * path : {"/v1/moderations", "/moderations"}) {
-        http.post(path,
-            so8t_handler([&](const server_http_req & req) { return so8t_post_moderations(server, routes, req); }));
-    }
+    const auto moderations = so8t_handler(
+        [&](const server_http_req & req) { return so8t_post_moderations(server, routes, req); });
+    http.post("/v1/moderations", moderations);
+    http.post("/moderations", moderations);
 }
