@@ -224,7 +224,7 @@ void so8t_load_heads(llama_model_base & model, llama_model_loader & ml) {
         result->n_values += n_labels;
         result->heads.push_back(std::move(head));
     }
-    model.so8t = result;
+    model.so8t_heads = result;
 }
 
 //
@@ -241,20 +241,20 @@ static ggml_tensor * so8t_build_stem(llm_graph_context & llm, const so8t_stem & 
 
 void so8t_build_heads(llm_graph_context & llm, const llama_model & model) {
     ggml_tensor * f = llm.res->t_embd; // [n_embd, n_outputs], after the final norm
-    if (!model.so8t || !f) {
+    if (!model.so8t_heads || !f) {
         return;
     }
     ggml_context * ctx = llm.ctx0;
 
-    std::vector<ggml_tensor *> stems(model.so8t->stems.size(), nullptr);
+    std::vector<ggml_tensor *> stems(model.so8t_heads->stems.size(), nullptr);
 
     ggml_tensor * values = nullptr;
-    for (const auto & head : model.so8t->heads) {
+    for (const auto & head : model.so8t_heads->heads) {
         ggml_tensor * cur = f;
         if (head.stem >= 0) {
             auto & stem = stems[head.stem];
             if (!stem) {
-                stem = so8t_build_stem(llm, model.so8t->stems[head.stem], f);
+                stem = so8t_build_stem(llm, model.so8t_heads->stems[head.stem], f);
                 llm.cb(stem, "so8t_stem", -1);
             }
             cur = stem;

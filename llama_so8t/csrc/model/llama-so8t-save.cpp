@@ -83,7 +83,7 @@ void so8t_save(const llama_model & model, gguf_context * ctx) {
     if (model.arch == LLM_ARCH_SO8T) {
         so8t_save_arch(static_cast<const llama_model_so8t &>(model), ctx);
     }
-    if (model.so8t) {
-        so8t_save_heads(*model.so8t, ctx);
+    if (model.so8t_heads) {
+        so8t_save_heads(*model.so8t_heads, ctx);
     }
 }

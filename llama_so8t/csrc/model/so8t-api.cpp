@@ -22,12 +22,12 @@ static_assert(LLAMA_SO8T_SCOPE_BOTH == std::size(so8t_scope_names), "so8t.h has 
 //
 
 static const so8t_head & so8t_get(const llama_model * model, int32_t head) {
-    GGML_ASSERT(model->so8t && head >= 0 && head < (int32_t) model->so8t->heads.size() && "no such head");
-    return model->so8t->heads[head];
+    GGML_ASSERT(model->so8t_heads && head >= 0 && head < (int32_t) model->so8t_heads->heads.size() && "no such head");
+    return model->so8t_heads->heads[head];
 }
 
 int32_t llama_so8t_n_heads(const llama_model * model) {
-    return model->so8t ? (int32_t) model->so8t->heads.size() : 0;
+    return model->so8t_heads ? (int32_t) model->so8t_heads->heads.size() : 0;
 }
 
 llama_so8t_head llama_so8t_get_head(const llama_model * model, int32_t head) {
