@@ -27,7 +27,7 @@ from .guard_server import SMALL, Server
 REASONS = {
     "builds llama.cpp or runs the tests": r"^(make|cmake) ",
     "measures for minutes": r"^so8t bench ",
-    "installs packages": r"^pip install ",
+    "installs packages": r"^(pip install |findings/)",
     "needs other machines": r"\b10\.0\.0\.\d+",
     "needs Ollama": r"^\$P/bin/ollama ",
 }

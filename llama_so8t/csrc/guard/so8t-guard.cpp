@@ -25,10 +25,6 @@ so8t_guard::so8t_guard(const llama_model * model, const so8t_sampling_params & p
     model(model),
     params(params),
     has_grammar(has_grammar) {
-    if (params.judgement) {
-        // text of a client, so no special tokens in it
-        forced = common_tokenize(llama_model_get_vocab(model), params.judgement->answer, false, false);
-    }
     for (int32_t i = 0; i < llama_so8t_n_heads(model) && active(); ++i) {
         const auto head = llama_so8t_get_head(model, i);
         if (head.prompt_token != LLAMA_TOKEN_NULL && so8t_in_scope(head.scope, true)) {
@@ -47,7 +43,6 @@ void so8t_guard::begin() {
     fresh.model         = model;
     fresh.params        = std::move(params);
     fresh.has_grammar   = has_grammar;
-    fresh.forced        = std::move(forced);
     fresh.prompt_tokens = std::move(prompt_tokens);
     *this               = std::move(fresh);
 }
@@ -78,13 +73,10 @@ llama_token so8t_guard::observe(llama_context * ctx, int32_t idx) {
         return stop ? params.policy->eog : LLAMA_TOKEN_NULL;
     }
     const int64_t t_start = ggml_time_us();
-    judge(seen.n_read == 0 ? SO8T_PART_PROMPT : last_part, ctx, idx);
+    judge(seen.n_read == 0 && n_accepted == 0 ? SO8T_PART_PROMPT : last_part, ctx, idx);
     seen.n_read++;
     seen.t_us += ggml_time_us() - t_start;
 
-    if (params.judgement) {
-        return n_accepted < (int32_t) forced.size() ? forced[n_accepted] : params.policy->eog;
-    }
     stop = outcome.action == LLAMA_SO8T_ACTION_REFUSE ||
            (outcome.action == LLAMA_SO8T_ACTION_ESCALATE && params.policy->escalation_wait == 0);
     return stop ? params.policy->eog : LLAMA_TOKEN_NULL;
@@ -109,6 +101,28 @@ void so8t_guard::judge(so8t_part i_part, llama_context * ctx, int32_t idx) {
     enforce(i_part, position, found);
     part.action = std::max(part.action, found.action);
     part.n_positions++;
+    if (i_part == SO8T_PART_PROMPT && params.turns) {
+        judge_turns();
+    }
+}
+
+// what was read of the prompt besides its last token
+void so8t_guard::judge_turns() {
+    seen.turns = *params.turns;
+    for (size_t i = 0; i < seen.turns.size(); ++i) {
+        const so8t_trigger & triggered = seen.turns[i].triggered;
+        if (seen.turns[i].noted) {
+            continue;
+        }
+        if (triggered.action > seen.triggered.action) {
+            seen.triggered         = triggered;
+            seen.triggered.part    = SO8T_PART_PROMPT;
+            seen.triggered.reading = i;
+        }
+        so8t_found found;
+        found.action = triggered.action;
+        enforce(SO8T_PART_PROMPT, 0, found);
+    }
 }
 
 so8t_found so8t_guard::ask(so8t_part i_part, int32_t i_head, llama_context * ctx, int32_t idx) {
@@ -171,7 +185,7 @@ void so8t_guard::begin_trace(so8t_part part) {
 }
 
 void so8t_guard::enforce(so8t_part part, int32_t position, const so8t_found & found) {
-    if (params.judgement || found.action <= outcome.action || !params.policy->enforces(part == SO8T_PART_THINK)) {
+    if (params.judging || found.action <= outcome.action || !params.policy->enforces(part == SO8T_PART_THINK)) {
         return;
     }
     outcome.action        = found.action;
@@ -244,7 +258,7 @@ so8t_part so8t_think_block::accept(const llama_vocab * vocab, llama_token token,
 //
 
 int32_t so8t_guard::n_sendable(bool is_final) const {
-    if (!active() || params.judgement || params.policy->mode != SO8T_MODE_ENFORCE) {
+    if (!active() || params.judging || params.policy->mode != SO8T_MODE_ENFORCE) {
         return INT32_MAX;
     }
     const int32_t n_judged = std::max(0, seen.n_read - 1);

@@ -10,12 +10,6 @@
 #include <string>
 #include <vector>
 
-// a text that one of our own endpoints wants judged, and then what was found
-struct so8t_judgement {
-    std::string answer;
-    std::optional<so8t_verdict> verdict;
-};
-
 // what the sampler of a request knows of so8t
 struct so8t_sampling_params {
     std::shared_ptr<const so8t_policy> policy; // null: the model has no heads
@@ -23,9 +17,11 @@ struct so8t_sampling_params {
     // of one request
     bool trace       = false; // collect the probabilities of every token
     bool annotations = false; // answer with Azure's content_filter_results too
+    bool judging     = false; // a text is judged, nothing is generated and nothing enforced
 
-    // not null: the answer to judge is evaluated instead of a generated one, and nothing is enforced
-    std::shared_ptr<so8t_judgement> judgement;
+    // of its prompt, besides the last token
+    std::shared_ptr<const std::vector<so8t_turn_verdict>> turns;
+    std::vector<std::string> prompt_keys; // under which the reading at the last token is remembered
 };
 
 // probabilities of each head where its prompt_token was read, empty for the others
@@ -99,7 +95,7 @@ class so8t_guard {
     // a token of the prompt, or one of the answer
     void accept(llama_token token, bool is_generated);
 
-    bool active() const { return params.policy && (params.judgement || params.policy->mode != SO8T_MODE_OFF); }
+    bool active() const { return params.policy && (params.judging || params.policy->mode != SO8T_MODE_OFF); }
     bool stopped() const { return stop; } // observe() has ended the answer
 
     const so8t_policy & policy() const { return *params.policy; }
@@ -150,6 +146,7 @@ class so8t_guard {
 
     void judge(so8t_part part, llama_context * ctx, int32_t idx);
     so8t_found ask(so8t_part part, int32_t head, llama_context * ctx, int32_t idx);
+    void judge_turns();
     void begin_trace(so8t_part part);
     void enforce(so8t_part part, int32_t position, const so8t_found & found);
 
@@ -157,7 +154,6 @@ class so8t_guard {
     so8t_sampling_params params;
     bool has_grammar = false;
 
-    std::vector<llama_token> forced;        // the answer to judge
     std::vector<llama_token> prompt_tokens; // of the heads that have one
 
     // of the request

@@ -78,6 +78,24 @@ inline const so8t_policy_key so8t_policy_keys[] = {
     {"escalation_wait", "--so8t-escalation-wait", "LLAMA_ARG_SO8T_ESCALATION_WAIT",
         so8t_count(&so8t_policy::escalation_wait, 0, 86400, "SECONDS"),
         "hold escalated answers this long for a reviewer (POST /so8t/escalations/ID); 0: there is none", nullptr, true},
+    {"turns", "--so8t-turns", "LLAMA_ARG_SO8T_TURNS",
+        so8t_choice(&so8t_policy::turns, {SO8T_TURNS_BOTH, SO8T_TURNS_CONTEXT, SO8T_TURNS_ALONE}, so8t_turns_name),
+        "turns of a conversation are read with all that stands before them, alone, or both: the stricter verdict "
+        "counts",
+        nullptr, true},
+    {"refused_turns", "--so8t-refused-turns", "LLAMA_ARG_SO8T_REFUSED_TURNS",
+        so8t_choice(
+            &so8t_policy::refused_turns, {SO8T_REFUSED_TURNS_NOTE, SO8T_REFUSED_TURNS_ACT}, so8t_refused_turns_name),
+        "a turn that the guard has refused already is only told, or refuses what follows as well", nullptr, true},
+    {"raw_prompts", "--so8t-raw-prompts", "LLAMA_ARG_SO8T_RAW_PROMPTS",
+        so8t_choice(&so8t_policy::raw_prompts, {SO8T_RAW_PROMPTS_JUDGE, SO8T_RAW_PROMPTS_REFUSE, SO8T_RAW_PROMPTS_LAST},
+            so8t_raw_prompts_name),
+        "prompts that a client has made itself: their turns are read, they are not served, or their last token is read",
+        nullptr, true},
+    {"request_lora", "--so8t-request-lora", "LLAMA_ARG_SO8T_REQUEST_LORA",
+        so8t_choice(
+            &so8t_policy::request_lora, {SO8T_REQUEST_LORA_REFUSE, SO8T_REQUEST_LORA_ALLOW}, so8t_request_lora_name),
+        "adapters that a request chooses under enforce: it would be judged by them as well", nullptr, true},
     {"heads", "--so8t-threshold", "LLAMA_ARG_SO8T_THRESHOLD", so8t_heads_of_model(),
         "probabilities at which labels act", "those of the model"},
 };

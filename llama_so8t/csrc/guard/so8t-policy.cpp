@@ -21,6 +21,40 @@ const char * so8t_on_refuse_name(so8t_on_refuse on_refuse) {
     return "?";
 }
 
+const char * so8t_turns_name(so8t_turns turns) {
+    switch (turns) {
+        case SO8T_TURNS_BOTH:    return "both";
+        case SO8T_TURNS_CONTEXT: return "context";
+        case SO8T_TURNS_ALONE:   return "alone";
+    }
+    return "?";
+}
+
+const char * so8t_refused_turns_name(so8t_refused_turns refused_turns) {
+    switch (refused_turns) {
+        case SO8T_REFUSED_TURNS_NOTE: return "note";
+        case SO8T_REFUSED_TURNS_ACT:  return "act";
+    }
+    return "?";
+}
+
+const char * so8t_raw_prompts_name(so8t_raw_prompts raw_prompts) {
+    switch (raw_prompts) {
+        case SO8T_RAW_PROMPTS_JUDGE:  return "judge";
+        case SO8T_RAW_PROMPTS_REFUSE: return "refuse";
+        case SO8T_RAW_PROMPTS_LAST:   return "last";
+    }
+    return "?";
+}
+
+const char * so8t_request_lora_name(so8t_request_lora request_lora) {
+    switch (request_lora) {
+        case SO8T_REQUEST_LORA_REFUSE: return "refuse";
+        case SO8T_REQUEST_LORA_ALLOW:  return "allow";
+    }
+    return "?";
+}
+
 bool so8t_policy::enforces(bool in_think) const {
     return mode == SO8T_MODE_ENFORCE && (!in_think || think == SO8T_MODE_ENFORCE);
 }

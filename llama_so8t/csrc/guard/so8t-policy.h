@@ -21,6 +21,32 @@ enum so8t_on_refuse {
     SO8T_ON_REFUSE_MESSAGE, // it ends with the text of a refusal
 };
 
+// how the turns of a conversation are read
+enum so8t_turns {
+    SO8T_TURNS_BOTH,    // the stricter verdict of the two counts
+    SO8T_TURNS_CONTEXT, // with all that stands before them
+    SO8T_TURNS_ALONE,   // each by itself
+};
+
+// what becomes of a turn that is followed by the guard's own words
+enum so8t_refused_turns {
+    SO8T_REFUSED_TURNS_NOTE, // it is told, and does not act again
+    SO8T_REFUSED_TURNS_ACT,
+};
+
+// prompts that are not made by the template of the model
+enum so8t_raw_prompts {
+    SO8T_RAW_PROMPTS_JUDGE,  // their turns are found, and what stands outside of them is read as one more
+    SO8T_RAW_PROMPTS_REFUSE, // they are not served
+    SO8T_RAW_PROMPTS_LAST,   // only their last token is read
+};
+
+// adapters that a request chooses ("lora"), by which its prompt and answer would be judged as well
+enum so8t_request_lora {
+    SO8T_REQUEST_LORA_REFUSE,
+    SO8T_REQUEST_LORA_ALLOW,
+};
+
 // the policy in force, for one model
 struct so8t_policy {
     struct head : so8t_head_rule {
@@ -36,6 +62,11 @@ struct so8t_policy {
     int32_t holdback         = 0; // tokens withheld from a stream until they are judged
     int32_t escalation_wait  = 0; // seconds a reviewer has, 0: there is none
 
+    so8t_turns turns                 = SO8T_TURNS_BOTH;
+    so8t_refused_turns refused_turns = SO8T_REFUSED_TURNS_NOTE;
+    so8t_raw_prompts raw_prompts     = SO8T_RAW_PROMPTS_JUDGE;
+    so8t_request_lora request_lora   = SO8T_REQUEST_LORA_REFUSE;
+
     std::vector<head> heads; // as in the model
 
     llama_token eog = LLAMA_TOKEN_NULL; // ends an answer
@@ -47,6 +78,10 @@ struct so8t_policy {
 
 const char * so8t_mode_name(so8t_mode mode);
 const char * so8t_on_refuse_name(so8t_on_refuse on_refuse);
+const char * so8t_turns_name(so8t_turns turns);
+const char * so8t_refused_turns_name(so8t_refused_turns refused_turns);
+const char * so8t_raw_prompts_name(so8t_raw_prompts raw_prompts);
+const char * so8t_request_lora_name(so8t_request_lora request_lora);
 
 // a float as a short decimal: 0.7, not 0.699999988
 double so8t_short(float value);

@@ -17,6 +17,16 @@ const char * so8t_part_name(so8t_part part) {
     return "?";
 }
 
+const char * so8t_reading_kind_name(so8t_reading_kind kind) {
+    switch (kind) {
+        case SO8T_READING_CONTEXT: return "context";
+        case SO8T_READING_ALONE:   return "alone";
+        case SO8T_READING_GIVEN:   return "given";
+        case SO8T_READING_TEXT:    return "text";
+    }
+    return "?";
+}
+
 const char * so8t_enforced_name(so8t_enforced enforced) {
     switch (enforced) {
         case SO8T_ENFORCED_NONE:        return "none";
@@ -75,12 +85,10 @@ common_json so8t_verdict::probabilities_json(int32_t head, const std::vector<flo
     return json;
 }
 
-common_json so8t_verdict::part_json(so8t_part i_part) const {
-    const auto & part = parts[i_part];
-
+common_json so8t_verdict::part_json(const so8t_part_verdict & part, bool is_prompt) const {
     common_json json = common_json::object();
     json["action"]   = llama_so8t_action_name(part.action);
-    if (i_part != SO8T_PART_PROMPT) {
+    if (!is_prompt) {
         json["n_positions"] = part.n_positions;
     }
     common_json heads = common_json::object();
@@ -92,7 +100,7 @@ common_json so8t_verdict::part_json(so8t_part i_part) const {
         common_json entry      = common_json::object();
         entry["label"]         = label_name(i, head.label);
         entry["probabilities"] = probabilities_json(i, head.probs);
-        if (i_part != SO8T_PART_PROMPT) {
+        if (!is_prompt) {
             entry["peak"]      = probabilities_json(i, head.peak);
             entry["triggered"] = nullptr;
             if (head.triggered_label >= 0) {
@@ -136,13 +144,35 @@ common_json so8t_verdict::triggered_json() const {
     if (triggered.action == LLAMA_SO8T_ACTION_ALLOW) {
         return nullptr;
     }
-    return common_json::object({
+    common_json json = common_json::object({
         {"part", so8t_part_name(triggered.part)},
         {"position", triggered.position},
         {"head", head_name(triggered.head)},
         {"label", label_name(triggered.head, triggered.label)},
         {"probability", so8t_probability_json(triggered.probability)},
     });
+    if (triggered.reading >= 0) {
+        json["turn"]    = turns[triggered.reading].turn;
+        json["reading"] = so8t_reading_kind_name(turns[triggered.reading].kind);
+    }
+    return json;
+}
+
+common_json so8t_verdict::turns_json() const {
+    common_json json = common_json::array();
+    for (const auto & turn : turns) {
+        common_json entry      = common_json::object({
+            {"turn", turn.turn},
+            {"reading", so8t_reading_kind_name(turn.kind)},
+            {"noted", turn.noted},
+        });
+        const common_json part = part_json(turn.part, turn.kind != SO8T_READING_GIVEN);
+        for (const auto & [key, value] : part.items()) {
+            entry[key] = value;
+        }
+        json.push_back(entry);
+    }
+    return json;
 }
 
 common_json so8t_verdict::changes_json() const {
@@ -164,12 +194,15 @@ common_json so8t_verdict::to_json() const {
         {"decision", llama_so8t_action_name(decision())},
         {"enforced", so8t_enforced_name(enforced)},
         {"policy", {{"mode", so8t_mode_name(policy->mode)}, {"sha256", policy->sha256}}},
-        {"prompt", part_json(SO8T_PART_PROMPT)},
+        {"prompt", part_json(parts[SO8T_PART_PROMPT], true)},
     });
     if (parts[SO8T_PART_THINK].n_positions > 0) {
-        json["think"] = part_json(SO8T_PART_THINK);
+        json["think"] = part_json(parts[SO8T_PART_THINK], false);
     }
-    json["answer"]    = part_json(SO8T_PART_ANSWER);
+    json["answer"] = part_json(parts[SO8T_PART_ANSWER], false);
+    if (!turns.empty()) {
+        json["turns"] = turns_json();
+    }
     json["triggered"] = triggered_json();
 
     common_json thresholds = common_json::object();
@@ -236,6 +269,18 @@ static so8t_head_verdict so8t_head_from_json(const std::vector<std::string> & la
     return head;
 }
 
+static so8t_part_verdict so8t_part_from_json(const so8t_policy & policy, const common_json & json) {
+    so8t_part_verdict part;
+    part.action      = so8t_named(json.at("action"), LLAMA_SO8T_ACTION_REFUSE, llama_so8t_action_name);
+    part.n_positions = json.value("n_positions", 1); // a prompt has one
+    for (const auto & head : policy.heads) {
+        const bool asked = json.at("heads").contains(head.name);
+        part.heads.push_back(
+            asked ? so8t_head_from_json(head.labels, json.at("heads").at(head.name)) : so8t_head_verdict());
+    }
+    return part;
+}
+
 so8t_verdict so8t_verdict_from_json(const common_json & json) {
     auto policy = std::make_shared<so8t_policy>();
     for (const auto & [name, thresholds] : json.at("thresholds").items()) {
@@ -250,17 +295,14 @@ so8t_verdict so8t_verdict_from_json(const common_json & json) {
     verdict.enforced = so8t_named(json.at("enforced"), SO8T_ENFORCED_UNAVAILABLE, so8t_enforced_name);
     for (int i = 0; i < SO8T_N_PARTS; ++i) {
         const char * name = so8t_part_name((so8t_part) i);
-        if (!json.contains(name)) {
-            continue;
+        if (json.contains(name)) {
+            verdict.parts[i] = so8t_part_from_json(*policy, json.at(name));
         }
-        const common_json & given = json.at(name);
-        auto & part               = verdict.parts[i];
-        part.action               = so8t_named(given.at("action"), LLAMA_SO8T_ACTION_REFUSE, llama_so8t_action_name);
-        part.n_positions          = given.value("n_positions", 1); // a prompt has one
-        for (const auto & head : policy->heads) {
-            const bool asked = given.at("heads").contains(head.name);
-            part.heads.push_back(
-                asked ? so8t_head_from_json(head.labels, given.at("heads").at(head.name)) : so8t_head_verdict());
+    }
+    if (json.contains("turns")) {
+        for (const auto & turn : json.at("turns")) {
+            verdict.turns.push_back({so8t_named(turn.at("reading"), SO8T_READING_TEXT, so8t_reading_kind_name),
+                turn.at("turn").get<int32_t>(), turn.at("noted").get<bool>(), so8t_part_from_json(*policy, turn), {}});
         }
     }
     return verdict;

@@ -21,6 +21,14 @@ enum so8t_part {
     SO8T_N_PARTS,
 };
 
+// how a text of a prompt was read besides the last token of the prompt (docs/guard.md, "Where a prompt is judged")
+enum so8t_reading_kind {
+    SO8T_READING_CONTEXT, // a turn of a user or the result of a tool, with all that stands before it
+    SO8T_READING_ALONE,   // the same turn as the only one of a conversation
+    SO8T_READING_GIVEN,   // text of the assistant that the client supplied, at every token, as an answer
+    SO8T_READING_TEXT,    // what stands outside of the turns of a raw prompt, as the only turn of a conversation
+};
+
 // what was done with an answer
 enum so8t_enforced {
     SO8T_ENFORCED_NONE,
@@ -44,6 +52,7 @@ enum so8t_escalation_status {
 };
 
 const char * so8t_part_name(so8t_part part);
+const char * so8t_reading_kind_name(so8t_reading_kind kind);
 const char * so8t_enforced_name(so8t_enforced enforced);
 const char * so8t_escalation_status_name(so8t_escalation_status status);
 
@@ -72,6 +81,16 @@ struct so8t_trigger {
     int32_t head             = -1;
     int32_t label            = -1; // -1: not finite
     float probability        = NAN;
+    int32_t reading          = -1; // index into so8t_verdict::turns; -1: the part itself
+};
+
+// one reading of a text of the prompt
+struct so8t_turn_verdict {
+    so8t_reading_kind kind;
+    int32_t turn; // index of the message; in a raw prompt, of the text that an end-of-turn token closes
+    bool noted;   // it does not act: the guard has refused this turn already
+    so8t_part_verdict part;
+    so8t_trigger triggered;
 };
 
 // a head has another label than at the position before; its first label is one too
@@ -99,6 +118,7 @@ struct so8t_verdict {
     so8t_enforced enforced = SO8T_ENFORCED_NONE;
     so8t_trigger triggered; // first one of the strongest action
     so8t_part_verdict parts[SO8T_N_PARTS];
+    std::vector<so8t_turn_verdict> turns; // of the prompt, those with an action other than allow
     std::vector<so8t_label_change> changes;
 
     int32_t n_read = 0; // positions
@@ -134,11 +154,12 @@ struct so8t_verdict {
     // {"decision", "enforced", "policy": {"mode", "sha256"},
     //  "prompt": {"action", "heads": {NAME: {"label", "probabilities"}}},
     //  "think", "answer": {"action", "n_positions", "heads": {NAME: {"label", "probabilities", "peak", "triggered"}}},
-    //  "triggered": null | {"part", "position", "head", "label", "probability"},
+    //  "turns": [{"turn", "reading", "noted", "action", "heads": {NAME: {"label", "probabilities"}}}],
+    //  "triggered": null | {"part", "position", "head", "label", "probability", "turn", "reading"},
     //  "thresholds": {NAME: {LABEL: T}}, "debounce": {NAME: N},
     //  "escalation": {"id", "status", "reviewer"}, "audit": {"seq", "hash"},
     //  "trace": [{"part", "position", "id", "text", "heads": {NAME: {LABEL: P}}}]}
-    // "think" and the last three only where there is one
+    // "think", "turns", "turn" and "reading", and the last three only where there is one
     common_json to_json() const;
 
     common_json triggered_json() const; // null: nothing triggered
@@ -146,7 +167,8 @@ struct so8t_verdict {
 
   private:
     common_json probabilities_json(int32_t head, const std::vector<float> & values) const;
-    common_json part_json(so8t_part part) const;
+    common_json part_json(const so8t_part_verdict & part, bool is_prompt) const;
+    common_json turns_json() const;
     common_json trace_json() const;
 };
 

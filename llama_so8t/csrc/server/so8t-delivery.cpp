@@ -145,9 +145,6 @@ void so8t_delivery::send_final(
     const int32_t n                = deliver(*final, queue, n_tokens);
     final->so8t_answer.close_think = guard.in_think(n);
     verdict.hide_text(n);
-    if (guard.request().judgement) {
-        guard.request().judgement->verdict = verdict;
-    }
     final->so8t_answer.verdict = std::move(verdict);
     queue.send(std::move(final));
 }
@@ -201,12 +198,12 @@ void so8t_delivery::finish(
     record.n_prompt = final->n_prompt_tokens;
     record.answer   = text;
     record.n_answer = final->n_decoded;
-    record.judge    = guard->request().judgement != nullptr;
 
     const bool durable  = verdict->decision() != LLAMA_SO8T_ACTION_ALLOW;
     const bool recorded = server->record(record, *verdict, durable, verdict->audit);
     verdict->enforced   = recorded ? verdict->enforced : SO8T_ENFORCED_UNAVAILABLE;
     server->count(*verdict);
+    server->remember(guard->request(), *verdict, text);
 
     if (!recorded) {
         send_unavailable(queue, *final);
@@ -311,7 +308,6 @@ void so8t_delivery::abandon(const so8t_guard * guard, const server_task & task, 
         record.n_prompt  = task.n_tokens();
         record.answer    = text;
         record.n_answer  = guard->n_generated();
-        record.judge     = guard->request().judgement != nullptr;
         record.cancelled = true;
 
         std::optional<so8t_verdict::audit_entry> entry;

@@ -37,6 +37,11 @@ static server_http_res_ptr so8t_error(int status, error_type type, const std::st
     return res;
 }
 
+// no fault of the client: it may try again
+struct so8t_unavailable : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+
 // what is wrong with a request of a client
 struct so8t_bad_request : std::runtime_error {
     using std::runtime_error::runtime_error;
@@ -49,6 +54,8 @@ static server_http_context::handler_t so8t_handler(
             return handler(req);
         } catch (const so8t_bad_request & e) {
             return so8t_error(400, ERROR_TYPE_INVALID_REQUEST, e.what());
+        } catch (const so8t_unavailable & e) {
+            return so8t_error(503, ERROR_TYPE_UNAVAILABLE, e.what());
         } catch (const std::exception & e) {
             return so8t_error(500, ERROR_TYPE_SERVER, e.what());
         }
@@ -91,52 +98,28 @@ static void so8t_need_heads(const so8t_server & server) {
 // judging
 //
 
-static int64_t so8t_count_tokens(const server_routes & routes, const server_http_req & req, const std::string & text) {
-    const json body             = {{"content", text}, {"add_special", false}, {"parse_special", false}};
-    const server_http_req inner = {
-        req.params, req.headers, "/tokenize", "", safe_json_to_str(body), {}, req.should_stop};
-    return json::parse(routes.post_tokenize(inner)->data).at("tokens").size();
+// an endpoint of llama.cpp that needs the model loads it again after a sleep
+static void so8t_wake(const server_routes & routes, const server_http_req & req) {
+    routes.post_tokenize({req.params, req.headers, "/tokenize", "", "{\"content\": \"\"}", {}, req.should_stop});
 }
 
-// verdict of a conversation and, if it is not null, of an answer to it
-static so8t_verdict so8t_judge_text(
-    const server_routes & routes, const server_http_req & req, const json & messages, const std::string * answer) {
-    // the answer has at most as many tokens as bytes; without one only the prompt is evaluated
-    const json body = {
-        {"messages", messages},
-        {"max_tokens", answer ? (int64_t) answer->size() + 1 : 0},
-        {"stream", false},
-        {"temperature", 0},
-        {"cache_prompt", true},
-    };
-    server_http_req inner = {
-        req.params, req.headers, "/v1/chat/completions", "", safe_json_to_str(body), {}, req.should_stop};
-    inner.so8t_judgement         = std::make_shared<so8t_judgement>();
-    inner.so8t_judgement->answer = answer ? *answer : "";
-
-    server_http_res_ptr res;
+// the verdict of a conversation and, if it is not null, of an answer to it
+static so8t_verdict so8t_judge_text(so8t_server & server, const json & messages, const std::string * answer) {
+    so8t_verdict verdict;
     try {
-        res = routes.post_chat_completions(inner);
-    } catch (const std::exception & e) { // of its template, or of what it makes of the messages
+        verdict = server.judge(common_chat_msgs_parse_oaicompat(messages), answer);
+    } catch (const std::exception & e) { // of the template, or of what stands in the messages
         throw so8t_bad_request(e.what());
     }
-    const auto & verdict = inner.so8t_judgement->verdict;
-    if (res->status != 200 || !verdict) {
-        const json reply = json::parse_no_throw(res->data);
-        throw so8t_bad_request(
-            !reply.is_discarded() && reply.contains("error") ? reply.at("error").value("message", "") : "no verdict");
+    if (verdict.enforced == SO8T_ENFORCED_UNAVAILABLE) {
+        throw so8t_unavailable("the audit log cannot be written, so nothing is judged (--so8t-audit-on-error)");
     }
-    const int64_t n_tokens = answer ? so8t_count_tokens(routes, req, *answer) : 0;
-    if (answer && verdict->n_judged() != n_tokens) {
-        throw so8t_bad_request(
-            string_format("only %d of the %lld tokens of the answer fit into the context (-c), so it is not judged",
-                verdict->n_judged(), (long long) n_tokens));
-    }
-    return *verdict;
+    return verdict;
 }
 
 static server_http_res_ptr so8t_post_judge(
-    const so8t_server & server, const server_routes & routes, const server_http_req & req) {
+    so8t_server & server, const server_routes & routes, const server_http_req & req) {
+    so8t_wake(routes, req);
     so8t_need_heads(server);
     const json body = so8t_body(req, {"messages", "model"});
     if (!body.contains("messages") || !body.at("messages").is_array() || body.at("messages").empty()) {
@@ -145,7 +128,7 @@ static server_http_res_ptr so8t_post_judge(
     json messages     = body.at("messages");
     const json & last = messages.back();
     if (!last.is_object() || !last.contains("role") || last.value("role", json()) != "assistant") {
-        return so8t_ok(json::object({{"so8t", so8t_judge_text(routes, req, messages, nullptr).to_json()}}));
+        return so8t_ok(json::object({{"so8t", so8t_judge_text(server, messages, nullptr).to_json()}}));
     }
     if (!last.contains("content") || !last.at("content").is_string() || messages.size() < 2) {
         throw so8t_bad_request(
@@ -153,7 +136,7 @@ static server_http_res_ptr so8t_post_judge(
     }
     const std::string answer = last.at("content").get<std::string>();
     messages.erase(messages.size() - 1);
-    return so8t_ok(json::object({{"so8t", so8t_judge_text(routes, req, messages, &answer).to_json()}}));
+    return so8t_ok(json::object({{"so8t", so8t_judge_text(server, messages, &answer).to_json()}}));
 }
 
 // a prompt in OpenAI's form: a key for each label that is not allowed, of each head that was asked
@@ -180,7 +163,8 @@ static json so8t_moderation(const so8t_verdict & verdict) {
 }
 
 static server_http_res_ptr so8t_post_moderations(
-    const so8t_server & server, const server_routes & routes, const server_http_req & req) {
+    so8t_server & server, const server_routes & routes, const server_http_req & req) {
+    so8t_wake(routes, req);
     so8t_need_heads(server);
     const json body = so8t_body(req, {"input", "model"});
     json inputs     = json::array();
@@ -197,7 +181,7 @@ static server_http_res_ptr so8t_post_moderations(
             throw so8t_bad_request("\"input\" is not a text or a list of texts");
         }
         const json message = {{"role", "user"}, {"content", input}};
-        results.push_back(so8t_moderation(so8t_judge_text(routes, req, json::array({message}), nullptr)));
+        results.push_back(so8t_moderation(so8t_judge_text(server, json::array({message}), nullptr)));
     }
     return so8t_ok({
         {"id", "modr-" + random_string()},

@@ -275,6 +275,7 @@ json so8t_server::counters() const {
         {"enforced", so8t_counts(n_enforced)},
         {"escalations", so8t_counts(n_escalations)},
         {"labels", labels},
+        {"texts", {{"read", n_texts_read}, {"remembered", n_texts_remembered}, {"tokens", n_text_tokens}}},
         {"positions", n_read},
         {"guard_ms", t_us * 1e-3},
     };
@@ -345,6 +346,10 @@ std::string so8t_server::prometheus() const {
         text += string_format("llamacpp:so8t_labels_total{part=%s,head=%s,label=%s} %llu\n", so8t_quoted(part).c_str(),
             so8t_quoted(head).c_str(), so8t_quoted(label).c_str(), (unsigned long long) n);
     }
+    metric("texts_total", "counter", "Texts of prompts that were judged besides the last token of the prompt.");
+    by("texts_total", "source", {{"read", n_texts_read}, {"remembered", n_texts_remembered}});
+    metric("text_tokens_total", "counter", "Tokens evaluated to judge them.");
+    text += string_format("llamacpp:so8t_text_tokens_total %llu\n", (unsigned long long) n_text_tokens);
     metric("positions_total", "counter", "Positions at which heads were read.");
     text += string_format("llamacpp:so8t_positions_total %llu\n", (unsigned long long) n_read);
     metric("guard_seconds_total", "counter", "Time spent on reading and judging, outside the graph.");
@@ -358,15 +363,9 @@ std::string so8t_server::prometheus() const {
 // requests
 //
 
-so8t_sampling_params so8t_server::sampling_params(
-    const json & body, const std::shared_ptr<so8t_judgement> & judgement) const {
-    so8t_sampling_params params;
-    if (!has_heads()) {
-        return params;
-    }
-    params.judgement = judgement;
+static void so8t_read_options(const json & body, so8t_sampling_params & params) {
     if (!body.contains("so8t")) {
-        return params;
+        return;
     }
     const json & given = body.at("so8t");
     if (!given.is_object()) {
@@ -379,5 +378,140 @@ so8t_sampling_params so8t_server::sampling_params(
         }
         (key == "trace" ? params.trace : params.annotations) = value.get<bool>();
     }
+}
+
+so8t_sampling_params so8t_server::sampling_params(
+    const json & body, const server_tokens & prompt, task_response_type type) {
+    so8t_sampling_params params;
+    if (!has_heads()) {
+        return params;
+    }
+    so8t_read_options(body, params);
+
+    if (policy->mode == SO8T_MODE_ENFORCE && policy->request_lora == SO8T_REQUEST_LORA_REFUSE &&
+        !json_value(body, "lora", json::array()).empty()) {
+        throw std::invalid_argument(
+            "so8t: a request cannot choose adapters here, by which it would be judged as well (request_lora)");
+    }
+    const bool is_chat = type != TASK_RESPONSE_TYPE_NONE && type != TASK_RESPONSE_TYPE_OAI_CMPL;
+    if (policy->mode == SO8T_MODE_OFF || (!is_chat && policy->raw_prompts == SO8T_RAW_PROMPTS_LAST)) {
+        return params;
+    }
+    if (!is_chat && policy->raw_prompts == SO8T_RAW_PROMPTS_REFUSE) {
+        throw std::invalid_argument("so8t: prompts that are not made by the chat template are not served here "
+                                    "(raw_prompts); use /v1/chat/completions");
+    }
+    const auto reader         = get_reader();
+    const llama_tokens tokens = prompt.has_mtmd ? llama_tokens() : prompt.get_text_tokens();
+
+    params.turns = std::make_shared<const std::vector<so8t_turn_verdict>>(
+        read_turns(*reader, body, tokens, is_chat, params.prompt_keys));
     return params;
+}
+
+//
+// texts that are judged apart from the slots
+//
+
+void so8t_server::prepare(
+    llama_model * m, const common_params & params, const server_chat_params & chat, uint32_t n_ctx) {
+    if (!policy) {
+        return;
+    }
+    std::lock_guard<std::mutex> lock(reader_mutex);
+    readers.reset(new reader{
+        so8t_template(llama_model_get_vocab(m), chat),
+        so8t_text_judge(m, params, policy, n_ctx),
+        chat,
+    });
+}
+
+void so8t_server::unload() {
+    std::shared_ptr<reader> last;
+    {
+        std::lock_guard<std::mutex> lock(reader_mutex);
+        last = std::move(readers);
+    }
+    while (last.use_count() > 1) { // a thread of a client reads a text
+        std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+}
+
+void so8t_server::set_adapters(const std::vector<common_adapter_lora_info> & adapters) {
+    memory.clear();
+    std::lock_guard<std::mutex> lock(reader_mutex);
+    if (readers) {
+        readers->judge.set_adapters(adapters);
+    }
+}
+
+std::shared_ptr<so8t_server::reader> so8t_server::get_reader() {
+    std::lock_guard<std::mutex> lock(reader_mutex);
+    if (!readers) {
+        throw std::runtime_error("so8t: the model is not loaded, so no text can be judged");
+    }
+    return readers;
+}
+
+std::vector<so8t_turn_verdict> so8t_server::read_turns(
+    reader & reader, const json & body, const llama_tokens & prompt, bool is_chat, std::vector<std::string> & keys) {
+    std::vector<so8t_turn_verdict> found;
+    const so8t_read read = [&](const so8t_reading & reading) {
+        auto entry = memory.find(reading.key);
+        if (!entry) {
+            const bool is_given        = reading.kind == SO8T_READING_GIVEN;
+            const auto [before, text]  = reading.tokens();
+            const so8t_verdict verdict = reader.judge.read(before, text, is_given);
+
+            std::lock_guard<std::mutex> lock(count_mutex);
+            n_texts_read++;
+            n_text_tokens += before.size() + text.size();
+            entry          = {verdict.parts[is_given ? SO8T_PART_ANSWER : SO8T_PART_PROMPT], verdict.triggered};
+            memory.keep(reading.key, *entry);
+        } else {
+            std::lock_guard<std::mutex> lock(count_mutex);
+            n_texts_remembered++;
+        }
+        if (entry->part.action != LLAMA_SO8T_ACTION_ALLOW) {
+            found.push_back({reading.kind, reading.turn, reading.noted, entry->part, entry->triggered});
+        }
+    };
+    keys = is_chat ? so8t_read_chat(reader.tmpl, reader.chat, *policy, body, prompt, read) :
+                     so8t_read_raw(reader.tmpl, *policy, prompt, read);
+    return found;
+}
+
+so8t_verdict so8t_server::judge(const std::vector<common_chat_msg> & messages, const std::string * answer) {
+    const auto reader         = get_reader();
+    const llama_tokens prompt = reader->tmpl.literal_conversation(messages);
+    so8t_verdict verdict      = reader->judge.read(prompt, answer ? reader->tmpl.literal(*answer) : llama_tokens());
+
+    so8t_request_record record;
+    record.prompt       = common_detokenize(reader->tmpl.vocab, prompt, true);
+    record.n_prompt     = prompt.size();
+    record.answer       = answer ? *answer : "";
+    record.n_answer     = verdict.n_judged();
+    record.judge        = true;
+    const bool recorded = this->record(record, verdict, verdict.decision() != LLAMA_SO8T_ACTION_ALLOW, verdict.audit);
+    verdict.enforced    = recorded ? verdict.enforced : SO8T_ENFORCED_UNAVAILABLE;
+    count(verdict);
+    return verdict;
+}
+
+void so8t_server::remember(
+    const so8t_sampling_params & request, const so8t_verdict & verdict, const std::string & answer) {
+    if (request.prompt_keys.empty()) {
+        return;
+    }
+    // what asked for an action is read again where it comes back: the verdict may be that of another text of the prompt
+    const auto allowed = [&](so8t_part part) { return verdict.parts[part].action == LLAMA_SO8T_ACTION_ALLOW; };
+    for (const auto & key : request.prompt_keys) {
+        if (allowed(SO8T_PART_PROMPT)) {
+            memory.keep(key, {verdict.parts[SO8T_PART_PROMPT], {}});
+        }
+    }
+    const bool is_whole = verdict.enforced == SO8T_ENFORCED_NONE;
+    if (is_whole && allowed(SO8T_PART_THINK) && allowed(SO8T_PART_ANSWER)) {
+        memory.keep(so8t_answer_key(request.prompt_keys[0], answer), {verdict.parts[SO8T_PART_ANSWER], {}});
+    }
 }

@@ -4,8 +4,12 @@
 #include "so8t-audit.h"
 #include "so8t-escalations.h"
 #include "so8t-guard.h"
+#include "so8t-text-judge.h"
+#include "so8t-memory.h"
+#include "so8t-turns.h"
 
 #include "server-common.h"
+#include "server-task.h"
 
 #include <deque>
 #include <map>
@@ -41,6 +45,15 @@ class so8t_server {
     // log cannot be opened
     bool load(const llama_model * model, const common_params & params);
 
+    // what is needed to judge a text apart from the slots, each of which has room for n_ctx tokens
+    void prepare(llama_model * model, const common_params & params, const server_chat_params & chat, uint32_t n_ctx);
+
+    // the model goes, at the end or for a sleep: no text is judged until prepare() is called again
+    void unload();
+
+    // adapters of the model, as POST /lora-adapters has set them: what was read with others is forgotten
+    void set_adapters(const std::vector<common_adapter_lora_info> & adapters);
+
     // before the queues of the server go
     void stop();
 
@@ -51,9 +64,17 @@ class so8t_server {
     int32_t escalation_wait() const { return policy ? policy->escalation_wait : 0; }
     const std::string & model_name() const { return model.name; }
 
-    // What the sampler is to know of a request, by the object "so8t" of its body; judgement: of an endpoint of ours.
-    // Throws std::invalid_argument.
-    so8t_sampling_params sampling_params(const json & body, const std::shared_ptr<so8t_judgement> & judgement) const;
+    // What the sampler is to know of a request: what its body asks for, and the verdicts of the texts in its prompt, all
+    // of which are read here, unless they are remembered. type: of the endpoint.
+    // throws std::invalid_argument: a wrong "so8t", raw prompts that are not served; std::exception: a text could not be read
+    so8t_sampling_params sampling_params(const json & body, const server_tokens & prompt, task_response_type type);
+
+    // The verdict of a conversation and, if it is not null, of an answer to it; nothing is enforced. Control tokens in the
+    // texts are text.
+    so8t_verdict judge(const std::vector<common_chat_msg> & messages, const std::string * answer);
+
+    // remembers what a slot has read: the conversation may come back with more behind it
+    void remember(const so8t_sampling_params & request, const so8t_verdict & verdict, const std::string & answer);
 
     // false while audit lines could not be written and no answer may be given; tries again
     bool may_serve();
@@ -82,7 +103,23 @@ class so8t_server {
         json to_json(bool with_path) const;
     };
 
+    // what can read a text, as long as the model is loaded
+    struct reader {
+        so8t_template tmpl;
+        so8t_text_judge judge;
+        const server_chat_params & chat;
+    };
+
+    // what was read at a place
+    struct memory_entry {
+        so8t_part_verdict part;
+        so8t_trigger triggered;
+    };
+
     void open_log(const common_params & params);
+    std::shared_ptr<reader> get_reader();
+    std::vector<so8t_turn_verdict> read_turns(
+        reader & reader, const json & body, const llama_tokens & prompt, bool is_chat, std::vector<std::string> & keys);
     json counters() const;
     json request_json(const so8t_request_record & request, const so8t_verdict & verdict) const;
     std::optional<so8t_audit::entry> write(const char * event, const json & fields, bool durable);
@@ -93,6 +130,10 @@ class so8t_server {
     std::shared_ptr<const so8t_policy> policy;
     std::unique_ptr<so8t_audit> log;
     std::unique_ptr<so8t_escalations> waiting;
+
+    std::mutex reader_mutex;
+    std::shared_ptr<reader> readers; // null while the model is not loaded
+    so8t_memory<memory_entry> memory{4096};
 
     bool audit_required = false;
     model_info model;
@@ -109,6 +150,9 @@ class so8t_server {
     mutable std::mutex count_mutex;
     std::map<std::string, uint64_t> n_decisions, n_enforced, n_escalations;
     std::map<std::tuple<std::string, std::string, std::string>, uint64_t> n_labels; // part, head, label
-    uint64_t n_read = 0;
-    uint64_t t_us   = 0;
+    uint64_t n_read             = 0;
+    uint64_t t_us               = 0;
+    uint64_t n_texts_read       = 0; // of prompts, besides their last token
+    uint64_t n_texts_remembered = 0;
+    uint64_t n_text_tokens      = 0; // of those that were read
 };

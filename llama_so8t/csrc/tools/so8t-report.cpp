@@ -37,9 +37,10 @@ void so8t_output::end_turn(const so8t_params & params, so8t_guard & guard) {
     guard.begin();
 }
 
-static std::string so8t_part_line(const so8t_verdict & verdict, so8t_part i_part) {
-    const auto & part = verdict.parts[i_part];
-    std::string line  = string_format("so8t %s:", so8t_part_name(i_part));
+// what: the part, or the reading of a turn
+static std::string so8t_part_line(
+    const so8t_verdict & verdict, const std::string & what, const so8t_part_verdict & part, bool is_prompt) {
+    std::string line = "so8t " + what + ":";
 
     const char * separator = " ";
     for (size_t i = 0; i < part.heads.size(); ++i) {
@@ -51,7 +52,7 @@ static std::string so8t_part_line(const so8t_verdict & verdict, so8t_part i_part
         if (head.label >= 0) {
             line += string_format(" %.2f", so8t_short(head.probs[head.label]));
         }
-        if (head.triggered_label >= 0 && i_part != SO8T_PART_PROMPT) {
+        if (head.triggered_label >= 0 && !is_prompt) {
             line += string_format(
                 " (%s at token %d)", verdict.label_name(i, head.triggered_label).c_str(), head.triggered_position);
         }
@@ -63,9 +64,15 @@ static std::string so8t_part_line(const so8t_verdict & verdict, so8t_part i_part
 static void so8t_print_lines(const so8t_verdict & verdict) {
     fflush(stdout);
     fprintf(stderr, "\n");
+    for (const so8t_turn_verdict & turn : verdict.turns) {
+        const std::string what = string_format(
+            "turn %d %s%s", turn.turn, so8t_reading_kind_name(turn.kind), turn.noted ? " (noted)" : "");
+        fprintf(stderr, "%s\n", so8t_part_line(verdict, what, turn.part, turn.kind != SO8T_READING_GIVEN).c_str());
+    }
     for (const so8t_part part : {SO8T_PART_PROMPT, SO8T_PART_THINK, SO8T_PART_ANSWER}) {
         if (part != SO8T_PART_THINK || verdict.parts[part].n_positions > 0) {
-            fprintf(stderr, "%s\n", so8t_part_line(verdict, part).c_str());
+            fprintf(stderr, "%s\n",
+                so8t_part_line(verdict, so8t_part_name(part), verdict.parts[part], part == SO8T_PART_PROMPT).c_str());
         }
     }
     if (verdict.enforced != SO8T_ENFORCED_NONE) {
