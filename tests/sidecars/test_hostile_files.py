@@ -14,7 +14,8 @@ import pytest
 from llama_so8t.errors import So8tError
 from llama_so8t.sidecars.loading import load_sidecars
 
-NORM, GATE = "model.norm.weight", "model.layers.0.mlp.gate_proj.weight"
+NORM, EMBEDDING = "model.norm.weight", "model.embed_tokens.weight"
+GATE = "model.layers.0.mlp.gate_proj.weight"
 
 
 @pytest.fixture
@@ -110,19 +111,21 @@ def test_a_member_that_appears_twice_is_refused(files):
 
 def test_a_bomb_is_refused_before_it_unfolds(files):
     n = 1 << 28
+    hidden = json.loads((files / "model_metadata.json").read_text())["hidden_size"]
     member = io.BytesIO()
-    np.lib.format.write_array_header_1_0(member, {"descr": "|i1", "fortran_order": False, "shape": (n,)})
+    shape = (n // hidden, hidden)
+    np.lib.format.write_array_header_1_0(member, {"descr": "|i1", "fortran_order": False, "shape": shape})
     path = files / "model_tensors_8bit.npz"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        with archive.open(f"{NORM}.npy", "w") as file:
+        with archive.open(f"{EMBEDDING}.npy", "w") as file:
             file.write(member.getvalue())
             for _ in range(n >> 22):
                 file.write(bytes(1 << 22))
     assert path.stat().st_size < n / 500
-    # the rest of the set agrees: a model of one huge norm
-    edit(files / "model_metadata.json", lambda c: c.update(hidden_size=n))
+    # the rest of the set agrees: a model of a huge vocabulary
+    edit(files / "model_metadata.json", lambda c: c.update(vocab_size=n // hidden))
     tracemalloc.start()
-    assert_refused(files, NORM, "do not shrink that much")
+    assert_refused(files, EMBEDDING, "do not shrink that much")
     assert tracemalloc.get_traced_memory()[1] < n / 10
     tracemalloc.stop()
 
