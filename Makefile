@@ -66,10 +66,10 @@ test: test-quick test-native ## everything
 test-quick: source $(VENV)/.data $(if $(NVCC),$(VENV)/.cuda) ## the tests that need no build of llama.cpp
 	SO8T_REQUIRE=source,data,packages,$$SO8T_REQUIRE $(BIN)/python -m pytest -n auto --dist loadfile -m "not native"
 
-test-native: build ## the tests of the patched llama.cpp
+test-native: build $(VENV)/.data ## the tests of the patched llama.cpp
 	$(BIN)/cmake --build $(BUILD) --target so8t-tests
 	$(BIN)/ctest --test-dir $(BUILD)/tests/cpp --output-on-failure --no-tests=error
-	SO8T_REQUIRE=native,source,packages,$$SO8T_REQUIRE $(BIN)/python -m pytest -m native
+	SO8T_REQUIRE=native,source,data,packages,$$SO8T_REQUIRE $(BIN)/python -m pytest -m native
 
 # how long `make fuzz` runs
 SECONDS ?= 240
