@@ -19,21 +19,37 @@ class Policy:
 
     mode: str = "monitor"
     think: str = "enforce"
-    holdback: int = 0
+    holdback: int | None = 0
+    """None: no flag, so as many tokens as the heads need."""
     debounce: int | None = None
     thresholds: Mapping[tuple[str, str], float] = field(default_factory=dict)
     on_refuse: str = "message"
 
     @property
     def flags(self) -> list[str]:
-        flags = ["--so8t-policy", self.mode, "--so8t-think", self.think, "--so8t-holdback", str(self.holdback)]
-        flags += ["--so8t-on-refuse", self.on_refuse]
+        flags = ["--so8t-policy", self.mode, "--so8t-think", self.think, "--so8t-on-refuse", self.on_refuse]
+        if self.holdback is not None:
+            flags += ["--so8t-holdback", str(self.holdback)]
         if self.debounce is not None:
             flags += ["--so8t-debounce", str(self.debounce)]
         if self.thresholds:
             pairs = [f"{head}/{label}={value}" for (head, label), value in self.thresholds.items()]
             flags += ["--so8t-threshold", ",".join(pairs)]
         return flags
+
+    def debounce_of(self, head: Head) -> int:
+        return self.debounce or head.debounce
+
+    def needed(self, heads: Mapping[str, Head]) -> int:
+        """Tokens to hold back, so that a stream has none of a run that triggers."""
+        acting = [head for head in heads.values() if head.scope != "prompt" and set(head.actions) - {"allow"}]
+        return max(map(self.debounce_of, acting), default=0)
+
+    def held_back(self, heads: Mapping[str, Head]) -> int:
+        """The newest tokens of a stream that wait for their verdicts."""
+        if self.mode != "enforce":
+            return 0
+        return self.needed(heads) if self.holdback is None else self.holdback
 
 
 @dataclass
@@ -116,7 +132,7 @@ def judge(
         n_predict: tokens after which the answer is cut.
     """
     expected = Expected({name: Part() for name in ("prompt", "think", "answer")})
-    holdback = policy.holdback if policy.mode == "enforce" else 0
+    holdback = policy.held_back(heads)
     block = "open" if prompt.strip() == THINK[0] else "possible"
     part, n_sent, limit = "prompt", 0, 10**9
     for k in itertools.count():  # the k-th sampling judges the prompt or token k - 1
@@ -138,7 +154,8 @@ def judge(
         if k + 1 == n_predict:
             break
     n_generated = min(k if expected.action != "allow" else n_predict or len(answer), len(answer))
-    final = min(limit, n_generated if holdback == 0 else k)
+    is_doubtful = holdback > 0 and n_generated > k and _can_trigger(answer[k], block, expected.parts, heads, policy)
+    final = min(limit, n_generated - is_doubtful)
     refusal = REFUSAL if policy.on_refuse == "message" else ""
     expected.text = {"allow": "", "escalate": ESCALATION, "refuse": refusal}[expected.action]
     expected.sent = list(answer[: max(n_sent, final)])
@@ -155,6 +172,20 @@ def _part(token: str, block: str) -> tuple[str, str]:
     if block != "open":
         return "answer", block
     return "think", "over" if word == THINK[1] else "open"
+
+
+def _can_trigger(token: str, block: str, parts: Mapping[str, Part], heads: Mapping[str, Head], policy: Policy) -> bool:
+    """Whether a token that has no verdict could be the last one of a run that triggers."""
+    part, _ = _part(token, block)
+    if part == "think" and policy.think != "enforce":
+        return False
+    return any(
+        parts[part].heads.get(name, Reading()).run.get(label, 0) + 1 >= policy.debounce_of(head)
+        for name, head in heads.items()
+        if head.scope != "prompt"
+        for label, action in zip(head.labels, head.actions, strict=True)
+        if action != "allow"
+    )
 
 
 class _Found(NamedTuple):
@@ -185,7 +216,7 @@ def _read(part: Part, token: str, heads: Mapping[str, Head], policy: Policy, nam
         reading.label = max(probs, key=probs.get)
         reading.probabilities = probs
         reading.peak = {label: max(p, reading.peak.get(label, 0.0)) for label, p in probs.items()}
-        debounce = 1 if name == "prompt" else policy.debounce or head.debounce
+        debounce = 1 if name == "prompt" else policy.debounce_of(head)
         for label, action, threshold in zip(head.labels, head.actions, head.thresholds, strict=True):
             threshold = policy.thresholds.get((head_name, label), threshold)
             reading.run[label] = reading.run[label] + 1 if probs[label] >= threshold else 0

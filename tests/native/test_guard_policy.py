@@ -80,6 +80,39 @@ def test_flags_win_whatever_their_order(serve, guard_file, policy_file):
     assert first["heads"]["authority"] == {"debounce": 5, "thresholds": {"handle": 0.5, "escalate": 0.1}}
 
 
+def test_a_holdback_of_auto_is_the_default_and_told_as_a_number(serve, guard_file, policy_file):
+    enforce = ("--so8t-policy", "enforce", "--so8t-debounce", 3)
+    bare = serve(guard_file, *enforce).get("/so8t")["policy"]
+    assert bare["holdback"] == 3
+    for flags in (["--so8t-holdback", "auto"], ["--so8t-holdback", 3], ["--so8t-policy-file", policy_file({})]):
+        assert serve(guard_file, *enforce, *flags).get("/so8t")["policy"] == bare
+    file = policy_file({"holdback": "auto", "mode": "enforce", "debounce": 2})
+    assert serve(guard_file, "--so8t-policy-file", file).get("/so8t")["policy"]["holdback"] == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--so8t-holdback", "2", "--so8t-debounce", "8"], "can have sent 6 of the 8 tokens of a run that triggers"),
+        (["--so8t-holdback", "0"], "can have sent 1 of the 1 tokens of a run that triggers"),
+        (["--so8t-holdback", "8", "--so8t-debounce", "8"], None),
+        (["--so8t-debounce", "8"], None),
+        (["--so8t-holdback", "0", "--so8t-policy", "monitor"], None),
+    ],
+)
+@pytest.mark.parametrize("tool", ["llama-completion", "llama-server"])
+def test_a_holdback_that_is_too_small_is_told_once_at_start(runtime, serve, guard_file, tool, flags, told):
+    flags = ["--so8t-policy", "enforce", *flags]
+    if tool == "llama-server":
+        output = serve(guard_file, *flags).output()
+    else:
+        result = start(runtime, guard_file, *flags)
+        assert result.returncode == 0, result.stderr
+        output = result.stderr
+    assert output.count("so8t: a stream can have sent") == (told is not None)
+    assert told is None or told in output
+
+
 def test_the_hash_is_that_of_the_settings_and_nothing_else(serve, guard_file, policy_file):
     by_file = serve(guard_file, "--so8t-policy-file", policy_file({"mode": "enforce", "holdback": 1})).get("/so8t")
     by_flag = serve(guard_file, "--so8t-policy", "enforce", "--so8t-holdback", 1).get("/so8t")
@@ -113,7 +146,7 @@ MALFORMED = {
     "a refusal that is a number": ({"refusal": 1}, "refusal"),
     "a negative holdback": ({"holdback": -1}, "holdback"),
     "a fraction of holdback": ({"holdback": 1.5}, "holdback"),
-    "a text as holdback": ({"holdback": "2"}, "holdback"),
+    "a text as holdback": ({"holdback": "2"}, 'holdback: found "2", expected a whole number from 0 to 1000 or "auto"'),
     "a huge holdback": ({"holdback": 10**30}, "holdback"),
     "a large holdback": ({"holdback": 1001}, "holdback"),
     "a holdback past 64 bits": (b'{"holdback": 18446744073709551615}', "holdback"),

@@ -17,6 +17,7 @@ POLICIES = {
     "debounce": Policy(mode="enforce", debounce=2),
     "debounce-holdback": Policy(mode="enforce", debounce=2, holdback=2),
     "holdback-below-debounce": Policy(mode="enforce", debounce=3, holdback=1),
+    "auto": Policy(mode="enforce", debounce=2, holdback=None),
     "stop": Policy(mode="enforce", on_refuse="stop", holdback=1),
     "think-monitor": Policy(mode="enforce", think="monitor", holdback=1),
     "thresholds": Policy(
@@ -88,7 +89,7 @@ def test_an_answer_is_what_the_rules_say(server, policy, name, prompt):
 
 
 @pytest.mark.parametrize("n_predict", [1, 2, 3, 4])
-@pytest.mark.parametrize("prompt", ["go", "ask", "twice"])
+@pytest.mark.parametrize("prompt", ["go", "ask", "twice", "muse"])
 def test_an_answer_cut_by_n_predict_follows_the_same_rules(server, policy, prompt, n_predict):
     expected = judge(prompt, PROMPTS[prompt], HEADS, policy, n_predict)
     for streamed in (False, True):
@@ -100,9 +101,10 @@ def test_an_answer_cut_by_n_predict_follows_the_same_rules(server, policy, promp
             expected.check(answer.so8t)
 
 
+@pytest.mark.parametrize("by_itself", [False, True], ids=["set", "auto"])
 @pytest.mark.parametrize("debounce", [1, 2, 3])
-def test_no_token_that_triggers_is_in_a_stream_whose_holdback_is_the_debounce(serve, guard_file, debounce):
-    policy = Policy(mode="enforce", debounce=debounce, holdback=debounce)
+def test_no_token_that_triggers_is_in_a_stream_whose_holdback_is_the_debounce(serve, guard_file, debounce, by_itself):
+    policy = Policy(mode="enforce", debounce=debounce, holdback=None if by_itself else debounce)
     server = serve(guard_file, *policy.flags)
     for prompt, chain in PROMPTS.items():
         expected = judge(prompt, chain, HEADS, policy)
@@ -119,6 +121,26 @@ def test_no_token_that_triggers_is_in_a_stream_whose_holdback_is_the_debounce(se
             answer = endpoint.ask_stream(server, prompt)
             text = answer.text.replace(REFUSAL, "").replace(ESCALATION, "")
             assert not [token for token in run if token.strip() in text], (prompt, name, text)
+
+
+@pytest.mark.parametrize("name", ENDPOINTS)
+@pytest.mark.parametrize(("debounce", "text"), [(1, ""), (2, "one")])
+def test_the_only_token_of_an_answer_is_dropped_where_it_could_have_triggered(serve, guard_file, name, debounce, text):
+    server = serve(guard_file, *Policy(mode="enforce", debounce=debounce, holdback=None).flags)
+    endpoint = ENDPOINTS[name]
+    limit = "n_predict" if name == "completion" else "max_output_tokens" if name == "responses" else "max_tokens"
+    for ask in (endpoint.ask, endpoint.ask_stream):
+        answer = ask(server, "go", **{limit: 1})
+        assert answer.text.strip() == text
+        assert (answer.so8t["decision"], answer.so8t["enforced"]) == ("allow", "none")
+
+
+def test_the_last_token_is_dropped_where_the_tokens_before_it_have_begun_a_run(serve, guard_file):
+    server = serve(guard_file, *Policy(mode="enforce", debounce=2, holdback=None).flags)
+    # "bad2 " is above the threshold and alone so far: "bad3 " could end its run, and "bad2 " could not end one itself
+    for n_predict, text in ((4, "x bad1 y bad2 "), (5, "x bad1 y bad2 ")):
+        for ask in (ENDPOINTS["completion"].ask, ENDPOINTS["completion"].ask_stream):
+            assert ask(server, "twice", n_predict=n_predict).text == text
 
 
 # ---- heads of other kinds ----
@@ -145,7 +167,7 @@ def other_file(tmp_path_factory, pinned_tree):
     return scripted_gguf(tmp_path_factory.mktemp("other") / "model", SCRIPTS, OTHER_HEADS)
 
 
-@pytest.mark.parametrize("holdback", [0, 1, 2])
+@pytest.mark.parametrize("holdback", [0, 1, 2, None])
 @pytest.mark.parametrize("mode", ["monitor", "enforce"])
 @pytest.mark.parametrize("prompt", PROMPTS, ids=str.strip)
 def test_heads_are_asked_in_their_order_and_scope(serve, other_file, mode, holdback, prompt):
@@ -157,6 +179,30 @@ def test_heads_are_asked_in_their_order_and_scope(serve, other_file, mode, holdb
         answer = ask(server, prompt)
         assert answer.text == text_of("completion", prompt, expected, streamed=streamed), streamed
         expected.check(answer.so8t)
+
+
+@pytest.mark.parametrize(
+    ("policy", "holdback"),
+    [
+        (Policy(mode="enforce", holdback=None), 2),  # of "style", the only head with a debounce that judges answers
+        (Policy(mode="enforce", holdback=None, debounce=7), 7),
+        (Policy(mode="enforce", holdback=0), 0),
+        (Policy(mode="monitor", holdback=None), 0),
+        (Policy(mode="off", holdback=None), 0),
+    ],
+)
+def test_the_holdback_by_itself_is_what_the_heads_need(serve, other_file, policy, holdback):
+    server = serve(other_file, *policy.flags)
+    assert server.get("/so8t")["policy"]["holdback"] == holdback == policy.held_back(OTHER_HEADS)
+
+
+def test_heads_that_never_act_on_answers_need_no_holdback(serve, tmp_path, pinned_tree):
+    heads = {
+        "topic": Head(["none", "war"], ["allow", "refuse"], [0.5, 0.4], scope="prompt", debounce=4),
+        "style": Head(["rude", "plain"], ["allow", "allow"], [0.6, 0.5], debounce=5),
+    }
+    server = serve(scripted_gguf(tmp_path / "model", SCRIPTS, heads), "--so8t-policy", "enforce")
+    assert server.get("/so8t")["policy"]["holdback"] == 0
 
 
 # ---- a template whose think block is open ----

@@ -257,6 +257,21 @@ so8t_part so8t_think_block::accept(const llama_vocab * vocab, llama_token token,
 // what follows
 //
 
+// the last token of an answer has no verdict: whether it could have been the last one of a run that triggers
+bool so8t_guard::last_can_trigger() const {
+    if (so8t_is_end(model, last_token) || !params.policy->enforces(last_part == SO8T_PART_THINK)) {
+        return false;
+    }
+    const auto & heads   = params.policy->heads;
+    const auto & n_above = runs[last_part].n_above; // empty where it is the first token of its part
+    for (size_t i = 0; i < heads.size(); ++i) {
+        if (so8t_can_trigger(heads[i], i < n_above.size() ? n_above[i] : std::vector<int32_t>())) {
+            return true;
+        }
+    }
+    return false;
+}
+
 int32_t so8t_guard::n_sendable(bool is_final) const {
     if (!active() || params.judging || params.policy->mode != SO8T_MODE_ENFORCE) {
         return INT32_MAX;
@@ -266,8 +281,8 @@ int32_t so8t_guard::n_sendable(bool is_final) const {
     if (holdback == 0) {
         return outcome.n_deliverable;
     }
-    if (is_final) { // the end of the answer itself needs no verdict
-        return std::min(outcome.n_deliverable, so8t_is_end(model, last_token) ? INT32_MAX : n_judged);
+    if (is_final) {
+        return std::min(outcome.n_deliverable, last_can_trigger() ? n_judged : INT32_MAX);
     }
     return std::min(outcome.n_deliverable, std::max(0, n_judged - holdback + 1));
 }

@@ -156,6 +156,7 @@ class so8t_guard {
 
     std::vector<llama_token> prompt_tokens; // of the heads that have one
 
+    bool last_can_trigger() const;
     // of the request
     so8t_prompt_probs read_probs;
     so8t_verdict seen; // but for what was enforced

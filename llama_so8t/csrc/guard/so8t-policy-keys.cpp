@@ -34,10 +34,11 @@ static void so8t_check_choice(
     so8t_policy_error(where, value, "one of " + expected);
 }
 
-static void so8t_check_count(const std::string & where, const common_json & value, int64_t min, int64_t max) {
+static void so8t_check_count(
+    const std::string & where, const common_json & value, int64_t min, int64_t max, const char * otherwise = "") {
     if (!value.is_number_integer() || value.get<int64_t>() < min || value.get<int64_t>() > max) {
-        so8t_policy_error(
-            where, value, string_format("a whole number from %lld to %lld", (long long) min, (long long) max));
+        so8t_policy_error(where, value,
+            string_format("a whole number from %lld to %lld%s", (long long) min, (long long) max, otherwise));
     }
 }
 
@@ -101,6 +102,24 @@ so8t_policy_value so8t_count(int32_t so8t_policy::* field, int32_t min, int32_t 
         policy.*field = value.get<int32_t>();
     };
     value.get = [field](const so8t_policy & policy, const llama_model *) { return common_json(policy.*field); };
+    return value;
+}
+
+so8t_policy_value so8t_count_or_auto(int32_t so8t_policy::* field, int32_t min, int32_t max, int32_t as_auto) {
+    so8t_policy_value value       = so8t_count(field, min, max, "N|auto");
+    const so8t_policy_value count = value;
+
+    value.check = [min, max](const std::string & where, const common_json & value) {
+        if (value != "auto") {
+            so8t_check_count(where, value, min, max, " or \"auto\"");
+        }
+    };
+    value.set = [count, as_auto](so8t_policy & policy, const llama_model * model, const common_json & value) {
+        count.set(policy, model, value == "auto" ? common_json(as_auto) : value);
+    };
+    value.get = [field, as_auto](const so8t_policy & policy, const llama_model *) {
+        return policy.*field == as_auto ? common_json("auto") : common_json(policy.*field);
+    };
     return value;
 }
 

@@ -39,6 +39,7 @@ struct so8t_policy_key {
 };
 
 so8t_policy_value so8t_count(int32_t so8t_policy::* field, int32_t min, int32_t max, const char * hint = "N");
+so8t_policy_value so8t_count_or_auto(int32_t so8t_policy::* field, int32_t min, int32_t max, int32_t as_auto);
 so8t_policy_value so8t_text(std::string so8t_policy::* field);
 so8t_policy_value so8t_choice(const std::vector<const char *> & names, std::function<void(so8t_policy &, size_t)> set,
     std::function<const char *(const so8t_policy &)> get);
@@ -73,8 +74,10 @@ inline const so8t_policy_key so8t_policy_keys[] = {
         "text of an escalation that nobody can decide"},
     {"debounce", "--so8t-debounce", "LLAMA_ARG_SO8T_DEBOUNCE", so8t_debounce_of_all(),
         "tokens of an answer in a row that must agree", "that of each head"},
-    {"holdback", "--so8t-holdback", "LLAMA_ARG_SO8T_HOLDBACK", so8t_count(&so8t_policy::holdback, 0, 1000),
-        "tokens withheld from a stream under enforce; as many as the debounce: no token that triggers is sent"},
+    {"holdback", "--so8t-holdback", "LLAMA_ARG_SO8T_HOLDBACK",
+        so8t_count_or_auto(&so8t_policy::holdback, 0, 1000, SO8T_HOLDBACK_AUTO),
+        "tokens withheld from a stream under enforce; auto: as many as the heads need, so that no token of a run that "
+        "triggers is sent"},
     {"escalation_wait", "--so8t-escalation-wait", "LLAMA_ARG_SO8T_ESCALATION_WAIT",
         so8t_count(&so8t_policy::escalation_wait, 0, 86400, "SECONDS"),
         "hold escalated answers this long for a reviewer (POST /so8t/escalations/ID); 0: there is none", nullptr, true},

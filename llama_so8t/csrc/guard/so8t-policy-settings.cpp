@@ -126,6 +126,9 @@ std::shared_ptr<const so8t_policy> so8t_policy_init(const llama_model * model, c
         }
     }
     policy->think = std::min(policy->think, policy->mode);
+    if (policy->holdback == SO8T_HOLDBACK_AUTO) {
+        policy->holdback = policy->holdback_needed();
+    }
     if (!params.has_reviewers) {
         policy->escalation_wait = 0;
     }

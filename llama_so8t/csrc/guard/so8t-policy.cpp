@@ -2,6 +2,7 @@
 
 #include "common.h"
 
+#include <algorithm>
 #include <cstdlib>
 
 const char * so8t_mode_name(so8t_mode mode) {
@@ -57,6 +58,14 @@ const char * so8t_request_lora_name(so8t_request_lora request_lora) {
 
 bool so8t_policy::enforces(bool in_think) const {
     return mode == SO8T_MODE_ENFORCE && (!in_think || think == SO8T_MODE_ENFORCE);
+}
+
+int32_t so8t_policy::holdback_needed() const {
+    int32_t n_needed = 0;
+    for (const head & head : heads) {
+        n_needed = std::max(n_needed, so8t_n_needed(head));
+    }
+    return mode == SO8T_MODE_ENFORCE ? n_needed : 0;
 }
 
 double so8t_short(float value) {

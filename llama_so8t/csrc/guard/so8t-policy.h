@@ -47,6 +47,8 @@ enum so8t_request_lora {
     SO8T_REQUEST_LORA_ALLOW,
 };
 
+const int32_t SO8T_HOLDBACK_AUTO = -1; // as many as the heads need; never in a policy that is in force
+
 // the policy in force, for one model
 struct so8t_policy {
     struct head : so8t_head_rule {
@@ -59,8 +61,8 @@ struct so8t_policy {
     so8t_on_refuse on_refuse = SO8T_ON_REFUSE_MESSAGE;
     std::string refusal      = "I can't help with that.";
     std::string escalation   = "This request needs the decision of a person. It was not answered.";
-    int32_t holdback         = 0; // tokens withheld from a stream until they are judged
-    int32_t escalation_wait  = 0; // seconds a reviewer has, 0: there is none
+    int32_t holdback         = SO8T_HOLDBACK_AUTO; // tokens withheld from a stream until they are judged
+    int32_t escalation_wait  = 0;                  // seconds a reviewer has, 0: there is none
 
     so8t_turns turns                 = SO8T_TURNS_BOTH;
     so8t_refused_turns refused_turns = SO8T_REFUSED_TURNS_NOTE;
@@ -74,6 +76,9 @@ struct so8t_policy {
     std::string sha256; // of the settings in force, as so8t_policy_json() writes them
 
     bool enforces(bool in_think) const;
+
+    // tokens that a stream has to withhold, so that none of a run that triggers is sent
+    int32_t holdback_needed() const;
 };
 
 const char * so8t_mode_name(so8t_mode mode);

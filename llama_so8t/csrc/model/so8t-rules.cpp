@@ -1,5 +1,7 @@
 #include "so8t-rules.h"
 
+#include <algorithm>
+
 static bool so8t_triggers(
     const so8t_head_rule & rule, bool is_prompt, const std::vector<int32_t> & n_above, size_t label) {
     return rule.actions[label] != LLAMA_SO8T_ACTION_ALLOW && n_above[label] >= (is_prompt ? 1 : rule.debounce);
@@ -35,4 +37,21 @@ int32_t so8t_first_label(const so8t_head_rule & rule, bool is_prompt, const std:
         }
     }
     return -1;
+}
+
+int32_t so8t_n_needed(const so8t_head_rule & rule) {
+    const bool acts = so8t_in_scope(rule.scope, false) &&
+                      std::any_of(rule.actions.begin(), rule.actions.end(),
+                          [](llama_so8t_action action) { return action != LLAMA_SO8T_ACTION_ALLOW; });
+    return acts ? rule.debounce : 0;
+}
+
+bool so8t_can_trigger(const so8t_head_rule & rule, const std::vector<int32_t> & n_above) {
+    for (size_t i = 0; i < rule.actions.size() && so8t_in_scope(rule.scope, false); ++i) {
+        const int32_t n_run = i < n_above.size() ? n_above[i] : 0;
+        if (rule.actions[i] != LLAMA_SO8T_ACTION_ALLOW && n_run + 1 >= rule.debounce) {
+            return true;
+        }
+    }
+    return false;
 }

@@ -45,6 +45,12 @@ LLAMA_API so8t_found so8t_judge_head(
 // the first label that has triggered by n_above, in the order of the head; -1: none
 LLAMA_API int32_t so8t_first_label(const so8t_head_rule & rule, bool is_prompt, const std::vector<int32_t> & n_above);
 
+// positions of an answer that have to agree before a label of this head acts; 0: none of them acts on answers
+LLAMA_API int32_t so8t_n_needed(const so8t_head_rule & rule);
+
+// whether one more position of an answer can be the one where a label triggers; n_above: see so8t_judge_head()
+LLAMA_API bool so8t_can_trigger(const so8t_head_rule & rule, const std::vector<int32_t> & n_above);
+
 // all heads at one position; ask(head) says what one of them found. After a refusal no other is asked.
 template <typename Ask>
 so8t_found so8t_judge(int32_t n_heads, Ask && ask) {

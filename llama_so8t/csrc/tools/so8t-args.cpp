@@ -127,9 +127,23 @@ std::vector<common_arg> so8t_args() {
     return args;
 }
 
+// a holdback that is less than the heads need is the choice of the operator, who is told what it means
+static void so8t_tell_holdback(const so8t_policy & policy) {
+    const int32_t n_sent = policy.holdback_needed() - policy.holdback;
+    if (n_sent > 0) {
+        LOG_WRN(
+            "so8t: a stream can have sent %d of the %d tokens of a run that triggers: the holdback is %d (auto: none "
+            "of them)\n",
+            n_sent, policy.holdback_needed(), policy.holdback);
+    }
+}
+
 bool so8t_init(const llama_model * model, common_params & params) {
     try {
         params.sampling.so8t.policy = so8t_policy_init(model, params.so8t.policy);
+        if (params.sampling.so8t.policy) {
+            so8t_tell_holdback(*params.sampling.so8t.policy);
+        }
         return true;
     } catch (const std::exception & e) {
         LOG_ERR("error: %s\n", e.what());
