@@ -42,6 +42,13 @@ def text(value: str, keep: bool = False) -> dict[str, Any]:
     return fields | ({"text": value} if keep else {})
 
 
+def message(role: str | None, value: str) -> dict[str, Any]:
+    """A text of a client; None: a raw prompt has no role."""
+    raw = value.encode()
+    named = {"role": role} if role else {}
+    return {**named, "n_bytes": len(raw), "hmac": hmac.digest(KEY, raw, "sha256").hex()}
+
+
 def opening(model: str | None = MODEL, dropped: int = 0) -> tuple[str, dict[str, Any]]:
     policy = {"mode": "enforce", "think": "monitor", "holdback": 0, "heads": {}, "sha256": POLICY}
     named = {"architecture": "so8t", "name": "Tiny", "sha256": model}

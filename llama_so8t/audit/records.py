@@ -54,6 +54,15 @@ class Text:
 
 
 @dataclass(frozen=True)
+class Message:
+    """A text as the client sent it: a message of a conversation or a part of one, or a raw prompt, without a role."""
+
+    role: str | None
+    n_bytes: int
+    hmac: str
+
+
+@dataclass(frozen=True)
 class Verdict:
     """A head has this label from this position of a part on."""
 
@@ -80,8 +89,9 @@ class Request:
     """A judged request.
 
     ``model`` and ``policy`` are hashes; ``escalation`` is the id of a held answer. ``cancelled``: the client went away
-    or the server ended before the answer did. ``verdicts_omitted`` counts the last verdicts of a line that would have
-    been too long with them.
+    or the server ended before the answer did. ``messages`` are in the order of the request; logs of older servers have
+    none. ``verdicts_omitted`` counts the last verdicts, ``messages_omitted`` the first messages of a line that would
+    have been too long with them.
     """
 
     request: str
@@ -90,6 +100,7 @@ class Request:
     model: str | None
     policy: str | None
     mode: str | None
+    messages: tuple[Message, ...]
     prompt: Text | None
     answer: Text | None
     verdicts: tuple[Verdict, ...]
@@ -99,6 +110,7 @@ class Request:
     escalation: str | None
     cancelled: bool
     verdicts_omitted: int
+    messages_omitted: int
 
 
 @dataclass(frozen=True)
@@ -199,6 +211,9 @@ class _Fields:
     def optional(self, name: str, read: Callable[["_Fields"], T]) -> T | None:
         return self._optional(name, lambda name: read(self.fields(name)))
 
+    def optional_each(self, name: str, read: Callable[["_Fields"], T]) -> tuple[T, ...]:
+        return self._optional(name, lambda name: self.each(name, read)) or ()
+
     def each(self, name: str, read: Callable[["_Fields"], T]) -> tuple[T, ...]:
         items = self._get(name, list, "a list of objects", lambda items: all(isinstance(item, dict) for item in items))
         return tuple(read(_Fields(self.place, f"{self.prefix}{name}[{i}].", item)) for i, item in enumerate(items))
@@ -244,6 +259,7 @@ def _request(fields: _Fields) -> Request:
         model=fields.optional_text("model"),
         policy=fields.optional_text("policy"),
         mode=fields.optional_text("mode"),
+        messages=fields.optional_each("messages", _message),
         prompt=fields.optional("prompt", _text),
         answer=fields.optional("answer", _text),
         verdicts=fields.each("verdicts", _verdict),
@@ -253,6 +269,7 @@ def _request(fields: _Fields) -> Request:
         escalation=fields.optional_text("escalation"),
         cancelled=fields.optional_flag("cancelled"),
         verdicts_omitted=fields.optional_count("verdicts_omitted") or 0,
+        messages_omitted=fields.optional_count("messages_omitted") or 0,
     )
 
 
@@ -269,6 +286,10 @@ def _text(fields: _Fields) -> Text:
     return Text(
         fields.integer("n_tokens"), fields.integer("n_bytes"), fields.text("hmac"), fields.optional_text("text")
     )
+
+
+def _message(fields: _Fields) -> Message:
+    return Message(fields.optional_text("role"), fields.integer("n_bytes"), fields.text("hmac"))
 
 
 def _verdict(fields: _Fields) -> Verdict:

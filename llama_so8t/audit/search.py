@@ -28,15 +28,15 @@ def read_key(path: Path) -> bytes:
 def find(
     records: Iterable[tuple[Place, dict[str, Any]]], key: bytes, texts: Iterable[bytes]
 ) -> Iterator[tuple[Place, dict[str, Any], str]]:
-    """Requests whose prompt or answer is one of the texts.
+    """Requests in which one of the texts is a message, the prompt as the model read it, or the answer.
 
     Args:
         records: places and records of a log.
         key: 32 bytes, of `read_key`.
-        texts: in UTF-8, as the server saw them.
+        texts: in UTF-8; of a message as the client sent it.
 
     Returns:
-        Place, record, and "prompt" or "answer".
+        Place, record, and "messages[N]", "prompt" or "answer". A message that is all of the prompt is the prompt.
 
     Raises:
         AuditError: a field is missing or of another type.
@@ -45,6 +45,10 @@ def find(
     for place, record in records:
         content = read_record(place, record)
         if isinstance(content, Request):
+            prompt = content.prompt.hmac if content.prompt else None
+            for i, message in enumerate(content.messages):
+                if message.hmac in wanted and message.hmac != prompt:
+                    yield place, record, f"messages[{i}]"
             for part, text in (("prompt", content.prompt), ("answer", content.answer)):
                 if text and text.hmac in wanted:
                     yield place, record, part

@@ -1,4 +1,4 @@
-"""An audit log as a SQLite database: tables runs, requests, verdicts, escalations, lost."""
+"""An audit log as a SQLite database: tables runs, requests, messages, verdicts, escalations, lost."""
 
 import json
 import sqlite3
@@ -38,8 +38,17 @@ CREATE TABLE requests (
     escalation TEXT,
     cancelled INTEGER NOT NULL,         -- 1: the client went away, or the server ended, before the answer did
     verdicts_omitted INTEGER NOT NULL,  -- of the last ones, for which the line had no room
+    messages_omitted INTEGER NOT NULL,  -- of the first ones, likewise
     hash TEXT NOT NULL
 );
+CREATE TABLE messages (
+    seq INTEGER NOT NULL REFERENCES requests,
+    number INTEGER NOT NULL,            -- order in the line, from 0
+    role TEXT,                          -- none: a raw prompt
+    bytes INTEGER NOT NULL,
+    hmac TEXT NOT NULL,
+    PRIMARY KEY (seq, number)
+) WITHOUT ROWID;
 CREATE TABLE verdicts (
     seq INTEGER NOT NULL REFERENCES requests,
     number INTEGER NOT NULL,            -- order in the line, from 0
@@ -77,6 +86,7 @@ CREATE INDEX requests_decision ON requests (decision, enforced);
 CREATE INDEX requests_model ON requests (model_sha256);
 CREATE INDEX requests_prompt ON requests (prompt_hmac);
 CREATE INDEX requests_answer ON requests (answer_hmac);
+CREATE INDEX messages_hmac ON messages (hmac);
 CREATE INDEX requests_escalation ON requests (escalation);
 CREATE INDEX verdicts_label ON verdicts (head, label, part);
 CREATE INDEX escalations_escalation ON escalations (escalation);
@@ -121,7 +131,7 @@ def export(records: Iterable[tuple[Place, dict[str, Any]]], path: Path) -> dict[
 
 _MAGIC = b"SQLite format 3\0"
 
-_TABLES = ("runs", "requests", "verdicts", "escalations", "lost")
+_TABLES = ("runs", "requests", "messages", "verdicts", "escalations", "lost")
 
 
 class _Writer:
@@ -157,8 +167,10 @@ class _Writer:
             *_text(request.answer),
             *(request.decision, request.enforced),
             *((t.part, t.position, t.head, t.label, t.probability) if t else (None,) * 5),
-            *(request.escalation, request.cancelled, request.verdicts_omitted, digest),
+            *(request.escalation, request.cancelled, request.verdicts_omitted, request.messages_omitted, digest),
         )
+        for number, message in enumerate(request.messages):
+            self._insert("messages", seq, number, message.role, message.n_bytes, message.hmac)
         for number, v in enumerate(request.verdicts):
             probability, probabilities = v.probabilities.get(v.label), json.dumps(v.probabilities)
             self._insert("verdicts", seq, number, v.part, v.position, v.head, v.label, probability, probabilities)

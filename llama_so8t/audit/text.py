@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from llama_so8t.audit.records import Content, Escalation, Lost, Open, Request, Text, Verdict
+from llama_so8t.audit.records import Content, Escalation, Lost, Message, Open, Request, Text, Verdict
 
 TEXT_SHOWN = 1000
 """Characters of a prompt or an answer; ``--json`` has them all."""
@@ -44,6 +44,9 @@ def _request(request: Request) -> Iterator[str]:
     yield from (_verdict(verdict) for verdict in request.verdicts)
     if request.verdicts_omitted:
         yield f"{request.verdicts_omitted} more verdicts were left out: the line would have been too long"
+    if request.messages_omitted:
+        yield f"{request.messages_omitted} messages before these were left out: the line would have been too long"
+    yield from (f"messages[{i}]: {_message(message)}" for i, message in enumerate(request.messages))
     for name, text in (("prompt", request.prompt), ("answer", request.answer)):
         if text:
             yield f"{name}: {_text(text)}"
@@ -52,6 +55,10 @@ def _request(request: Request) -> Iterator[str]:
 def _verdict(verdict: Verdict) -> str:
     probability = verdict.probabilities.get(verdict.label)
     return f"{verdict.part} {verdict.position}: {verdict.head}={verdict.label} {_probability(probability)}"
+
+
+def _message(message: Message) -> str:
+    return f"{message.role or 'no role'}, {message.n_bytes} bytes, hmac {message.hmac}"
 
 
 def _text(text: Text) -> str:

@@ -65,12 +65,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     show_parser.add_argument("--tail", type=count, metavar="N", help="the last N of these lines")
     stats_parser = command("stats", "count decisions, labels, escalations, models and policies")
     export_parser = command(
-        "export", "write a SQLite database with tables runs, requests, verdicts, escalations and lost"
+        "export", "write a SQLite database with tables runs, requests, messages, verdicts, escalations and lost"
     )
     export_parser.add_argument("--sqlite", type=Path, required=True, metavar="OUT.db", help="file to write")
-    find_parser = command("find", "find the requests whose prompt or answer is a text")
+    find_parser = command("find", "find the requests in which a text is a message, the prompt or the answer")
     find_parser.add_argument("--key", type=Path, metavar="KEY", help="audit key of the server (default: FILE.key)")
-    find_parser.add_argument("--text", type=Path, required=True, metavar="TEXTFILE", help="a whole prompt or answer")
+    find_parser.add_argument(
+        "--text",
+        type=Path,
+        required=True,
+        metavar="TEXTFILE",
+        help="a whole message, as it was typed, or a whole prompt or answer",
+    )
     sign_parser = command("sign", "sign the newest checkpoint, if the log goes on from the one that was signed before")
     sign_parser.add_argument("--checkpoint", type=Path, required=True, metavar="NOTE", help="checkpoint of the server")
     sign_parser.add_argument("--key", type=Path, required=True, metavar="PEM", help="Ed25519 private key")

@@ -245,6 +245,10 @@ def test_show_refuses_other_arguments(so8t, log, args):
         ({"prompt": {"n_tokens": True}}, "field prompt.n_tokens: found True, expected a whole number"),
         ({"slot": 2**63}, "field slot: found 9223372036854775808"),
         ({"triggered": {"part": "x"}}, "field triggered.position: found nothing"),
+        ({"messages": {}}, "field messages: found {}, expected a list of objects"),
+        ({"messages": [{"role": 1, "n_bytes": 1, "hmac": ""}]}, "field messages[0].role: found 1, expected a text"),
+        ({"messages": [{"n_bytes": 1}]}, "field messages[0].hmac: found nothing, expected a text"),
+        ({"messages_omitted": -1}, "field messages_omitted: found -1"),
         (
             {"verdicts": [{"part": "a", "position": 1, "head": "h", "label": "l", "probabilities": {"l": 1.5}}]},
             "field verdicts[0].probabilities.l: found 1.5, expected a number from 0 to 1",
@@ -320,7 +324,7 @@ def query(path: Path, sql: str) -> list[tuple]:
 def test_export_writes_a_database_that_can_be_asked(so8t, log, tmp_path):
     db = tmp_path / "log.db"
     code, out, _ = so8t("export", log, "--sqlite", db)
-    assert code == 0 and f"wrote {db} (2 runs, 4 requests, 9 verdicts, 2 escalations, 0 lost)" in out
+    assert code == 0 and f"wrote {db} (2 runs, 4 requests, 0 messages, 9 verdicts, 2 escalations, 0 lost)" in out
     assert [file.name for file in tmp_path.iterdir() if "partial" in file.name or "journal" in file.name] == []
     other = w.digest("other")
     assert query(db, "SELECT run, model_sha256, mode, policy_sha256, closed FROM runs ORDER BY run") == [
@@ -417,6 +421,49 @@ def test_find_knows_a_text_by_its_hmac(so8t, log, tmp_path, text, seq, part):
     )
 
 
+@pytest.fixture
+def said(path) -> Path:
+    """A log of two conversations, the second longer, and of a raw prompt."""
+    Path(f"{path}.key").write_text(w.KEY.hex() + "\n")
+    first = [w.message("system", "be kind"), w.message("user", "hello")]
+    more = [*first, w.message("assistant", "answer 1"), w.message("user", "bye")]
+    raw = [w.message(None, "prompt 3")]
+    requests = [
+        w.request(1, messages=first), w.request(2, messages=more, messages_omitted=5), w.request(3, messages=raw),
+    ]  # fmt: skip
+    return w.write(path, w.chain([w.opening(), *requests, ("close", {})]))
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("hello", ["messages[1] of request chatcmpl-1", "messages[1] of request chatcmpl-2"]),
+        ("bye\n", ["messages[3] of request chatcmpl-2"]),
+        ("answer 1", ["answer of request chatcmpl-1", "messages[2] of request chatcmpl-2"]),
+        ("prompt 3", ["prompt of request chatcmpl-3"]),  # a raw prompt is its own message, and is told once
+        ("hell", []),
+    ],
+)
+def test_find_knows_a_message_as_it_was_typed(so8t, said, tmp_path, text, found):
+    (tmp_path / "text").write_text(text)
+    code, out, err = so8t("find", said, "--text", tmp_path / "text")
+    assert [line.partition("Z, ")[2] for line in out.splitlines()] == found
+    assert (code, err) == ((0, "") if found else (1, "not found\n"))
+
+
+def test_messages_are_shown_exported_and_no_finding(so8t, said, tmp_path):
+    assert so8t("verify", said)[0] == 0
+    _, out, _ = so8t("show", said, "--seq", "3:4")
+    hmac = w.message("user", "bye")["hmac"]
+    assert "5 messages before these were left out: the line would have been too long" in out
+    assert f"messages[3]: user, 3 bytes, hmac {hmac}\n" in out and "messages[0]: no role, 8 bytes" in out
+    db = tmp_path / "log.db"
+    assert "3 requests, 7 messages, " in so8t("export", said, "--sqlite", db)[1]
+    assert query(db, f"SELECT seq, number, role, bytes FROM messages WHERE hmac = '{hmac}'") == [(3, 3, "user", 3)]
+    assert query(db, "SELECT number, role FROM messages WHERE seq = 4") == [(0, None)]
+    assert query(db, "SELECT messages_omitted FROM requests ORDER BY seq") == [(0,), (5,), (0,)]
+
+
 def test_find_says_that_a_text_is_not_there(so8t, log, tmp_path):
     (tmp_path / "key").write_text(w.KEY.hex())
     (tmp_path / "text").write_text("prompt")
@@ -481,7 +528,7 @@ def test_show_chooses_lost_lines_and_tells_what_was_omitted(so8t, gap):
 
 def test_export_has_a_table_of_what_was_lost(so8t, gap, tmp_path):
     db = tmp_path / "log.db"
-    assert "2 requests, 5 verdicts, 0 escalations, 2 lost)" in so8t("export", gap, "--sqlite", db)[1]
+    assert "2 requests, 0 messages, 5 verdicts, 0 escalations, 2 lost)" in so8t("export", gap, "--sqlite", db)[1]
     hashes = [json.loads(line)["hash"] for line in gap.read_text().splitlines()]
     assert query(db, "SELECT seq, run, lines, hash FROM lost ORDER BY seq") == [
         (3, 1, 1000, hashes[2]), (5, 1, 7, hashes[4]),

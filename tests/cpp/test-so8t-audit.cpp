@@ -171,6 +171,26 @@ static common_json request(size_t n_text, size_t n_verdicts) {
     });
 }
 
+// a client decides how many messages there are: the newest are kept, and all verdicts
+static void test_many_messages(const so8t_audit_params & params) {
+    const size_t n_messages = 400000;
+    common_json fields      = request(10, 1000);
+    fields["messages"]      = common_json::array();
+    for (size_t i = 0; i < n_messages; ++i) {
+        fields["messages"].push_back({{"role", "user"}, {"n_bytes", i}, {"hmac", "0123456789abcdef"}});
+    }
+    so8t_audit audit(params, nullptr, nullptr);
+    CHECK(audit.append("request", fields, false));
+
+    const std::string line = read_lines(params.file).back();
+    const common_json cut  = common_json::parse(line);
+    const size_t n_kept    = cut.at("messages").size();
+    CHECK(line.size() < 16 << 20 && line.size() > (16 << 20) - 4096); // as many as fit
+    CHECK(cut.at("verdicts").size() == 1000 && !cut.contains("verdicts_omitted"));
+    CHECK(n_kept + cut.at("messages_omitted").get<size_t>() == n_messages);
+    CHECK(n_kept > 100000 && cut.at("messages").at(n_kept - 1).at("n_bytes").get<size_t>() == n_messages - 1);
+}
+
 // no file of this process grows beyond n bytes
 static void limit(rlim_t n) {
     rlimit values;
@@ -313,6 +333,10 @@ int main() {
     params.file            = folder + "/long.jsonl";
     params.checkpoint_file = folder + "/note";
     test_long_lines(params);
+
+    params.file            = folder + "/many.jsonl";
+    params.checkpoint_file = folder + "/many-note";
+    test_many_messages(params);
 
     params.file            = folder + "/short.jsonl";
     params.checkpoint_file = folder + "/short-note";

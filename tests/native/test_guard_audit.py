@@ -4,6 +4,7 @@ import hashlib
 import hmac
 import json
 import os
+import re
 import resource
 import subprocess
 import threading
@@ -16,18 +17,64 @@ from typing import Any
 import audit_writer as w
 import pytest
 from required import mount_tmpfs
+from scripted_model import CHATML, scripted_gguf
 
 from llama_so8t.audit import Log, verify
 from llama_so8t.audit.anchor import read_anchor
 from llama_so8t.audit.search import find, read_key
+from llama_so8t.audit.statistics import statistics
+from llama_so8t.cli import main
 from llama_so8t.conversion.convert import convert
 from llama_so8t.conversion.options import ConvertOptions
 from llama_so8t.errors import RuntimeLibraryError
 from llama_so8t.inspection.tensor_hash import model_sha256
 
-from .guard_server import COMPLETION, ENDPOINTS, SMALL, Answer, Server
+from .guard_server import (
+    CHAT,
+    COMPLETION,
+    ENDPOINTS,
+    HEADS,
+    INFILL,
+    MESSAGES,
+    RESPONSES,
+    SCRIPTS,
+    SMALL,
+    TEXT,
+    Answer,
+    Reply,
+    Server,
+    Stream,
+)
 
 ENFORCE = ("--so8t-policy", "enforce")
+ROUTES = Path(__file__).parents[2] / "llama_so8t/csrc/server/so8t-routes.cpp"
+GENERATING = {
+    path: endpoint.body
+    for endpoint, paths in (
+        (COMPLETION, ("/completion", "/completions")),
+        (TEXT, ("/v1/completions",)),
+        (CHAT, ("/chat/completions", "/v1/chat/completions")),
+        (RESPONSES, ("/responses", "/v1/responses")),
+        (MESSAGES, ("/v1/messages",)),
+        (INFILL, ("/infill",)),
+    )
+    for path in paths
+}
+"""Endpoints that answer, streamed or not, and their bodies for a prompt."""
+JUDGING = {
+    "/moderations": lambda text: {"input": text},
+    "/v1/moderations": lambda text: {"input": ["fine", text]},
+    "/so8t/judge": lambda text: {"messages": [{"role": "user", "content": text}]},
+}
+NO_VERDICT = {
+    "/models", "/models/load", "/models/unload", "/props", "/v1/chat/completions/control", "/v1/audio/transcriptions",
+    "/audio/transcriptions", "/embedding", "/embeddings", "/v1/embeddings", "/rerank", "/reranking", "/v1/rerank",
+    "/v1/reranking", "/tokenize", "/detokenize", "/apply-template", "/chat/completions/input_tokens",
+    "/v1/chat/completions/input_tokens", "/responses/input_tokens", "/v1/responses/input_tokens",
+    "/v1/messages/count_tokens", "/lora-adapters", "/slots/:id_slot", "/v1/streams/lookup", "/cors-proxy", "/tools",
+    "/so8t/escalations/:id",
+}  # fmt: skip
+"""All others; transcriptions take a model that hears, and end in the answer of a chat."""
 PROMPTS = ("fine", "go", "ask", "mix ", "undefined ", "muse")
 
 
@@ -162,6 +209,82 @@ def test_digests_are_found_by_their_texts(audited, log):
         [(_, record, where)] = find(records, key, [text.encode()])
         assert (record["seq"], where) == (3, part)
     assert list(find(records, key, [b"one two bad three"])) == []
+
+
+@pytest.fixture(scope="module")
+def chatml_file(tmp_path_factory, pinned_tree) -> Path:
+    """The model with a template that puts its own words around a text."""
+    return scripted_gguf(tmp_path_factory.mktemp("chatml") / "model", SCRIPTS, HEADS, CHATML)
+
+
+TYPED = " What is <think>fine</think>,\nand for whom? \u65e5\u672c "
+
+
+@pytest.mark.parametrize("path", GENERATING)
+def test_a_text_is_found_as_it_was_typed(audited, log, chatml_file, path):
+    with audited("-m", chatml_file) as server:
+        for stream in (False, True):
+            reply = server.request("POST", path, GENERATING[path](TYPED) | {"n_predict": 4, "stream": stream})
+            assert reply.status == 200, reply
+        COMPLETION.ask(server, "fine")
+    typed, streamed, other = requests(log).values()
+    role = {} if path in ("/completion", "/completions", "/v1/completions", "/infill") else {"role": "user"}
+    expected = [role | {"n_bytes": len(TYPED.encode()), "hmac": digest(log, TYPED)}]
+    assert typed["messages"] == streamed["messages"] == expected
+    assert other["messages"] == [{"n_bytes": 4, "hmac": digest(log, "fine")}]
+    records = list(Log(log).records(lambda line: pytest.fail(line.problem)))
+    found = list(find(records, read_key(log.with_name(f"{log.name}.key")), [TYPED.encode()]))
+    assert [record["seq"] for _, record, _ in found] == [typed["seq"], streamed["seq"]]
+    check_log(log)
+
+
+def test_every_text_of_a_conversation_has_its_digest(audited, log, chatml_file):
+    turns = [("user", "one"), ("assistant", "two"), ("user", "three")]
+    plain = [{"role": role, "content": text} for role, text in turns]
+    parts = [
+        {"role": "user", "content": [{"type": "text", "text": "one"}, {"type": "text", "text": "more"}]},
+        {"role": "assistant", "content": "two", "reasoning_content": "why"},
+        {"role": "user", "content": "three"},
+    ]
+    items = [{"role": "user", "content": [{"type": "input_text", "text": "one"}]}, {"role": "user", "content": "three"}]
+    result = [{"type": "tool_result", "tool_use_id": "t", "content": "two"}, {"type": "text", "text": "three"}]
+    system = ("system", "kind")
+    asked = [
+        ("/v1/chat/completions", {"messages": [{"role": "system", "content": "kind"}, *plain]}, [system, *turns]),
+        (
+            "/v1/chat/completions", {"messages": parts},
+            [("user", "one"), ("user", "more"), ("assistant", "why"), *turns[1:]],
+        ),
+        (
+            "/v1/responses", {"instructions": "kind", "input": items, "max_output_tokens": 4},
+            [system, ("user", "one"), ("user", "three")],
+        ),
+        ("/v1/messages", {"system": "kind", "messages": plain, "max_tokens": 4}, [system, *turns]),
+        (
+            "/v1/messages", {"messages": [plain[0], {"role": "user", "content": result}], "max_tokens": 4},
+            [("user", "one"), ("user", "three"), ("tool", "two")],
+        ),
+        ("/completion", {"prompt": ["one", [5, "two", 6]]}, [("", "one"), ("", "two")]),
+        (
+            "/infill",
+            {"input_prefix": "one", "input_suffix": "two", "input_extra": [{"text": "more", "filename": "f"}]},
+            [("", "more"), ("", "one"), ("", "two")],
+        ),
+        ("/so8t/judge", {"messages": plain}, turns),
+        ("/v1/moderations", {"input": "one"}, [("user", "one")]),
+    ]  # fmt: skip
+    with audited("-m", chatml_file, "--so8t-audit-text") as server:
+        for path, body, _ in asked:
+            server.post(path, body if path in JUDGING else {"n_predict": 4} | body)
+    written = list(requests(log).values())
+    del written[6]  # each prompt of a list has a line, with the texts of all
+    assert len(written) == len(asked)
+    for record, (path, _, texts) in zip(written, asked, strict=True):
+        expected = [
+            ({"role": role} if role else {}) | {"n_bytes": len(text), "hmac": digest(log, text)} for role, text in texts
+        ]
+        assert record["messages"] == expected, path
+    check_log(log)
 
 
 def test_texts_only_where_they_are_wanted(audited, log, guard_file):
@@ -484,14 +607,14 @@ def test_under_enforce_nothing_is_answered_without_a_line(audited, log, full):
                     break
             else:
                 pytest.fail("the log never was full")
-            assert reply.status == 503 and "audit log" in reply.json()["error"]["message"], reply
+            check_unavailable(reply)
             n_served = len(lines(log)) - len(before)
-            for endpoint in ENDPOINTS.values():
-                reply = server.request("POST", endpoint.path, endpoint.body("go"))
-                assert reply.status == 503, reply
-                reply = server.request("POST", endpoint.path, endpoint.body("go") | {"stream": True})
-                assert reply.status == 503 and "audit log" in reply.json()["error"]["message"], reply
-                assert b"one" not in reply.body
+            for path, body in GENERATING.items():
+                for stream in (False, True):
+                    check_unavailable(server.request("POST", path, body("go") | {"stream": stream}))
+            for path, body in JUDGING.items():
+                check_unavailable(server.request("POST", path, body("go")))
+            assert server.post("/tokenize", {"content": "fine"})["tokens"]
             assert server.get("/so8t")["audit"]["failed"] is True
             assert b"\nllamacpp:so8t_audit_failed 1\n" in server.request("GET", "/metrics").body
             assert len(lines(log)) == len(before) + n_served
@@ -504,6 +627,58 @@ def test_under_enforce_nothing_is_answered_without_a_line(audited, log, full):
     assert (refused["decision"], refused["enforced"]) == ("allow", "unavailable")
     check_line(last, answer.so8t)
     check_log(log)
+
+
+def test_every_endpoint_that_generates_or_judges_is_in_the_table(pinned_tree):
+    sources = (pinned_tree / "tools/server/server.cpp", ROUTES)
+    found = [re.findall(r'\bpost\s*\(\s*"([^"]+)"', source.read_text()) for source in sources]
+    assert all(found)
+    assert {path for paths in found for path in paths} == {*GENERATING, *JUDGING, *NO_VERDICT}
+
+
+@pytest.mark.parametrize("name", ENDPOINTS)
+def test_a_stream_that_has_begun_ends_with_the_error_and_no_verdict(audited, log, name):
+    endpoint = ENDPOINTS[name]
+    with audited(*ENFORCE) as server:
+        before = lines(log)
+        with Limit(server, log, 100):  # nothing was to be written yet, so the server does not know
+            body = endpoint.body("fine") | {"stream": True}
+            reply = server.request("POST", endpoint.path, body)
+            check_unavailable(server.request("POST", endpoint.path, body))  # now it does
+        assert len(lines(log)) == len(before)
+        assert endpoint.ask_stream(server, "fine").text == "all is well here"
+    assert reply.status == 200 and reply.headers["content-type"].startswith("text/event-stream")
+    stream = Stream(reply.body.decode().split("\n"))
+    *parts, last = stream.events
+    if name == "messages":
+        assert stream.names[-1] == "error"
+        last = {"error": last}
+    check_error(last)
+    assert b"[DONE]" not in reply.body and not any("so8t" in part for part in parts)
+    assert b"all " in reply.body
+    assert [record["enforced"] for record in requests(log).values()] == ["unavailable", "none"]
+    check_log(log)
+
+
+def test_lines_that_there_was_no_room_for_are_counted_in_the_log(audited, log, capsys):
+    texts = ["fine"] * 256
+    with audited(*ENFORCE, "--so8t-audit-on-error", "continue") as server:
+        with Limit(server, log, 100):
+            for _ in range(5):
+                assert len(server.post("/v1/moderations", {"input": texts})["results"]) == 256
+            assert server.get("/so8t")["audit"]["failed"] is True
+        assert "audit" in COMPLETION.ask(server, "fine").so8t
+    events = [line["event"] for line in lines(log)]
+    assert events == ["open", *["request"] * 1000, "lost", "request", "close"]
+    assert lines(log)[1001]["lines"] == 280
+    report = verify(log, log.with_name("note"))
+    assert [(finding.kind, finding.seq) for finding in report.findings] == [("lost", 1002)] and not report.ok
+    assert statistics(Log(log).records(lambda line: pytest.fail(line.problem))).n_lost == 280
+    assert main(["audit", "show", str(log), "--event", "lost"]) == 0
+    assert capsys.readouterr().out.endswith("  lost  280 lines\n")
+    database = log.with_name("log.db")
+    assert main(["audit", "export", str(log), "--sqlite", str(database)]) == 0
+    assert "1001 requests, 1001 messages, " in capsys.readouterr().out
 
 
 def test_where_it_may_go_on_the_lines_follow_later(audited, log, full):
@@ -520,6 +695,18 @@ def test_where_it_may_go_on_the_lines_follow_later(audited, log, full):
     assert len(found) == 43
     assert [record["decision"] for record in found[-3:]] == ["allow", "refuse", "allow"]
     check_log(log)
+
+
+def check_error(body: dict[str, Any]) -> None:
+    """The one form in which the server says that the log cannot be written."""
+    assert set(body) == {"error"} and set(body["error"]) == {"code", "message", "type"}, body
+    assert (body["error"]["code"], body["error"]["type"]) == (503, "unavailable_error")
+    assert "the audit log cannot be written" in body["error"]["message"]
+
+
+def check_unavailable(reply: Reply) -> None:
+    assert reply.status == 503, reply
+    check_error(reply.json())
 
 
 @pytest.mark.parametrize("how", ["moved", "removed", "shortened", "written to"])

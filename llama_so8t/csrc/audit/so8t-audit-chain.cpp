@@ -25,6 +25,20 @@ static std::string so8t_now() {
     return string_format("%s.%03dZ", text, (int) (ms % 1000));
 }
 
+// what is left of a list that is too long by n_over bytes: its first items, or the last ones
+static common_json so8t_shortened(const common_json & list, size_t n_over, bool keep_last) {
+    size_t n_kept = list.size();
+    for (size_t n_cut = 0; n_kept > 0 && n_cut < n_over; --n_kept) {
+        n_cut += list.at(keep_last ? list.size() - n_kept : n_kept - 1).dump_safe().size() + 1; // and a comma
+    }
+    common_json kept   = common_json::array();
+    const size_t first = keep_last ? list.size() - n_kept : 0;
+    for (size_t i = 0; i < n_kept; ++i) {
+        kept.push_back(list.at(first + i));
+    }
+    return kept;
+}
+
 std::string so8t_audit_fields(const common_json & fields) {
     std::string text = fields.dump_safe();
     if (text.size() <= SO8T_MAX_FIELDS) {
@@ -37,20 +51,13 @@ std::string so8t_audit_fields(const common_json & fields) {
         }
     }
     text = shorter.dump_safe();
-    if (text.size() > SO8T_MAX_FIELDS && fields.contains("verdicts")) {
-        const common_json & verdicts = fields.at("verdicts");
-        const size_t n_over          = text.size() - SO8T_MAX_FIELDS + 64;
-        size_t n_kept                = verdicts.size();
-        for (size_t n_cut = 0; n_kept > 0 && n_cut < n_over;) {
-            n_cut += verdicts.at(--n_kept).dump_safe().size() + 1; // and a comma
+    for (const std::string list : {"messages", "verdicts"}) { // the newest message, and the first verdicts, say most
+        if (text.size() > SO8T_MAX_FIELDS && fields.contains(list)) {
+            const size_t n_over        = text.size() - SO8T_MAX_FIELDS + 64;
+            shorter[list]              = so8t_shortened(fields.at(list), n_over, list == "messages");
+            shorter[list + "_omitted"] = fields.at(list).size() - shorter.at(list).size();
+            text                       = shorter.dump_safe();
         }
-        common_json kept = common_json::array();
-        for (size_t i = 0; i < n_kept; ++i) {
-            kept.push_back(verdicts.at(i));
-        }
-        shorter["verdicts"]         = kept;
-        shorter["verdicts_omitted"] = verdicts.size() - n_kept;
-        text                        = shorter.dump_safe();
     }
     if (text.size() > SO8T_MAX_FIELDS) {
         throw std::runtime_error(

@@ -190,12 +190,16 @@ common_json so8t_audit::text_record(const std::string & text, int32_t n_tokens) 
     common_json record = common_json::object({
         {"n_tokens", n_tokens},
         {"n_bytes", text.size()},
-        {"hmac", so8t_hmac_hex(state->key, text)},
+        {"hmac", digest(text)},
     });
     if (params.text) {
         record["text"] = text;
     }
     return record;
+}
+
+std::string so8t_audit::digest(const std::string & text) const {
+    return so8t_hmac_hex(state->key, text);
 }
 
 so8t_audit::entry so8t_audit::last() const {

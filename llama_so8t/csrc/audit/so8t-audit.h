@@ -49,6 +49,9 @@ class so8t_audit {
     // {"n_tokens", "n_bytes", "hmac"}, and "text" if texts are kept
     common_json text_record(const std::string & text, int32_t n_tokens) const;
 
+    // the keyed digest of a text, as it is in its record
+    std::string digest(const std::string & text) const;
+
     entry last() const;
     bool failed() const; // the newest line that was to be written could not be
     const std::string & path() const { return params.file; }

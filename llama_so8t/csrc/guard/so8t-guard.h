@@ -10,6 +10,13 @@
 #include <string>
 #include <vector>
 
+// a text of a client, of which nothing but this is kept
+struct so8t_text_digest {
+    std::string role; // empty: of a raw prompt
+    size_t n_bytes;
+    std::string hmac;
+};
+
 // what the sampler of a request knows of so8t
 struct so8t_sampling_params {
     std::shared_ptr<const so8t_policy> policy; // null: the model has no heads
@@ -22,6 +29,9 @@ struct so8t_sampling_params {
     // of its prompt, besides the last token
     std::shared_ptr<const std::vector<so8t_turn_verdict>> turns;
     std::vector<std::string> prompt_keys; // under which the reading at the last token is remembered
+
+    // what its client wrote, for the audit log; null: there is none
+    std::shared_ptr<const std::vector<so8t_text_digest>> messages;
 };
 
 // probabilities of each head where its prompt_token was read, empty for the others
@@ -147,6 +157,7 @@ class so8t_guard {
     void judge(so8t_part part, llama_context * ctx, int32_t idx);
     so8t_found ask(so8t_part part, int32_t head, llama_context * ctx, int32_t idx);
     void judge_turns();
+    bool last_can_trigger() const;
     void begin_trace(so8t_part part);
     void enforce(so8t_part part, int32_t position, const so8t_found & found);
 
@@ -156,7 +167,6 @@ class so8t_guard {
 
     std::vector<llama_token> prompt_tokens; // of the heads that have one
 
-    bool last_can_trigger() const;
     // of the request
     so8t_prompt_probs read_probs;
     so8t_verdict seen; // but for what was enforced

@@ -198,6 +198,7 @@ void so8t_delivery::finish(
     record.n_prompt = final->n_prompt_tokens;
     record.answer   = text;
     record.n_answer = final->n_decoded;
+    record.messages = guard->request().messages;
 
     const bool durable  = verdict->decision() != LLAMA_SO8T_ACTION_ALLOW;
     const bool recorded = server->record(record, *verdict, durable, verdict->audit);
@@ -308,6 +309,7 @@ void so8t_delivery::abandon(const so8t_guard * guard, const server_task & task, 
         record.n_prompt  = task.n_tokens();
         record.answer    = text;
         record.n_answer  = guard->n_generated();
+        record.messages  = guard->request().messages;
         record.cancelled = true;
 
         std::optional<so8t_verdict::audit_entry> entry;

@@ -10,6 +10,7 @@
 #include <thread>
 
 static const size_t SO8T_MAX_LOST = 1000; // audit lines kept in memory while the log cannot be written
+static const size_t SO8T_MAX_ROLE = 64;   // bytes of a role in a line
 
 //
 // what is known after loading
@@ -156,6 +157,32 @@ void so8t_server::keep(const char * event, const json & fields) {
     }
 }
 
+std::shared_ptr<const std::vector<so8t_text_digest>> so8t_server::digests(
+    const std::vector<so8t_client_text> & texts) const {
+    if (!log) {
+        return nullptr;
+    }
+    auto digests = std::make_shared<std::vector<so8t_text_digest>>();
+    for (const auto & [role, text] : texts) {
+        digests->push_back({role.substr(0, SO8T_MAX_ROLE), text.size(), log->digest(text)});
+    }
+    return digests;
+}
+
+static json so8t_digests_json(const std::vector<so8t_text_digest> & digests) {
+    json result = json::array();
+    for (const auto & digest : digests) {
+        json entry = json::object();
+        if (!digest.role.empty()) {
+            entry["role"] = digest.role;
+        }
+        entry["n_bytes"] = digest.n_bytes;
+        entry["hmac"]    = digest.hmac;
+        result.push_back(entry);
+    }
+    return result;
+}
+
 json so8t_server::request_json(const so8t_request_record & request, const so8t_verdict & verdict) const {
     json result = {
         {"request", request.id},
@@ -171,6 +198,9 @@ json so8t_server::request_json(const so8t_request_record & request, const so8t_v
         {"enforced", so8t_enforced_name(verdict.enforced)},
         {"triggered", verdict.triggered_json()},
     };
+    if (request.messages) {
+        result["messages"] = so8t_digests_json(*request.messages);
+    }
     if (verdict.escalation) {
         result["escalation"] = verdict.escalation->id;
     }
@@ -394,6 +424,10 @@ so8t_sampling_params so8t_server::sampling_params(
             "so8t: a request cannot choose adapters here, by which it would be judged as well (request_lora)");
     }
     const bool is_chat = type != TASK_RESPONSE_TYPE_NONE && type != TASK_RESPONSE_TYPE_OAI_CMPL;
+    if (log) {
+        params.messages = digests(is_chat ? so8t_client_texts(common_chat_msgs_parse_oaicompat(body.at("messages"))) :
+                                            so8t_client_texts(body));
+    }
     if (policy->mode == SO8T_MODE_OFF || (!is_chat && policy->raw_prompts == SO8T_RAW_PROMPTS_LAST)) {
         return params;
     }
@@ -491,6 +525,7 @@ so8t_verdict so8t_server::judge(const std::vector<common_chat_msg> & messages, c
     record.n_prompt     = prompt.size();
     record.answer       = answer ? *answer : "";
     record.n_answer     = verdict.n_judged();
+    record.messages     = digests(so8t_client_texts(messages));
     record.judge        = true;
     const bool recorded = this->record(record, verdict, verdict.decision() != LLAMA_SO8T_ACTION_ALLOW, verdict.audit);
     verdict.enforced    = recorded ? verdict.enforced : SO8T_ENFORCED_UNAVAILABLE;

@@ -2,6 +2,7 @@
 
 #include "so8t-args.h"
 #include "so8t-audit.h"
+#include "so8t-client-texts.h"
 #include "so8t-escalations.h"
 #include "so8t-guard.h"
 #include "so8t-text-judge.h"
@@ -24,12 +25,13 @@
 // an answer, for the audit log
 struct so8t_request_record {
     std::string id;
-    int id_task;
-    int id_slot;
+    int id_task = -1; // of none: -1
+    int id_slot = -1;
     std::string prompt;
     int32_t n_prompt; // tokens
     std::string answer;
     int32_t n_answer;
+    std::shared_ptr<const std::vector<so8t_text_digest>> messages;
     bool judge     = false; // a text was judged
     bool cancelled = false; // the answer has no end
 };
@@ -121,6 +123,7 @@ class so8t_server {
     std::vector<so8t_turn_verdict> read_turns(
         reader & reader, const json & body, const llama_tokens & prompt, bool is_chat, std::vector<std::string> & keys);
     json counters() const;
+    std::shared_ptr<const std::vector<so8t_text_digest>> digests(const std::vector<so8t_client_text> & texts) const;
     json request_json(const so8t_request_record & request, const so8t_verdict & verdict) const;
     std::optional<so8t_audit::entry> write(const char * event, const json & fields, bool durable);
     bool write_lost();
