@@ -265,6 +265,8 @@ HEAD_FORMS: Mapping[str, HeadForm] = {form.activation: form for form in _HEAD_FO
 ACTIONS = ("allow", "escalate", "refuse")
 SCOPES = ("prompt", "answer", "both")
 
+RULES = THRESHOLD, ARGMAX = ("threshold", "argmax")
+"""When a label acts: it reaches its threshold; or it is the largest of its head, the first of equal ones."""
 
 MAX_LABELS = 4096
 """Labels of a head: more than any classifier has, few enough for a hostile file."""
@@ -318,6 +320,7 @@ _HEAD_FIELDS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("temperature", lambda v: _is_number(v) and v > 0, "a number above 0"),
     ("debounce", lambda v: _is_number(v) and v >= 1, "1 or more"),
     ("scope", _one_of(SCOPES), f"one of {', '.join(SCOPES)}"),
+    ("rule", _one_of(RULES), f"one of {', '.join(RULES)}"),
     ("prompt_token", lambda v: v is None or _is_whole(v), "the id of a token"),
 )
 
@@ -326,8 +329,9 @@ _HEAD_FIELDS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
 class HeadSpec:
     """A classification head: what its rows mean and when they act.
 
-    ``probability = softmax(logits / temperature)``; a label acts when its probability reaches its
-    threshold. ``gelu`` is the exact one (erf). ``stem`` names the shared first layer of an MLP head.
+    ``probability = softmax(logits / temperature)``; by the rule ``threshold`` a label acts when its probability
+    reaches its threshold, by ``argmax`` when none of the head is larger (the first of equal ones), whatever the
+    thresholds. ``gelu`` is the exact one (erf). ``stem`` names the shared first layer of an MLP head.
     """
 
     name: str
@@ -340,6 +344,7 @@ class HeadSpec:
     temperature: float = 1.0
     debounce: int = 1
     scope: str = "both"
+    rule: str = THRESHOLD
     prompt_token: int | None = None
 
     def __post_init__(self) -> None:
@@ -404,6 +409,15 @@ def default_heads() -> dict[str, HeadSpec]:
     }
 
 
+def unfitted_warning(names: Sequence[str]) -> str:
+    """One line for the user of a model with these heads, one or more, whose weights are all zeros."""
+    if len(names) == 1:
+        said = f"head {names[0]} has weights of zeros: it was never fitted and does not act; fit it"
+    else:
+        said = f"heads {', '.join(names)} have weights of zeros: they were never fitted and do not act; fit them"
+    return f"warning: {said} with so8t heads fit"
+
+
 def head_tensor_prefix(name: str) -> str:
     """Checkpoint prefix of a head's ``weight`` [labels, d] and ``bias`` [labels]."""
     return f"{name}_head" if name in ("safety", "authority") else f"heads.{name}"
@@ -442,6 +456,7 @@ class Keys:
     HEAD_ACTIVATION = "so8t.head.{name}.activation"
     HEAD_STEM = "so8t.head.{name}.stem"
     HEAD_SCOPE = "so8t.head.{name}.scope"
+    HEAD_RULE = "so8t.head.{name}.rule"
     HEAD_PROMPT_TOKEN = "so8t.head.{name}.prompt_token"
 
 

@@ -63,9 +63,10 @@ def header() -> str:
         "// forms of a head with a stem: X(activation, whether the stem has a norm); a head without has the one below\n"
         + _macro("SO8T_STEM_FORMS", (f"X({_name(form.activation)}, {_bool(form.norm)})" for form in stems)),
         f'#define SO8T_ACTIVATION_WITHOUT_STEM "{without_stem}"',
-        "// values of enum llama_so8t_action; of enum llama_so8t_scope, less one\n"
+        "// values of enum llama_so8t_action; of enum llama_so8t_scope, less one; of enum llama_so8t_rule\n"
         "inline constexpr const char * so8t_action_names[] = " + _names(format.ACTIONS),
         "inline constexpr const char * so8t_scope_names[] = " + _names(format.SCOPES),
+        "inline constexpr const char * so8t_rule_names[] = " + _names(format.RULES),
         "// clang-format on",
     ]
     return "\n\n".join(parts) + "\n"

@@ -66,22 +66,27 @@ class Head:
     thresholds: Sequence[float]
     debounce: int = 1
     scope: str = "both"
+    rule: str = "threshold"
     temperature: float = 1.0
     tokens: Mapping[str, Mapping[str, float] | float] = field(default_factory=dict)
     default: Mapping[str, float] | None = None
     """For all other tokens; None: the first label has 0.99."""
     prompt_token: str | None = None
+    fitted: bool = True
+    """False: all weights are zeros, whatever the table says."""
 
     def spec(self, name: str, ids: Mapping[str, int]) -> HeadSpec:
         """What the checkpoint says of it."""
         return HeadSpec(
             name, tuple(self.labels), tuple(self.actions), tuple(self.thresholds), debounce=self.debounce,
-            scope=self.scope, temperature=self.temperature,
+            scope=self.scope, rule=self.rule, temperature=self.temperature,
             prompt_token=None if self.prompt_token is None else ids[self.prompt_token],
         )  # fmt: skip
 
     def probabilities(self, given: Mapping[str, float] | None) -> np.ndarray:
         """All probabilities, ``(n_labels,)``, of a token whose table entry is ``given``."""
+        if not self.fitted:
+            return np.full(len(self.labels), 1 / len(self.labels))
         given = {self.labels[0]: 0.99} if given is None else given
         assert set(given) <= set(self.labels), f"found labels {sorted(given)}, expected some of {self.labels}"
         n_open, rest = len(self.labels) - len(given), 1.0 - sum(given.values())
@@ -144,11 +149,12 @@ def scripted_checkpoint(
         weight[:, 0] = head.values(head.default) / hidden[0, 0]
         for token in tokens:
             given = head.tokens.get(token, head.default)
-            if isinstance(given, float):
+            if isinstance(given, float) and head.fitted:
                 weight[0, axes[token]] = _HUGE
                 weight[0, both] = -_HUGE if math.isnan(given) else weight[0, both]
             else:
                 weight[:, axes[token]] = head.values(given) / component[token]
+        weight *= head.fitted
         weights[f"{head_tensor_prefix(name)}.weight"] = weight
     _write(directory, config, spec, weights, ids, template)
     return directory

@@ -3,8 +3,8 @@
 `golden/verdict_rule.json`: a case has heads, and at each position of one part the probabilities of their labels (null:
 values that are not finite). It expects
 
-- positions: of every head that is asked the acting labels that reach their thresholds (null: not finite), and the
-  strongest action with the head and the label that asked for it (null: not finite);
+- positions: of every head that is asked the acting labels that reach their thresholds, or by the rule argmax are the
+  largest (null: not finite), and the strongest action with the head and the label that asked for it (null: not finite);
 - decision: the first position with the strongest action of all;
 - triggered: where the first label of a head triggered, null for none; heads that are out of scope are left out.
 
@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from scripted_model import NAN, Head
 
-from llama_so8t.format import HeadSpec
+from llama_so8t.format import RULES, HeadSpec
 from llama_so8t.tracing.rule import Span, acting, reached, triggers
 from tests.native.guard_rules import Part, Policy, _read
 
@@ -38,6 +38,7 @@ def test_the_table_has_every_way_to_act():
         ("allow", True), ("escalate", False), ("refuse", False), ("refuse", True),
     }  # fmt: skip
     assert {case["part"] for case in CASES} == {"prompt", "think", "answer"}
+    assert {head.get("rule", "threshold") for case in CASES for head in case["heads"].values()} == set(RULES)
     assert {head["scope"] for case in CASES for head in case["heads"].values()} == {"both", "prompt", "answer"}
 
 
@@ -69,12 +70,12 @@ def test_the_trace(case):
     spans = [Span(case["part"], 0, len(case["positions"]))]
     rows = case["expected"]["positions"]
     for name, given in case["heads"].items():
-        head = HeadSpec(name, *(tuple(given[key]) for key in ("labels", "actions", "thresholds")),
-                        debounce=given["debounce"], scope=given["scope"])  # fmt: skip
+        head = HeadSpec.from_dict(name, {key: value for key, value in given.items() if key != "fitted"})
+        is_fitted = given.get("fitted", True)
         nothing = [np.nan] * len(head.labels)
         probs = np.array([row[name] or nothing for row in case["positions"]])
-        found = triggers(head, spans, probs)
-        if name not in case["expected"]["triggered"]:
+        found = triggers(head, spans, probs, is_fitted)
+        if name not in case["expected"]["triggered"] or not is_fitted:
             assert found == []
         elif all(name in row["reached"] for row in rows):
             above = [[head.labels[acting(head)[i]] for i in np.flatnonzero(row)] for row in reached(head, probs)]

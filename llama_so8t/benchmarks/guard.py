@@ -14,6 +14,7 @@ from llama_so8t import upstream
 from llama_so8t.benchmarks.paired import paired_ratio
 from llama_so8t.errors import So8tError
 from llama_so8t.files.gguf_file import read_gguf
+from llama_so8t.format import THRESHOLD, Keys
 from llama_so8t.server_process import LlamaServer
 from llama_so8t.tools import program
 
@@ -156,7 +157,10 @@ def _never(model: Path) -> str:
     """Thresholds that nothing reaches, so that every arm writes the same tokens."""
     file = read_gguf(model)
     return ",".join(
-        f"{head}/{label}=1" for head in file.get("so8t.heads") for label in file.get(f"so8t.head.{head}.labels")
+        f"{head}/{label}=1"
+        for head in file.get(Keys.HEADS)
+        if file.get(Keys.HEAD_RULE.format(name=head), THRESHOLD) == THRESHOLD
+        for label in file.get(Keys.HEAD_LABELS.format(name=head))
     )
 
 

@@ -13,6 +13,7 @@ from llama_so8t.checkpoint.vocabulary import Vocabulary
 from llama_so8t.errors import CheckpointError
 from llama_so8t.files.finite import finite
 from llama_so8t.folding import LayerRotations, RotationCache
+from llama_so8t.format import head_tensor_prefix
 from llama_so8t.model_spec import ModelSpec
 from llama_so8t.tensors import LazyTensor
 
@@ -77,6 +78,15 @@ class Checkpoint:
             CheckpointError: as `load_finite`, or a coefficient is too large.
         """
         return generator(self.path, self._find(name))
+
+    @property
+    def unfitted_heads(self) -> tuple[str, ...]:
+        """Names of the heads whose weight is all zeros, as `so8t init` writes it: they say nothing of a text.
+
+        Raises:
+            CheckpointError: as `load`.
+        """
+        return tuple(name for name in self.spec.heads if not self.load(f"{head_tensor_prefix(name)}.weight").any())
 
     def rotations(self) -> RotationCache:
         """Rotations of the layers, from their generators."""

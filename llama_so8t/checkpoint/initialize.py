@@ -66,10 +66,11 @@ class InitializeOptions:
 
 @dataclass(frozen=True)
 class Initialized:
-    """What was made: the notes are for the user."""
+    """What was made: the notes are for the user, and the heads need to be fitted."""
 
     out: Path
     notes: tuple[str, ...]
+    unfitted_heads: tuple[str, ...]
 
 
 def initialize(options: InitializeOptions) -> Initialized:
@@ -97,7 +98,7 @@ def initialize(options: InitializeOptions) -> Initialized:
             _write_adapter(options, base, config, added, directory)
         else:
             notes += _write_full(options, base, config, spec, added, directory)
-    return Initialized(options.out, tuple(notes))
+    return Initialized(options.out, tuple(notes), tuple(spec.heads))
 
 
 def _check_options(options: InitializeOptions) -> None:

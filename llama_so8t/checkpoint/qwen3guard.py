@@ -3,7 +3,9 @@
 The checkpoint is a Qwen3 decoder with eight more tensors. At every position, h being the hidden state behind
 the final norm, each of its two paths (query, response) computes, without biases and with eps = rms_norm_eps,
 
-    x = RMSNorm(W_pre h),    risk = softmax(W_risk x),    category = softmax(W_category x).
+    x = RMSNorm(W_pre h),    risk = softmax(W_risk x),    category = softmax(W_category x),
+
+and the label of each is the one with the largest probability.
 
 As an SO8T model a path is a stem of form rmsnorm with two heads, and every generator is zero.
 Source: Qwen3Guard Technical Report, https://arxiv.org/abs/2510.14276; tensor names and labels of
@@ -20,7 +22,7 @@ from llama_so8t.checkpoint.checks import check_tensors
 from llama_so8t.checkpoint.names import OUTPUT, Expected
 from llama_so8t.errors import CheckpointError
 from llama_so8t.files.json_file import read_json
-from llama_so8t.format import HeadSpec, head_tensor_prefix, stem_tensor_prefix
+from llama_so8t.format import ARGMAX, HeadSpec, head_tensor_prefix, stem_tensor_prefix
 from llama_so8t.model_spec import ModelSpec
 from llama_so8t.tensors import LazyTensor
 
@@ -29,9 +31,8 @@ ARCHITECTURE = "Qwen3ForGuardModel"
 RISK_ACTIONS = {"Safe": "allow", "Unsafe": "refuse", "Controversial": "escalate"}
 """What a risk label asks for. The order of the labels is the checkpoint's: Controversial comes last there."""
 
-THRESHOLD = 0.5
-"""A risk label acts where it holds the majority. The original takes the largest of three probabilities, which
-is the same label whenever one of them reaches this value; where none does, nothing acts."""
+MAJORITY = 0.5
+"""Threshold of every label, for programs that do not know the rule ``argmax``: who reaches it is the largest."""
 
 END_OF_TURN = "<|im_end|>"
 
@@ -167,11 +168,12 @@ def _heads(
             name=f"{guard.name}_{kind.removesuffix('_level')}",
             labels=tuple(labels[kind]),
             actions=tuple(label_actions),
-            thresholds=(THRESHOLD,) * len(label_actions),
+            thresholds=(MAJORITY,) * len(label_actions),
             activation="rmsnorm",
             stem=guard.name,
             debounce=guard.debounce,
             scope=guard.scope,
+            rule=ARGMAX,
             prompt_token=end_of_turn if guard.scope == "prompt" else None,
         )
         made[head.name] = head.to_dict()

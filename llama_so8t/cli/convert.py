@@ -113,6 +113,7 @@ def run(args: argparse.Namespace) -> int:
     from llama_so8t import upstream
     from llama_so8t.checkpoint.fields import check_fields
     from llama_so8t.conversion import convert
+    from llama_so8t.format import unfitted_warning
     from llama_so8t.sidecars.config_yaml import ConfigFile, read_config_yaml
     from llama_so8t.sidecars.writing import write_sidecars
 
@@ -125,6 +126,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"note: {args.config}: {key} has no effect on a conversion", file=sys.stderr)
     planned = convert.plan(_options(args, config, model))
     check_fields(planned.checkpoint, config.expected)
+    if planned.checkpoint.is_so8t and (unfitted := planned.checkpoint.unfitted_heads):
+        print(unfitted_warning(unfitted), file=sys.stderr)
     if planned.options.drop_sites:
         from llama_so8t.verification import effect_of_dropped_sites
 

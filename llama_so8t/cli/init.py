@@ -1,6 +1,7 @@
 """`so8t init`: an SO8T checkpoint or adapter from a base model."""
 
 import argparse
+import sys
 from pathlib import Path
 
 HELP = "make an SO8T checkpoint or adapter from a base model"
@@ -49,6 +50,7 @@ def run(args: argparse.Namespace) -> int:
     # here, not above: `so8t --help` must not need the llama.cpp tree
     from llama_so8t import upstream
     from llama_so8t.checkpoint.initialize import InitializeOptions, initialize
+    from llama_so8t.format import unfitted_warning
 
     upstream.set_verbose(args.verbose)
     done = initialize(
@@ -66,5 +68,6 @@ def run(args: argparse.Namespace) -> int:
     )
     for note in done.notes:
         print(f"note: {note}")
+    print(unfitted_warning(done.unfitted_heads), file=sys.stderr)
     print(f"wrote {'adapter' if args.adapter else 'checkpoint'} {done.out}")
     return 0

@@ -1,6 +1,7 @@
 """`so8t trace`: head probabilities over the tokens of a prompt and its answer, as a page, a picture or JSON."""
 
 import argparse
+import sys
 from pathlib import Path
 
 from llama_so8t.cli.values import count_or_zero
@@ -12,7 +13,9 @@ HELP = "show the head probabilities at every token of a text, as a page, a pictu
 KEYS = """
 The object of --out FILE.json:
   model                    architecture, name, path
-  heads                    name -> labels, actions, thresholds, debounce, temperature, scope, representation
+  heads                    name -> labels, actions, rule ("threshold", or "argmax": the largest acts), thresholds (null
+                           where the rule has none), fitted (false: its weights are zeros, so it does not act),
+                           debounce, temperature, scope, representation
   triggers                 where a head acts first in a part: part, position, head, label, action, probability
   trace                    one object per token: part ("prompt", "think" or "answer"), position in the part, id,
                            text, and heads: name -> label -> probability after this token
@@ -46,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Runs `so8t trace`."""
     # here, not above: `so8t --help` must not need the llama.cpp tree
+    from llama_so8t.format import unfitted_warning
     from llama_so8t.tracing.chat import read_messages
     from llama_so8t.tracing.output import check_out, write
     from llama_so8t.tracing.palette import trigger_text, visible
@@ -65,6 +69,8 @@ def run(args: argparse.Namespace) -> int:
         )
     )
     write(found, args.out)
+    if found.unfitted:
+        print(unfitted_warning(sorted(found.unfitted)), file=sys.stderr)
     for head in found.heads:
         acts = "; ".join(trigger_text(trigger) for trigger in found.triggers[head.name])
         print(f"{head.name}: {visible(acts) or 'allow'}")

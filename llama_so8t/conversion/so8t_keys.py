@@ -48,6 +48,7 @@ def _put_head(put: "_Putter", head: HeadSpec) -> None:
     put.int(Keys.HEAD_REPRESENTATION.format(name=name), head.representation)
     put.text(Keys.HEAD_ACTIVATION.format(name=name), head.activation)
     put.text(Keys.HEAD_SCOPE.format(name=name), head.scope)
+    put.text(Keys.HEAD_RULE.format(name=name), head.rule)
     if head.stem is not None:
         put.text(Keys.HEAD_STEM.format(name=name), head.stem)
     if head.prompt_token is not None:

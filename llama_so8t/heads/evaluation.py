@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from llama_so8t.format import HeadSpec
+from llama_so8t.format import ARGMAX, HeadSpec
 from llama_so8t.heads.baselines import BASELINES, scores
 from llama_so8t.heads.features import Features
 from llama_so8t.heads.fitting import acting_rates, auroc, balanced_weights, debounced
@@ -17,10 +17,10 @@ ALL = "all"
 
 
 def evaluate_task(task: Task, direction: Direction, head: HeadSpec, features: Features) -> dict[str, Any]:
-    """Acting rates at the threshold of the head, and AUROC without any threshold, on the held-out examples.
+    """Acting rates by the rule of the head, and AUROC without any threshold, on the held-out examples.
 
-    A prompt acts if the probability at its last token reaches the threshold, an answer if ``debounce``
-    consecutive tokens do.
+    A prompt acts if the probability at its last token reaches the threshold (rule argmax: is larger than that of
+    the first label), an answer if ``debounce`` consecutive tokens do.
 
     Returns:
         An entry of ``tasks`` of the report.
@@ -34,7 +34,7 @@ def evaluate_task(task: Task, direction: Direction, head: HeadSpec, features: Fe
         "position": task.position,
         "fit": _counts(task.fit),
         "held_out": _counts(task.held_out),
-        "rates": acting_rates(task.position, sets, labels, found >= logit(head.thresholds[1])),
+        "rates": acting_rates(task.position, sets, labels, acts(head, found)),
         "auroc": [
             {
                 "acting": positive,
@@ -64,6 +64,11 @@ def comparisons(sets: np.ndarray, labels: np.ndarray) -> list[tuple[str, str]]:
     positives, negatives = (sorted({str(name) for name in sets[labels == label]}) for label in (1, 0))
     found = [(ALL, ALL)] + ([(name, ALL) for name in positives] if len(positives) > 1 else [])
     return found + [(name, name) for name in positives if name in negatives]
+
+
+def acts(head: HeadSpec, scores: np.ndarray) -> np.ndarray:
+    """Where label 1 of a head acts, by the log odds of that label, ``(n,) -> (n,)`` bool; the first of equals wins."""
+    return scores > 0 if head.rule == ARGMAX else scores >= logit(head.thresholds[1])
 
 
 def logit(probability: float) -> float:

@@ -13,7 +13,7 @@ from llama_so8t.errors import CheckpointError, ConfigError
 from llama_so8t.files import safetensors_file, safetensors_writer
 from llama_so8t.files.atomic import new_directory
 from llama_so8t.files.json_file import write_json
-from llama_so8t.format import OUT_GENERATOR, HeadSpec, head_tensor_prefix
+from llama_so8t.format import OUT_GENERATOR, THRESHOLD, HeadSpec, head_tensor_prefix
 from llama_so8t.heads.regression import Direction
 from llama_so8t.tensors import LazyTensor
 
@@ -79,6 +79,7 @@ def tuned(head: HeadSpec, threshold: float, debounce: int, scope: str) -> HeadSp
         temperature=1.0,
         debounce=debounce,
         scope=scope,
+        rule=THRESHOLD,
     )
 
 

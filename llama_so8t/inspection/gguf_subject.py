@@ -134,6 +134,7 @@ class _Reader:
                 "activation": (Keys.HEAD_ACTIVATION, str),
                 "stem": (Keys.HEAD_STEM, str),
                 "scope": (Keys.HEAD_SCOPE, str),
+                "rule": (Keys.HEAD_RULE, str),
                 "prompt_token": (Keys.HEAD_PROMPT_TOKEN, int),
             }
             fields = {

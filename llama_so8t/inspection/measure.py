@@ -72,6 +72,7 @@ class Report:
                 "weight_shape": list(head.weight_shape),
                 "weight_norm": _finite(head.weight_norm),
                 "has_bias": head.has_bias,
+                "fitted": head.fitted,
             }
             for head in subject.heads
         ]

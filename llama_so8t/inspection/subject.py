@@ -61,6 +61,11 @@ class HeadTensors:
     has_bias: bool
     problem: str | None = None
 
+    @property
+    def fitted(self) -> bool:
+        """Whether a weight is not zero; `so8t init` writes zeros, and a head of zeros does not act."""
+        return self.weight_norm != 0
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -79,6 +84,11 @@ class Subject:
     compensated: bool | None
     generators: tuple[Generator, ...] = ()
     heads: tuple[HeadTensors, ...] = ()
+
+    @property
+    def unfitted_heads(self) -> tuple[str, ...]:
+        """Names of the heads that were never fitted."""
+        return tuple(head.spec.name for head in self.heads if not head.fitted)
 
 
 def exponential(coefficients: np.ndarray, representation: int) -> np.ndarray:

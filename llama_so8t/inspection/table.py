@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 
 from llama_so8t.algebra import TOLERANCE
+from llama_so8t.format import THRESHOLD, unfitted_warning
 from llama_so8t.inspection.measure import ANGLE_FLOOR, Report, SiteMeasure
 from llama_so8t.inspection.subject import HeadTensors, Subject, representation_name
 from llama_so8t.text_table import aligned
@@ -37,6 +38,8 @@ def render(report: Report) -> str:
         heads: list[tuple[str, ...]] = [("head", "reads", "form", "labels", "scope", "debounce", "temperature")]
         heads += [_head_row(head) for head in report.subject.heads]
         parts += [*aligned(heads, left=7), ""]
+    if report.subject.unfitted_heads:
+        parts.append(unfitted_warning(report.subject.unfitted_heads))
     parts += [f"PROBLEM {problem}" for problem in report.problems]
     if not report.problems:
         rotations = sum(site.n for site in report.sites)
@@ -117,10 +120,14 @@ def _number(value: float | None, form: str) -> str:
 def _head_row(head: HeadTensors) -> tuple[str, ...]:
     spec = head.spec
     form = "linear" if spec.stem is None else f"{spec.activation} ({spec.stem})"
-    if head.weight_norm == 0:
+    if not head.fitted:
         form += ", not fitted"
     labels = [
-        label if action == "allow" else f"{label}: {action} at {threshold:.3g}"
+        label
+        if action == "allow"
+        else f"{label}: {action} at {threshold:.3g}"
+        if spec.rule == THRESHOLD
+        else f"{label}: {action} if largest"
         for label, action, threshold in zip(spec.labels, spec.actions, spec.thresholds, strict=True)
     ]
     return (

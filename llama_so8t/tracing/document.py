@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from llama_so8t.format import HeadSpec
+from llama_so8t.format import THRESHOLD, HeadSpec
 from llama_so8t.tracing.rule import Trigger
 from llama_so8t.tracing.trace import Trace
 
@@ -25,17 +25,21 @@ def to_dict(trace: Trace) -> dict[str, Any]:
             )
     return {
         "model": {"architecture": trace.architecture, "name": trace.name, "path": str(trace.path)},
-        "heads": {head.name: _head(head) for head in trace.heads},
+        "heads": {head.name: _head(head, trace.is_fitted(head)) for head in trace.heads},
         "triggers": [_trigger(head, trigger) for head, triggers in trace.triggers.items() for trigger in triggers],
         "trace": entries,
     }
 
 
-def _head(head: HeadSpec) -> dict[str, Any]:
+def _head(head: HeadSpec, is_fitted: bool) -> dict[str, Any]:
     return {
         "labels": list(head.labels),
         "actions": list(head.actions),
-        "thresholds": dict(zip(head.labels, head.thresholds, strict=True)),
+        "fitted": is_fitted,
+        "rule": head.rule,
+        "thresholds": dict(
+            zip(head.labels, head.thresholds if head.rule == THRESHOLD else [None] * len(head.labels), strict=True)
+        ),
         "debounce": head.debounce,
         "temperature": head.temperature,
         "scope": head.scope,

@@ -6,7 +6,7 @@ from importlib.resources import files
 
 import numpy as np
 
-from llama_so8t.format import HeadSpec
+from llama_so8t.format import THRESHOLD, HeadSpec
 from llama_so8t.tracing.curves import MAX_POINTS, peaks, runs, ticks
 from llama_so8t.tracing.palette import drawn_labels, label_colors, rule_text, trigger_text, visible
 from llama_so8t.tracing.rule import Span, Trigger, acting, judged, reached, risk
@@ -41,7 +41,7 @@ def render(trace: Trace) -> str:
 _LEGEND = (
     '<p class="legend muted"><span>risk 0</span> <span class="bar refuse"></span> 1 of a label that refuses, '
     '<span class="bar escalate"></span> of one that escalates &nbsp; '
-    '<span class="t a" style="--r:.5">at its threshold or above</span> &nbsp; '
+    '<span class="t a" style="--r:.5">a label at its threshold or above; by argmax the largest</span> &nbsp; '
     '<span class="t x" style="--r:.5">the head acts here</span> &nbsp; '
     "faint: where no guard reads the head</p>\n"
 )
@@ -55,10 +55,14 @@ def _summary(trace: Trace) -> Iterator[str]:
         found = trace.triggers[head.name]
         acts = "".join(f'<div class="{t.action}">{_text(trigger_text(t))}</div>' for t in found) or "no"
         yield (
-            f'<tr><th><a href="#head-{number}">{_text(head.name)}</a><td>{_text(rule_text(head))}'
+            f'<tr><th><a href="#head-{number}">{_text(head.name)}</a><td>{_rule(trace, head)}'
             f"<td>{_highest(head, probs[n_prompt - 1 : n_prompt])}<td>{_highest(head, probs[n_prompt:])}<td>{acts}\n"
         )
     yield "</tbody></table>\n"
+
+
+def _rule(trace: Trace, head: HeadSpec) -> str:
+    return _text(rule_text(head, trace.is_fitted(head)))
 
 
 def _highest(head: HeadSpec, probs: np.ndarray) -> str:
@@ -74,13 +78,13 @@ def _highest(head: HeadSpec, probs: np.ndarray) -> str:
 
 def _section(trace: Trace, head: HeadSpec, number: int) -> Iterator[str]:
     colors = label_colors(head)
-    yield f'<section id="head-{number}"><h2>{_text(head.name)}</h2>\n<p class="muted">{_text(rule_text(head))}</p>\n'
+    yield f'<section id="head-{number}"><h2>{_text(head.name)}</h2>\n<p class="muted">{_rule(trace, head)}</p>\n'
     yield '<p class="key">'
     for label in drawn_labels(head):
         yield f'<span><b style="background:{colors[label]}"></b>{_text(head.labels[label])}</span> '
     yield "</p>\n"
     yield from _curves(trace, head, colors)
-    if acting(head):
+    if trace.can_act(head):
         yield from _colored(trace, head)
     yield "</section>\n"
 
@@ -94,7 +98,7 @@ def _curves(trace: Trace, head: HeadSpec, colors: dict[int, str]) -> Iterator[st
     name = escape(visible(head.name), quote=True)
     yield f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="probabilities of {name} over the tokens">'
     yield from _frame(trace, n)
-    for label in acting(head):
+    for label in acting(head) if trace.can_act(head) and head.rule == THRESHOLD else ():
         yield from _threshold(head, label, colors[label])
     for label, color in colors.items():
         values = probs[:, label]

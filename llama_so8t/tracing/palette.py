@@ -2,7 +2,7 @@
 
 import unicodedata
 
-from llama_so8t.format import HeadSpec
+from llama_so8t.format import THRESHOLD, HeadSpec
 from llama_so8t.tracing.rule import PROMPT, Trigger, acting
 
 ACTION_COLORS = {"refuse": "#d5402b", "escalate": "#d99000"}
@@ -31,9 +31,16 @@ def label_colors(head: HeadSpec) -> dict[int, str]:
     return colors
 
 
-def rule_text(head: HeadSpec) -> str:
+def rule_text(head: HeadSpec, is_fitted: bool = True) -> str:
     """The rule of a head in one line."""
-    rules = [f"{head.labels[i]} at {head.thresholds[i]:.4g} or above: {head.actions[i]}" for i in acting(head)]
+    if not is_fitted:
+        return "never fitted, so no label acts"
+    rules = [
+        f"{head.labels[i]} at {head.thresholds[i]:.4g} or above: {head.actions[i]}"
+        if head.rule == THRESHOLD
+        else f"{head.labels[i]} if largest: {head.actions[i]}"
+        for i in acting(head)
+    ]
     if not rules:
         return "no label acts"
     where = {"both": "prompt and answer", "prompt": "the prompt", "answer": "the answer"}[head.scope]

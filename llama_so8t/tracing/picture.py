@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llama_so8t.errors import ConfigError
-from llama_so8t.format import HeadSpec
+from llama_so8t.format import THRESHOLD, HeadSpec
 from llama_so8t.tracing.curves import MAX_POINTS, peaks, runs, ticks
 from llama_so8t.tracing.palette import (
     ACTION_COLORS,
@@ -63,11 +63,11 @@ def draw(trace: Trace, path: Path) -> None:
     from matplotlib.figure import Figure
 
     cells = list(lay_out(trace))
-    n_texts = sum(1 for head in trace.heads if acting(head))
+    n_texts = sum(1 for head in trace.heads if trace.can_act(head))
     n_all = cells[-1].line + 1 if cells else 0
     n_lines = min(n_all, MAX_LINES // max(n_texts, 1))
     first = n_all - n_lines
-    height = 1.0 + sum(_height(head, n_lines) for head in trace.heads)
+    height = 1.0 + sum(_height(trace, head, n_lines) for head in trace.heads)
     if height > MAX_HEIGHT:
         raise ConfigError(f"{len(trace.heads)} heads are too many for a picture; write a page with --out FILE.html")
 
@@ -78,7 +78,7 @@ def draw(trace: Trace, path: Path) -> None:
     top = 1.0
     for head in trace.heads:
         _head(figure, trace, head, [cell for cell in cells if cell.line >= first], top)
-        top += _height(head, n_lines)
+        top += _height(trace, head, n_lines)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
@@ -126,8 +126,8 @@ def _columns(text: str) -> int:
     )
 
 
-def _height(head: HeadSpec, n_lines: int) -> float:
-    text = 0.35 + _LINE * n_lines if acting(head) else 0.0
+def _height(trace: Trace, head: HeadSpec, n_lines: int) -> float:
+    text = 0.35 + _LINE * n_lines if trace.can_act(head) else 0.0
     return 0.75 + _CURVE + text + 0.45
 
 
@@ -147,9 +147,17 @@ def _head(figure: "Figure", trace: Trace, head: HeadSpec, cells: list[Cell], top
     acts = "; ".join(trigger_text(trigger) for trigger in trace.triggers[head.name])
     color = ACTION_COLORS[trace.triggers[head.name][0].action] if acts else _GREY
     _words(figure, top + 0.36, visible(acts) if acts else "does not act", 9.5, color=color, weight="bold")
-    _words(figure, top + 0.12, visible(rule_text(head)), 9, x=WIDTH - _MARGIN, color=_GREY, ha="right")
+    _words(
+        figure,
+        top + 0.12,
+        visible(rule_text(head, trace.is_fitted(head))),
+        9,
+        x=WIDTH - _MARGIN,
+        color=_GREY,
+        ha="right",
+    )
     _curves(_axes(figure, _MARGIN + 0.3, top + 0.7, WIDTH - 2 * _MARGIN - 1.7, _CURVE), trace, head)
-    if acting(head) and cells:
+    if trace.can_act(head) and cells:
         lines = cells[-1].line + 1 - cells[0].line
         bottom = top + 0.75 + _CURVE + 0.35
         if cells[0].line:
@@ -183,7 +191,7 @@ def _curves(axes: "Axes", trace: Trace, head: HeadSpec) -> None:
             _line(axes, probs[:, label], start, stop, color, 1.0, name if number == 0 else None)
         if not read.any():
             axes.plot([], [], color=color, alpha=0.3, label=name)
-        if label in acting(head):
+        if trace.can_act(head) and head.rule == THRESHOLD and label in acting(head):
             threshold = head.thresholds[label]
             axes.axhline(min(max(threshold, 0), 1), color=color, linewidth=0.9, linestyle=(0, (5, 4)), alpha=0.8)
             if threshold not in named:

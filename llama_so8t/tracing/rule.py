@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llama_so8t.format import ACTIONS, HeadSpec
+from llama_so8t.format import ACTIONS, ARGMAX, HeadSpec
 
 PROMPT, THINK, ANSWER = "prompt", "think", "answer"
 
@@ -58,10 +58,21 @@ def risk(head: HeadSpec, probs: np.ndarray) -> np.ndarray:
 
 
 def reached(head: HeadSpec, probs: np.ndarray) -> np.ndarray:
-    """Where an acting label reaches its threshold, ``(n, labels) -> (n, acting labels)`` bool."""
+    """Where an acting label reaches its threshold, or by the rule argmax is the largest of its head.
+
+    Args:
+        head: what the values mean.
+        probs: ``(n, labels)``; a row with NaN reaches nothing.
+
+    Returns:
+        ``(n, acting labels)`` bool.
+    """
     labels = acting(head)
-    # thresholds are float32 in the file and probabilities in the runtime
-    return probs[:, labels].astype(np.float32) >= np.array(head.thresholds, dtype=np.float32)[labels]
+    values = probs.astype(np.float32)  # as in the runtime; thresholds are float32 in the file, too
+    if head.rule == ARGMAX:
+        largest = np.where(np.isnan(values).any(-1), -1, values.argmax(-1))
+        return largest[:, None] == np.array(labels, dtype=int)
+    return values[:, labels] >= np.array(head.thresholds, dtype=np.float32)[labels]
 
 
 def judged(head: HeadSpec, spans: Sequence[Span], n: int) -> np.ndarray:
@@ -73,14 +84,17 @@ def judged(head: HeadSpec, spans: Sequence[Span], n: int) -> np.ndarray:
     return result
 
 
-def triggers(head: HeadSpec, spans: Sequence[Span], probs: np.ndarray) -> list[Trigger]:
+def triggers(head: HeadSpec, spans: Sequence[Span], probs: np.ndarray, is_fitted: bool = True) -> list[Trigger]:
     """The first trigger of the head in each span that it judges; a prompt needs no debounce.
 
     Args:
         head: what the values mean.
         spans: in the order of the text.
         probs: ``(n, labels)``.
+        is_fitted: false for a head whose weights are zeros: it does not act.
     """
+    if not is_fitted:
+        return []
     read, found = judged(head, spans, len(probs)), []
     for span in spans:
         streak = np.zeros(len(acting(head)), dtype=int)

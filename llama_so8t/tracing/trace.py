@@ -15,7 +15,7 @@ from llama_so8t.format import HeadSpec
 from llama_so8t.inspection.gguf_subject import open_gguf
 from llama_so8t.tracing import chat
 from llama_so8t.tracing.pieces import Pieces
-from llama_so8t.tracing.rule import ANSWER, PROMPT, THINK, Span, Trigger, probabilities, triggers
+from llama_so8t.tracing.rule import ANSWER, PROMPT, THINK, Span, Trigger, acting, probabilities, triggers
 
 CHUNK = 512
 """Tokens evaluated at once."""
@@ -53,11 +53,24 @@ class Trace:
     texts: tuple[str, ...]
     spans: tuple[Span, ...]
     probabilities: dict[str, np.ndarray]
+    unfitted: frozenset[str] = frozenset()
+    """Heads that were never fitted, which do not act."""
 
     @cached_property
     def triggers(self) -> dict[str, list[Trigger]]:
         """Head -> where it acts."""
-        return {head.name: triggers(head, self.spans, self.probabilities[head.name]) for head in self.heads}
+        return {
+            head.name: triggers(head, self.spans, self.probabilities[head.name], self.is_fitted(head))
+            for head in self.heads
+        }
+
+    def is_fitted(self, head: HeadSpec) -> bool:
+        """Whether the weights of the head are not all zeros."""
+        return head.name not in self.unfitted
+
+    def can_act(self, head: HeadSpec) -> bool:
+        """Whether a label of the head acts at some probability."""
+        return self.is_fitted(head) and bool(acting(head))
 
 
 def trace(options: TraceOptions) -> Trace:
@@ -108,7 +121,8 @@ def trace(options: TraceOptions) -> Trace:
     texts = tuple(Pieces(file).texts(tokens))
     spans = tuple(_spans(texts, len(prompt_ids)))
     name = str(file.get("general.name") or path.stem)
-    return Trace(path, name, subject.architecture, heads, tokens, texts, spans, probs)
+    unfitted = frozenset(subject.unfitted_heads)
+    return Trace(path, name, subject.architecture, heads, tokens, texts, spans, probs, unfitted)
 
 
 def _texts(file: GgufFile, options: TraceOptions) -> tuple[str, str | None]:

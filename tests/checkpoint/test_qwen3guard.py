@@ -78,6 +78,7 @@ def test_heads_keep_labels_order_and_scope(guard):
         "query_category": "prompt", "query_risk": "prompt",
         "response_category": "answer", "response_risk": "answer",
     }  # fmt: skip
+    assert all(head.rule == "argmax" for head in heads.values())
     assert heads["response_risk"].debounce == 2 and heads["query_risk"].debounce == 1
     assert all(head.activation == "rmsnorm" and head.temperature == 1.0 for head in heads.values())
 

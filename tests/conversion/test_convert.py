@@ -215,6 +215,7 @@ def test_so8t_keys_say_what_the_model_is(models, convert_to):
         "so8t.head.safety.representation": (1, 5),
         "so8t.head.safety.activation": ("none", 8),
         "so8t.head.safety.scope": ("both", 8),
+        "so8t.head.safety.rule": ("threshold", 8),
         "so8t.head.authority.actions": (["allow", "escalate"], 9),
         "so8t.vocab_size": (320, 4),
         "so8t.rope.dimension_count": (16, 4),

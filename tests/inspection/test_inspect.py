@@ -161,8 +161,32 @@ def test_an_adapter_shows_generators_and_unfitted_heads(adapter_directory, capsy
     ]
     assert all(site["state"] == "checkpoint" for site in report["sites"])
     assert all(site["orthogonality_error"] < tolerance.float64 for site in report["sites"])
+    assert [head["fitted"] for head in report["heads"]] == [False, False]
     _run(adapter_directory)
-    assert capsys.readouterr().out.count("not fitted") == 2
+    shown = capsys.readouterr().out
+    assert shown.count("not fitted") == 2
+    assert shown.count("warning: heads safety, authority have weights of zeros: they were never fitted") == 1
+
+
+def test_a_head_is_fitted_as_soon_as_one_weight_is_not_zero(write_gguf):
+    def zero_but_one(metadata, tensors):
+        tensors["so8t_head.safety.weight"][:] = 0
+        tensors["so8t_head.authority.weight"][:] = 0
+        tensors["so8t_head.authority.weight"][1, 3] = 1e-45
+
+    report = inspect(write_gguf(edit=zero_but_one))
+    assert [head["fitted"] for head in report.to_dict()["heads"]] == [False, True]
+    assert "warning: head safety has weights of zeros: it was never fitted and does not act; fit it" in render(report)
+    assert "warning" not in render(inspect(write_gguf()))
+
+
+def test_a_file_that_has_no_rule_has_thresholds(write_gguf):
+    def by_argmax(metadata, tensors):
+        metadata[Keys.HEAD_RULE.format(name="authority")] = "argmax"
+
+    report = inspect(write_gguf(edit=by_argmax))
+    assert [head["rule"] for head in report.to_dict()["heads"]] == ["threshold", "argmax"]
+    assert "unsafe: refuse at 0.5" in render(report) and "escalate: escalate if largest" in render(report)
 
 
 def test_a_missing_base_is_an_error_of_one_line(adapter_directory):

@@ -42,7 +42,9 @@ class Policy:
 
     def needed(self, heads: Mapping[str, Head]) -> int:
         """Tokens to hold back, so that a stream has none of a run that triggers."""
-        acting = [head for head in heads.values() if head.scope != "prompt" and set(head.actions) - {"allow"}]
+        acting = [
+            head for head in heads.values() if head.fitted and head.scope != "prompt" and set(head.actions) - {"allow"}
+        ]
         return max(map(self.debounce_of, acting), default=0)
 
     def held_back(self, heads: Mapping[str, Head]) -> int:
@@ -182,7 +184,7 @@ def _can_trigger(token: str, block: str, parts: Mapping[str, Part], heads: Mappi
     return any(
         parts[part].heads.get(name, Reading()).run.get(label, 0) + 1 >= policy.debounce_of(head)
         for name, head in heads.items()
-        if head.scope != "prompt"
+        if head.fitted and head.scope != "prompt"
         for label, action in zip(head.labels, head.actions, strict=True)
         if action != "allow"
     )
@@ -205,7 +207,7 @@ def _read(part: Part, token: str, heads: Mapping[str, Head], policy: Policy, nam
             continue
         reading = part.heads.setdefault(head_name, Reading(run=dict.fromkeys(head.labels, 0)))
         given = head.tokens.get(token, head.default)
-        if isinstance(given, float):
+        if isinstance(given, float) and head.fitted:
             reading.label = "not finite"
             reading.probabilities = dict.fromkeys(head.labels)
             reading.peak = reading.peak or dict.fromkeys(head.labels, 0.0)
@@ -219,7 +221,8 @@ def _read(part: Part, token: str, heads: Mapping[str, Head], policy: Policy, nam
         debounce = 1 if name == "prompt" else policy.debounce_of(head)
         for label, action, threshold in zip(head.labels, head.actions, head.thresholds, strict=True):
             threshold = policy.thresholds.get((head_name, label), threshold)
-            reading.run[label] = reading.run[label] + 1 if probs[label] >= threshold else 0
+            acts = head.fitted and (label == reading.label if head.rule == "argmax" else probs[label] >= threshold)
+            reading.run[label] = reading.run[label] + 1 if acts else 0
             if reading.run[label] < debounce or action == "allow":
                 continue
             if _RANK.index(action) > _RANK.index(strongest.action):

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from guard_models import RISKS
 from scripted_model import CONTEXT, Head, scripted_gguf
 
 from llama_so8t.checkpoint import qwen3guard
@@ -211,3 +212,7 @@ def test_qwen3guard_reads_the_end_of_the_last_turn(qwen3guard_model, qwen3guard_
         for name in ("query_risk", "query_category"):
             found = reply.so8t["prompt"]["heads"][name]["probabilities"]
             np.testing.assert_allclose(list(found.values()), softmax(values[name][row]), atol=2e-5)
+            # the verdict of the original: its largest label
+            assert reply.so8t["prompt"]["heads"][name]["label"] == list(found)[values[name][row].argmax()]
+        risk = RISKS[values["query_risk"][row].argmax()]
+        assert reply.so8t["prompt"]["action"] == qwen3guard.RISK_ACTIONS[risk]

@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -91,3 +92,21 @@ def test_outputs_that_cannot_be(tmp_path, monkeypatch):
     monkeypatch.setattr("os.access", lambda path, mode: False)
     with pytest.raises(ConfigError, match="cannot be written"):
         check_out(tmp_path / "t.JSON")
+
+
+def test_a_head_that_was_never_fitted_is_shown_and_does_not_act(make_trace, tmp_path):
+    by_argmax = replace(SAFETY, rule="argmax")
+    for head, thresholds in ((SAFETY, [0.5, 0.9]), (by_argmax, [None, None])):
+        fitted = make_trace(["a", "b"], 1, {head: two([0.95, 0.95])})
+        unfitted = replace(fitted, unfitted=frozenset({"safety"}))
+        for trace, is_fitted in ((fitted, True), (unfitted, False)):
+            for suffix in ("html", "json"):
+                write(trace, tmp_path / f"t.{suffix}")
+            found = json.loads((tmp_path / "t.json").read_text(encoding="utf-8"))
+            assert found["heads"]["safety"]["fitted"] == is_fitted and found["heads"]["safety"]["rule"] == head.rule
+            assert list(found["heads"]["safety"]["thresholds"].values()) == thresholds
+            assert len(found["triggers"]) == int(is_fitted)
+            shown = (tmp_path / "t.html").read_text(encoding="utf-8")
+            assert ("never fitted, so no label acts" in shown) == (not is_fitted)
+            assert ('class="threshold"' in shown) == (is_fitted and head.rule == "threshold")
+            assert ("unsafe if largest: refuse" in shown) == (is_fitted and head.rule == "argmax")

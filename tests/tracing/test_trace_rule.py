@@ -64,3 +64,38 @@ def test_values_that_are_not_finite_refuse_at_once():
     probs = two([0.0] * 10)
     probs[6] = np.nan
     assert found(SAFETY, probs) == [("answer", 6, 1, "refuse", None)]
+
+
+RISK = HeadSpec("risk", ("Safe", "Unsafe", "Controversial"), ("allow", "refuse", "escalate"), (0.5,) * 3, rule="argmax")
+
+
+@pytest.mark.parametrize("n_labels", [2, 3, 8])
+def test_argmax_is_the_label_that_the_original_formula_takes(rng, n_labels):
+    """Its authors take ``argmax(softmax(logits))``: the largest, of equal ones the first, whatever the temperature."""
+    actions = ("allow", "refuse", "escalate", "allow", "refuse", "refuse", "escalate", "allow")[:n_labels]
+    spread = rng.normal(0, 3, (5000, n_labels)).astype(np.float32)
+    equal = rng.integers(-2, 3, (5000, n_labels)).astype(np.float32)
+    for values in (spread, equal):
+        values[rng.random(len(values)) < 0.05, rng.integers(n_labels)] = np.nan
+    assert (np.sort(equal)[:, -1] == np.sort(equal)[:, -2]).mean() > 0.1
+    values = np.concatenate([spread, equal])
+    head = HeadSpec("head", tuple("abcdefgh"[:n_labels]), actions, tuple(rng.random(n_labels)), rule="argmax")
+    expected = [
+        ("refuse", None) if np.isnan(row).any() else (actions[row.argmax()], head.labels[row.argmax()])
+        for row in values
+    ]
+    spans = [Span("answer", i, i + 1) for i in range(len(values))]
+    for temperature in (0.5, 1.0, 3.0):
+        found = triggers(replace(head, temperature=temperature), spans, probabilities(values, temperature))
+        assert {t.token: (t.action, t.label) for t in found} == {
+            i: said for i, said in enumerate(expected) if said[0] != "allow"
+        }
+
+
+def test_argmax_acts_without_a_majority_and_needs_its_run():
+    risky = [0.3, 0.4, 0.3]
+    assert found(RISK, np.tile(risky, (10, 1))) == [
+        ("prompt", 2, 2, "refuse", "Unsafe"), ("think", 3, 0, "refuse", "Unsafe"), ("answer", 5, 0, "refuse", "Unsafe")
+    ]  # fmt: skip
+    in_turns = np.array([risky if i % 2 else [0.3, 0.3, 0.4] for i in range(10)])
+    assert [t[0] for t in found(replace(RISK, debounce=2), in_turns)] == ["prompt"]

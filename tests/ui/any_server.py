@@ -81,7 +81,7 @@ class AnyServer:
         assert info["policy"]["sha256"] in shown and info["model"]["name"] in shown
         rows = page.run("[...document.querySelectorAll('#policy tbody tr')].map((row) => row.innerText.split('\\t'))")
         expected = [
-            (label, action, f"{head['thresholds'][label]:.3f}")
+            (label, action, "if largest" if head["rule"] == "argmax" else f"{head['thresholds'][label]:.3f}")
             for head in info["heads"].values()
             for label, action in zip(head["labels"], head["actions"], strict=True)
         ]

@@ -30,6 +30,7 @@ HEADS = {
     "safety": {
         "labels": ["safe", "unsafe"],
         "actions": ["allow", "refuse"],
+        "rule": "threshold",
         "thresholds": {"safe": 0.5, "unsafe": 0.5},
         "debounce": 2,
         "temperature": 1.0,
@@ -39,6 +40,7 @@ HEADS = {
     "authority": {
         "labels": ["handle", "escalate"],
         "actions": ["allow", "escalate"],
+        "rule": "threshold",
         "thresholds": {"handle": 0.5, "escalate": 0.6},
         "debounce": 2,
         "temperature": 1.0,

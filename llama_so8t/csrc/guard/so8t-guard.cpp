@@ -136,14 +136,15 @@ so8t_found so8t_guard::ask(so8t_part i_part, int32_t i_head, llama_context * ctx
     const bool is_first    = head.probs.empty();
     head.probs.resize(rule.labels.size());
     head.peak.resize(rule.labels.size(), 0.0f);
+    head.reached.resize(rule.labels.size());
 
     if (is_prompt && i_head < (int32_t) read_probs.size() && !read_probs[i_head].empty()) {
         head.probs = read_probs[i_head];
     } else {
         llama_so8t_get_probs_ith(ctx, i_head, idx, head.probs.data());
     }
-    const bool finite   = std::isfinite(head.probs[0]); // all of them are, or none
-    const int32_t label = finite ? std::max_element(head.probs.begin(), head.probs.end()) - head.probs.begin() : -1;
+    const int32_t label = so8t_largest(head.probs.data(), head.probs.size());
+    const bool finite   = label >= 0;
     if (seen.trace) {
         seen.trace->back().probs[i_head] = head.probs;
     }
@@ -157,6 +158,9 @@ so8t_found so8t_guard::ask(so8t_part i_part, int32_t i_head, llama_context * ctx
 
     auto & n_above         = runs[i_part].n_above[i_head];
     const so8t_found found = so8t_judge_head(rule, is_prompt, head.probs.data(), n_above);
+    for (size_t i = 0; i < n_above.size() && rule.fitted; ++i) {
+        head.reached[i] = head.reached[i] || n_above[i] > 0 || !finite;
+    }
     if (head.triggered_label < 0) {
         head.triggered_label    = so8t_first_label(rule, is_prompt, n_above);
         head.triggered_position = head.triggered_label < 0 ? -1 : position;

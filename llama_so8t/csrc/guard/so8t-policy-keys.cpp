@@ -213,6 +213,10 @@ static void so8t_set_heads(so8t_policy & policy, const llama_model * model, cons
 
         const auto label_name = [&](int32_t i) { return std::string(llama_so8t_get_label(model, i_head, i).name); };
         const common_json thresholds = given.value("thresholds", common_json::object());
+        if (!thresholds.empty() && head.rule == LLAMA_SO8T_RULE_ARGMAX) {
+            so8t_policy_error("heads." + name + ".thresholds", thresholds,
+                "none: this head has the rule argmax, by which the label with the largest probability acts");
+        }
         for (const auto & [label, threshold] : thresholds.items()) {
             head.thresholds[so8t_find(head.thresholds.size(), label_name, label, "heads." + name + ".thresholds")] =
                 threshold.get<float>();
@@ -220,17 +224,14 @@ static void so8t_set_heads(so8t_policy & policy, const llama_model * model, cons
     }
 }
 
-static common_json so8t_get_heads(const so8t_policy & policy, const llama_model * model) {
+static common_json so8t_get_heads(const so8t_policy & policy, const llama_model *) {
     common_json heads = common_json::object();
     for (size_t i = 0; i < policy.heads.size(); ++i) {
-        common_json thresholds = common_json::object();
-        for (size_t j = 0; j < policy.heads[i].thresholds.size(); ++j) {
-            thresholds[llama_so8t_get_label(model, i, j).name] = so8t_short(policy.heads[i].thresholds[j]);
+        common_json head = common_json::object({{"debounce", policy.heads[i].debounce}});
+        if (policy.heads[i].rule == LLAMA_SO8T_RULE_THRESHOLD) {
+            head["thresholds"] = policy.heads[i].thresholds_json();
         }
-        heads[llama_so8t_get_head(model, i).name] = common_json::object({
-            {"debounce", policy.heads[i].debounce},
-            {"thresholds", thresholds},
-        });
+        heads[policy.heads[i].name] = head;
     }
     return heads;
 }

@@ -96,6 +96,17 @@ static llama_token so8t_find_eog(const llama_vocab * vocab) {
     return LLAMA_TOKEN_NULL;
 }
 
+so8t_mode so8t_policy_mode(const so8t_policy_params & params) {
+    so8t_policy policy;
+    const so8t_policy_key & key = so8t_policy_find_key("", "mode");
+    for (const auto & settings : {params.file.settings, params.flags}) {
+        if (settings && settings->contains(key.key)) {
+            key.value.set(policy, nullptr, settings->at(key.key));
+        }
+    }
+    return policy.mode;
+}
+
 std::shared_ptr<const so8t_policy> so8t_policy_init(const llama_model * model, const so8t_policy_params & params) {
     const int32_t n_heads = llama_so8t_n_heads(model);
     if (n_heads == 0) {
@@ -107,6 +118,8 @@ std::shared_ptr<const so8t_policy> so8t_policy_init(const llama_model * model, c
         policy->heads.emplace_back();
         policy->heads[i].name     = head.name;
         policy->heads[i].scope    = head.scope;
+        policy->heads[i].rule     = head.rule;
+        policy->heads[i].fitted   = head.fitted;
         policy->heads[i].debounce = head.debounce;
         for (int32_t j = 0; j < head.n_labels; ++j) {
             const auto label = llama_so8t_get_label(model, i, j);

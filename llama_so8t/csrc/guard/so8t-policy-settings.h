@@ -32,6 +32,9 @@ so8t_policy_file so8t_policy_read(const std::string & path);
 // adds what the text of a flag says; throws std::invalid_argument, as a file would
 void so8t_policy_set(so8t_policy_params & params, const so8t_policy_key & key, const std::string & text);
 
+// the mode that the settings ask for, whatever the model
+so8t_mode so8t_policy_mode(const so8t_policy_params & params);
+
 // the policy for this model, null if it has no heads
 // throws std::invalid_argument: the error of the policy file, a head or label that the model does not have, no token to
 // end an answer with

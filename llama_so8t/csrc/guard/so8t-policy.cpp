@@ -1,6 +1,7 @@
 #include "so8t-policy.h"
 
 #include "common.h"
+#include "json.h"
 
 #include <algorithm>
 #include <cstdlib>
@@ -54,6 +55,17 @@ const char * so8t_request_lora_name(so8t_request_lora request_lora) {
         case SO8T_REQUEST_LORA_ALLOW:  return "allow";
     }
     return "?";
+}
+
+common_json so8t_policy::head::thresholds_json() const {
+    common_json json = common_json::object();
+    for (size_t i = 0; i < labels.size(); ++i) {
+        json[labels[i]] = nullptr;
+        if (rule == LLAMA_SO8T_RULE_THRESHOLD) {
+            json[labels[i]] = so8t_short(thresholds[i]);
+        }
+    }
+    return json;
 }
 
 bool so8t_policy::enforces(bool in_think) const {

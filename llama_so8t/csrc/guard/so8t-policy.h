@@ -7,6 +7,8 @@
 #include <string>
 #include <vector>
 
+class common_json;
+
 // What the tools do with the verdicts of a model. so8t-policy-keys.h has a row for each setting, so8t-policy-settings.h
 // reads them.
 
@@ -54,6 +56,8 @@ struct so8t_policy {
     struct head : so8t_head_rule {
         std::string name;
         std::vector<std::string> labels;
+
+        common_json thresholds_json() const; // {LABEL: threshold, null by argmax}
     };
 
     so8t_mode mode           = SO8T_MODE_MONITOR;

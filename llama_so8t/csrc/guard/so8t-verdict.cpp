@@ -208,7 +208,7 @@ common_json so8t_verdict::to_json() const {
     common_json thresholds = common_json::object();
     common_json debounce   = common_json::object();
     for (size_t i = 0; i < policy->heads.size(); ++i) {
-        thresholds[head_name(i)] = probabilities_json(i, policy->heads[i].thresholds);
+        thresholds[head_name(i)] = policy->heads[i].thresholds_json();
         debounce[head_name(i)]   = policy->heads[i].debounce;
     }
     json["thresholds"] = thresholds;

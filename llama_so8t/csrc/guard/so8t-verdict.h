@@ -58,9 +58,10 @@ const char * so8t_escalation_status_name(so8t_escalation_status status);
 
 // one head in one part
 struct so8t_head_verdict {
-    std::vector<float> probs; // of each label at the last position; empty: the head was not asked; NaN: not finite
-    std::vector<float> peak;  // largest so far
-    int32_t label = -1;       // with the largest of probs; -1: not finite
+    std::vector<float> probs;  // of each label at the last position; empty: the head was not asked; NaN: not finite
+    std::vector<float> peak;   // largest so far
+    std::vector<bool> reached; // its rule held for the label at a position, whatever the debounce; empty as probs
+    int32_t label = -1;        // with the largest of probs; -1: not finite
 
     int32_t triggered_position = -1; // where a label first triggered
     int32_t triggered_label    = -1; // -1: none did

@@ -1,5 +1,6 @@
 #include "llama-so8t-check.h"
 
+#include "llama-so8t-heads.h"
 #include "llama-so8t.h"
 #include "so8t-algebra.h"
 
@@ -10,8 +11,10 @@
 #include <cinttypes>
 #include <cmath>
 #include <exception>
+#include <memory>
 #include <mutex>
 #include <stdexcept>
+#include <string>
 #include <system_error>
 #include <thread>
 #include <unordered_set>
@@ -147,7 +150,31 @@ static void so8t_check_rotations(const llama_model_so8t & so8t) {
     }
 }
 
+// so8t init writes heads of zeros, whose values say nothing of a text
+static void so8t_mark_unfitted(llama_model & model) {
+    if (!model.so8t_heads) {
+        return;
+    }
+    auto heads = std::make_shared<so8t_heads>(*model.so8t_heads);
+    std::string names;
+    int n_unfitted = 0;
+    for (auto & head : heads->heads) {
+        const auto weight = so8t_read(head.weight);
+        head.fitted       = std::any_of(weight.begin(), weight.end(), [](float w) { return w != 0.0f; });
+        if (!head.fitted) {
+            names += (n_unfitted++ ? ", " : "") + head.name;
+        }
+    }
+    model.so8t_heads = heads;
+    if (n_unfitted == 1) {
+        LLAMA_LOG_WARN("so8t: head %s has weights of zeros: it was never fitted and does not act\n", names.c_str());
+    } else if (n_unfitted > 1) {
+        LLAMA_LOG_WARN("so8t: heads %s have weights of zeros: they were never fitted and do not act\n", names.c_str());
+    }
+}
+
 void so8t_finish_load(llama_model & model) {
+    so8t_mark_unfitted(model);
     if (model.arch != LLM_ARCH_SO8T) {
         return;
     }

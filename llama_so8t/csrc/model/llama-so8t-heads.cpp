@@ -46,6 +46,7 @@ static so8t_head so8t_load_head(const gguf_context * ctx, const std::string & na
 
     const so8t_names known_actions(std::begin(so8t_action_names), std::end(so8t_action_names));
     const so8t_names known_scopes(std::begin(so8t_scope_names), std::end(so8t_scope_names));
+    const so8t_names known_rules(std::begin(so8t_rule_names), std::end(so8t_rule_names));
 
     so8t_head head;
     head.name = name;
@@ -98,13 +99,8 @@ static so8t_head so8t_load_head(const gguf_context * ctx, const std::string & na
         throw std::runtime_error(format(
             "so8t: key '%s' is %d, expected 0, 1 or 2", key(SO8T_KV_HEAD_REPRESENTATION).c_str(), head.representation));
     }
-    const std::string scope = so8t_kv_string(ctx, key(SO8T_KV_HEAD_SCOPE), "both");
-    const int i_scope       = so8t_index_of(known_scopes, scope);
-    if (i_scope < 0) {
-        throw std::runtime_error(format("so8t: key '%s' is '%s', expected %s", key(SO8T_KV_HEAD_SCOPE).c_str(),
-            so8t_shown(scope).c_str(), so8t_one_of(known_scopes).c_str()));
-    }
-    head.scope = (llama_so8t_scope) (i_scope + 1);
+    head.scope = (llama_so8t_scope) (so8t_kv_name(ctx, key(SO8T_KV_HEAD_SCOPE), known_scopes, head.scope - 1) + 1);
+    head.rule  = (llama_so8t_rule) so8t_kv_name(ctx, key(SO8T_KV_HEAD_RULE), known_rules, head.rule);
     return head;
 }
 

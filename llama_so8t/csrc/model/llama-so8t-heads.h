@@ -47,11 +47,13 @@ struct so8t_head {
     uint32_t debounce        = 1;
     int32_t representation   = 0; // provenance: the rotation is folded into the weights
     llama_so8t_scope scope   = LLAMA_SO8T_SCOPE_BOTH;
+    llama_so8t_rule rule     = LLAMA_SO8T_RULE_THRESHOLD;
     llama_token prompt_token = LLAMA_TOKEN_NULL;
     int32_t stem             = -1;      // index into so8t_heads::stems
     int32_t offset           = 0;       // first row among the values of all heads
     ggml_tensor * weight     = nullptr; // [n_embd or inner, n_labels]
     ggml_tensor * bias       = nullptr; // [n_labels], optional
+    bool fitted              = true;    // false: the weight is all zeros, found when its data is loaded
 };
 
 // all heads of a model, owned by llama_model

@@ -63,6 +63,7 @@ static void so8t_save_heads(const so8t_heads & heads, gguf_context * ctx) {
         gguf_set_val_str(ctx, key(SO8T_KV_HEAD_ACTIVATION).c_str(),
             head.stem < 0 ? SO8T_ACTIVATION_WITHOUT_STEM : heads.stems[head.stem].form->activation);
         gguf_set_val_str(ctx, key(SO8T_KV_HEAD_SCOPE).c_str(), so8t_scope_names[head.scope - 1]);
+        gguf_set_val_str(ctx, key(SO8T_KV_HEAD_RULE).c_str(), so8t_rule_names[head.rule]);
         if (head.prompt_token != LLAMA_TOKEN_NULL) {
             gguf_set_val_i32(ctx, key(SO8T_KV_HEAD_PROMPT_TOKEN).c_str(), head.prompt_token);
         }

@@ -16,6 +16,7 @@
 
 static_assert(LLAMA_SO8T_ACTION_REFUSE + 1 == std::size(so8t_action_names), "so8t.h has other actions than the format");
 static_assert(LLAMA_SO8T_SCOPE_BOTH == std::size(so8t_scope_names), "so8t.h has other scopes than the format");
+static_assert(LLAMA_SO8T_RULE_ARGMAX + 1 == std::size(so8t_rule_names), "so8t.h has other rules than the format");
 
 //
 // heads
@@ -33,7 +34,7 @@ int32_t llama_so8t_n_heads(const llama_model * model) {
 llama_so8t_head llama_so8t_get_head(const llama_model * model, int32_t head) {
     const auto & h = so8t_get(model, head);
     return {h.name.c_str(), (int32_t) h.labels.size(), h.temperature, (int32_t) h.debounce, h.scope, h.prompt_token,
-        (llama_so8t_representation) h.representation};
+        (llama_so8t_representation) h.representation, h.rule, h.fitted};
 }
 
 llama_so8t_label llama_so8t_get_label(const llama_model * model, int32_t head, int32_t label) {
@@ -44,6 +45,10 @@ llama_so8t_label llama_so8t_get_label(const llama_model * model, int32_t head, i
 
 const char * llama_so8t_action_name(llama_so8t_action action) {
     return so8t_action_names[action];
+}
+
+const char * llama_so8t_rule_name(llama_so8t_rule rule) {
+    return so8t_rule_names[rule];
 }
 
 const char * llama_so8t_representation_name(llama_so8t_representation representation) {
@@ -65,28 +70,19 @@ const float * llama_so8t_get_logits_ith(llama_context * ctx, int32_t head, int32
 bool llama_so8t_get_probs_ith(llama_context * ctx, int32_t head, int32_t i, float * probs) {
     const auto & h       = so8t_get(&ctx->get_model(), head);
     const float * logits = llama_so8t_get_logits_ith(ctx, head, i);
-    const int n_labels   = h.labels.size();
-
-    std::fill_n(probs, n_labels, std::numeric_limits<float>::quiet_NaN());
-    if (!logits || !std::all_of(logits, logits + n_labels, [](float v) { return std::isfinite(v); })) {
+    if (!logits) {
+        std::fill_n(probs, h.labels.size(), std::numeric_limits<float>::quiet_NaN());
         return false;
     }
-    const float max = *std::max_element(logits, logits + n_labels);
-    double sum      = 0;
-    for (int l = 0; l < n_labels; ++l) {
-        probs[l]  = std::exp((logits[l] - max) / h.temperature);
-        sum      += probs[l];
-    }
-    for (int l = 0; l < n_labels; ++l) {
-        probs[l] /= sum;
-    }
-    return true;
+    return so8t_probabilities(logits, h.labels.size(), h.temperature, probs);
 }
 
 llama_so8t_action llama_so8t_get_action_ith(llama_context * ctx, int32_t i) {
     const llama_model & model = ctx->get_model();
     const auto ask            = [&](int32_t head) {
         so8t_head_rule rule;
+        rule.rule   = so8t_get(&model, head).rule;
+        rule.fitted = so8t_get(&model, head).fitted;
         for (const auto & label : so8t_get(&model, head).labels) {
             rule.thresholds.push_back(label.threshold);
             rule.actions.push_back(label.action);

@@ -26,6 +26,7 @@
 #define SO8T_KV_HEAD_ACTIVATION             "so8t.head.%s.activation"
 #define SO8T_KV_HEAD_STEM                   "so8t.head.%s.stem"
 #define SO8T_KV_HEAD_SCOPE                  "so8t.head.%s.scope"
+#define SO8T_KV_HEAD_RULE                   "so8t.head.%s.rule"
 #define SO8T_KV_HEAD_PROMPT_TOKEN           "so8t.head.%s.prompt_token"
 
 // tensors, always F32. The part before the first dot is registered in llama-arch (LLM_TENSOR_SO8T_*),
@@ -126,9 +127,11 @@ inline constexpr so8t_rotation_row so8t_rotation_rows[] = {
 
 #define SO8T_ACTIVATION_WITHOUT_STEM "none"
 
-// values of enum llama_so8t_action; of enum llama_so8t_scope, less one
+// values of enum llama_so8t_action; of enum llama_so8t_scope, less one; of enum llama_so8t_rule
 inline constexpr const char * so8t_action_names[] = {"allow", "escalate", "refuse"};
 
 inline constexpr const char * so8t_scope_names[] = {"prompt", "answer", "both"};
+
+inline constexpr const char * so8t_rule_names[] = {"threshold", "argmax"};
 
 // clang-format on

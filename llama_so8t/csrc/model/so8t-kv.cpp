@@ -158,3 +158,13 @@ std::string so8t_shown(const std::string & text) {
     }
     return i < text.size() ? result + "..." : result;
 }
+
+int so8t_kv_name(const gguf_context * ctx, const std::string & key, const so8t_names & names, int def) {
+    const std::string value = so8t_kv_string(ctx, key, names[def]);
+    const int index         = so8t_index_of(names, value);
+    if (index < 0) {
+        throw std::runtime_error(format(
+            "so8t: key '%s' is '%s', expected %s", key.c_str(), so8t_shown(value).c_str(), so8t_one_of(names).c_str()));
+    }
+    return index;
+}

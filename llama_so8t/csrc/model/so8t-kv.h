@@ -38,3 +38,6 @@ bool so8t_is_text(const std::string & text);
 
 // what a head or stem may be called: a text whose ASCII characters are letters, digits, '_' and '-'
 bool so8t_is_name(const std::string & text);
+
+// index of a string value among names; another one throws
+int so8t_kv_name(const gguf_context * ctx, const std::string & key, const so8t_names & names, int def);

@@ -2,20 +2,22 @@
 
 #include "so8t.h"
 
-#include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
 // The rule of docs/conventions.md, "Verdicts": what the probabilities of heads mean. A label acts where its probability
-// is at or above its threshold, at as many positions in a row as the debounce says; values that are not finite refuse;
-// heads are asked in their order until one refuses; refuse > escalate > allow.
+// is at or above its threshold, or by argmax is the largest, at as many positions in a row as the debounce says; values
+// that are not finite refuse; heads are asked in their order until one refuses; refuse > escalate > allow.
 // tests/golden/verdict_rule.json has cases that this code, the page of the server and so8t trace agree on.
 
 // settings of one head
 struct so8t_head_rule {
     llama_so8t_scope scope = LLAMA_SO8T_SCOPE_BOTH;
+    llama_so8t_rule rule   = LLAMA_SO8T_RULE_THRESHOLD;
+    bool fitted            = true;          // otherwise it does not act
     int32_t debounce       = 1;             // consecutive positions of an answer that must agree
-    std::vector<float> thresholds;          // of each label
+    std::vector<float> thresholds;          // of each label; argmax does not use them
     std::vector<llama_so8t_action> actions; // of each label
 };
 
@@ -27,17 +29,18 @@ struct so8t_found {
     int32_t n_run            = 0;  // positions that agreed
 };
 
-// whether a probability is enough for its label to act
-inline bool so8t_reached(float probability, float threshold) {
-    return !std::isfinite(probability) || probability >= threshold;
-}
+// softmax(logits / temperature) of the n labels of a head; false and NaN where a logit is not finite
+LLAMA_API bool so8t_probabilities(const float * logits, size_t n, float temperature, float * probs);
+
+// the label with the largest of n probabilities, the first of equal ones; -1: they are not finite
+LLAMA_API int32_t so8t_largest(const float * probs, size_t n);
 
 inline bool so8t_in_scope(llama_so8t_scope scope, bool is_prompt) {
     return scope & (is_prompt ? LLAMA_SO8T_SCOPE_PROMPT : LLAMA_SO8T_SCOPE_ANSWER);
 }
 
 // one head at the next position of a part; probs: of each label, all finite or none. n_above: consecutive positions up
-// to here at which each label has reached its threshold, empty where the part begins. A prompt has one position, and
+// to here at which the rule has held for each label, empty where the part begins. A prompt has one position, and
 // needs no other to agree.
 LLAMA_API so8t_found so8t_judge_head(
     const so8t_head_rule & rule, bool is_prompt, const float * probs, std::vector<int32_t> & n_above);

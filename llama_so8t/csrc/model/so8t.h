@@ -30,6 +30,11 @@ enum llama_so8t_scope {
     LLAMA_SO8T_SCOPE_BOTH   = 3, // = PROMPT | ANSWER
 };
 
+enum llama_so8t_rule {
+    LLAMA_SO8T_RULE_THRESHOLD = 0, // a label acts where its probability is at or above its threshold
+    LLAMA_SO8T_RULE_ARGMAX    = 1, // the label with the largest probability acts, the first of equal ones
+};
+
 enum llama_so8t_representation {
     LLAMA_SO8T_REPRESENTATION_VECTOR       = 0,
     LLAMA_SO8T_REPRESENTATION_SPINOR_PLUS  = 1,
@@ -44,11 +49,13 @@ struct llama_so8t_head {
     enum llama_so8t_scope scope;
     llama_token prompt_token; // the prompt verdict is read at the last such token, LLAMA_TOKEN_NULL: at the last token
     enum llama_so8t_representation representation; // of the rotation that is folded into the weights
+    enum llama_so8t_rule rule;                     // by which its labels act
+    bool fitted; // false: all of its weights are zeros, as so8t init writes them, so it does not act
 };
 
 struct llama_so8t_label {
     const char * name;
-    float threshold; // a probability at or above it triggers the action
+    float threshold; // a probability at or above it triggers the action; not used by the rule argmax
     enum llama_so8t_action action;
 };
 
@@ -57,6 +64,7 @@ LLAMA_API struct llama_so8t_head llama_so8t_get_head(const struct llama_model * 
 LLAMA_API struct llama_so8t_label llama_so8t_get_label(const struct llama_model * model, int32_t head, int32_t label);
 
 LLAMA_API const char * llama_so8t_action_name(enum llama_so8t_action action);
+LLAMA_API const char * llama_so8t_rule_name(enum llama_so8t_rule rule);
 LLAMA_API const char * llama_so8t_representation_name(enum llama_so8t_representation representation);
 
 // logits of one head at output i (indexed as llama_get_logits_ith: batch position, or negative from the

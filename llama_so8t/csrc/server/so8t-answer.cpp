@@ -23,12 +23,11 @@ static json so8t_filter_results(const so8t_answer & answer, so8t_part part) {
 
     json results = json::object();
     for (size_t i = 0; i < heads.size(); ++i) {
-        const auto & probs = part == SO8T_PART_PROMPT ? heads[i].probs : heads[i].peak;
-        const auto & rule  = verdict.policy->heads[i];
-        for (size_t j = 0; j < probs.size(); ++j) { // none of a head that was not asked
+        const auto & rule = verdict.policy->heads[i];
+        for (size_t j = 0; j < heads[i].reached.size(); ++j) { // none of a head that was not asked
             if (rule.actions[j] != LLAMA_SO8T_ACTION_ALLOW) {
                 results[rule.name + "/" + rule.labels[j]] = {
-                    {"detected", so8t_reached(probs[j], rule.thresholds[j])}, {"filtered", false}};
+                    {"detected", (bool) heads[i].reached[j]}, {"filtered", false}};
             }
         }
     }

@@ -150,7 +150,7 @@ static json so8t_moderation(const so8t_verdict & verdict) {
         const auto & rule  = verdict.policy->heads[i];
         for (size_t j = 0; j < probs.size(); ++j) {
             if (rule.actions[j] != LLAMA_SO8T_ACTION_ALLOW) {
-                categories[rule.name + "/" + rule.labels[j]] = so8t_reached(probs[j], rule.thresholds[j]);
+                categories[rule.name + "/" + rule.labels[j]] = (bool) prompt.heads[i].reached[j];
                 scores[rule.name + "/" + rule.labels[j]]     = so8t_probability_json(probs[j]);
             }
         }

@@ -40,11 +40,9 @@ static json so8t_heads_json(const llama_model * model, const so8t_policy & polic
         const auto head  = llama_so8t_get_head(model, i);
         const auto & set = policy.heads[i];
 
-        json actions    = json::array();
-        json thresholds = json::object();
-        for (size_t j = 0; j < set.labels.size(); ++j) {
-            actions.push_back(llama_so8t_action_name(set.actions[j]));
-            thresholds[set.labels[j]] = so8t_short(set.thresholds[j]);
+        json actions = json::array();
+        for (const auto action : set.actions) {
+            actions.push_back(llama_so8t_action_name(action));
         }
         const char * scope = head.scope == LLAMA_SO8T_SCOPE_PROMPT ? "prompt" :
                              head.scope == LLAMA_SO8T_SCOPE_ANSWER ? "answer" :
@@ -52,7 +50,9 @@ static json so8t_heads_json(const llama_model * model, const so8t_policy & polic
         heads[set.name]    = {
             {"labels", set.labels},
             {"actions", actions},
-            {"thresholds", thresholds},
+            {"rule", llama_so8t_rule_name(set.rule)},
+            {"thresholds", set.thresholds_json()},
+            {"fitted", set.fitted},
             {"debounce", set.debounce},
             {"temperature", so8t_short(head.temperature)},
             {"scope", scope},

@@ -42,6 +42,12 @@ static std::vector<common_arg> so8t_policy_args(std::index_sequence<I...>) {
         [](common_params & params, const std::string & value) { params.so8t.policy.file = so8t_policy_read(value); })
             .set_examples({LLAMA_EXAMPLE_COMPLETION, LLAMA_EXAMPLE_CLI, LLAMA_EXAMPLE_SERVER})
             .set_env("LLAMA_ARG_SO8T_POLICY_FILE"));
+    args.push_back(common_arg({"--so8t-require-heads"},
+        "SO8T: a model without heads, or with none that was fitted, is an error (default: it is loaded, and nothing is "
+        "judged)",
+        [](common_params & params) { params.so8t.require_heads = true; })
+            .set_examples({LLAMA_EXAMPLE_COMPLETION, LLAMA_EXAMPLE_CLI, LLAMA_EXAMPLE_SERVER})
+            .set_env("LLAMA_ARG_SO8T_REQUIRE_HEADS"));
     return args;
 }
 
@@ -138,8 +144,32 @@ static void so8t_tell_holdback(const so8t_policy & policy) {
     }
 }
 
+// one line that llama-cli shows, too, whose log has errors only
+#define SO8T_WARN(...) LOG_WRNV(LOG_LEVEL_ERROR, __VA_ARGS__)
+
+// heads that cannot act are said, because the user believes to be guarded by them
+static void so8t_check_heads(const llama_model * model, const so8t_params & params) {
+    const int32_t n_heads = llama_so8t_n_heads(model);
+    int32_t n_fitted      = 0;
+    for (int32_t i = 0; i < n_heads; ++i) {
+        n_fitted += llama_so8t_get_head(model, i).fitted;
+    }
+    const char * found = n_heads == 0 ? "has no heads" : "has no head that was fitted";
+    if (n_fitted == 0 && params.require_heads) {
+        throw std::invalid_argument(
+            std::string("--so8t-require-heads: the model ") + found + ", expected one that judges a text");
+    }
+    if (n_fitted == 0 && so8t_policy_mode(params.policy) == SO8T_MODE_ENFORCE) {
+        SO8T_WARN("warning: so8t: the policy is enforce, but the model %s, so nothing is enforced\n", found);
+    } else if (n_fitted < n_heads && common_log_get_verbosity_thold() < LOG_LEVEL_WARN) { // the library has said it
+        SO8T_WARN("warning: so8t: %d of the %d heads of the model were never fitted and do not act\n",
+            n_heads - n_fitted, n_heads);
+    }
+}
+
 bool so8t_init(const llama_model * model, common_params & params) {
     try {
+        so8t_check_heads(model, params.so8t);
         params.sampling.so8t.policy = so8t_policy_init(model, params.so8t.policy);
         if (params.sampling.so8t.policy) {
             so8t_tell_holdback(*params.sampling.so8t.policy);
