@@ -5,6 +5,7 @@
 #include "common.h"
 #include "log.h"
 
+#include <algorithm>
 #include <chrono>
 #include <stdexcept>
 #include <thread>
@@ -436,10 +437,18 @@ so8t_sampling_params so8t_server::sampling_params(
                                     "(raw_prompts); use /v1/chat/completions");
     }
     const auto reader         = get_reader();
-    const llama_tokens tokens = prompt.has_mtmd ? llama_tokens() : prompt.get_text_tokens();
-
+    const llama_tokens tokens = prompt.get_text_tokens();
+    const int32_t n_vocab     = llama_vocab_n_tokens(reader->tmpl.vocab);
+    const bool is_valid       = std::all_of(
+        tokens.begin(), tokens.end(), [&](llama_token token) { return token >= 0 && token < n_vocab; });
+    if (!is_valid || prompt.size() >= reader->n_ctx) {
+        return params; // the slot does not take it and says why
+    }
     params.turns = std::make_shared<const std::vector<so8t_turn_verdict>>(
         read_turns(*reader, body, tokens, is_chat, params.prompt_keys));
+    if (prompt.size() != tokens.size() || !json_value(body, "lora", json::array()).empty()) {
+        params.prompt_keys.clear(); // what the slot reads is no more than these images, or these adapters
+    }
     return params;
 }
 
@@ -453,11 +462,17 @@ void so8t_server::prepare(
         return;
     }
     std::lock_guard<std::mutex> lock(reader_mutex);
-    readers.reset(new reader{
-        so8t_template(llama_model_get_vocab(m), chat),
-        so8t_text_judge(m, params, policy, n_ctx),
-        chat,
-    });
+    try {
+        readers.reset(new reader{
+            so8t_template(llama_model_get_vocab(m), chat),
+            so8t_text_judge(m, params, policy, n_ctx),
+            chat,
+            n_ctx,
+        });
+    } catch (const std::exception & e) { // of the template: nothing is served without a verdict
+        no_reader = e.what();
+        LOG_WRN("%s\n", e.what());
+    }
 }
 
 void so8t_server::unload() {
@@ -482,7 +497,7 @@ void so8t_server::set_adapters(const std::vector<common_adapter_lora_info> & ada
 std::shared_ptr<so8t_server::reader> so8t_server::get_reader() {
     std::lock_guard<std::mutex> lock(reader_mutex);
     if (!readers) {
-        throw std::runtime_error("so8t: the model is not loaded, so no text can be judged");
+        throw std::runtime_error(no_reader);
     }
     return readers;
 }
@@ -512,6 +527,8 @@ std::vector<so8t_turn_verdict> so8t_server::read_turns(
     };
     keys = is_chat ? so8t_read_chat(reader.tmpl, reader.chat, *policy, body, prompt, read) :
                      so8t_read_raw(reader.tmpl, *policy, prompt, read);
+    std::stable_sort(found.begin(), found.end(),
+        [](const so8t_turn_verdict & a, const so8t_turn_verdict & b) { return a.turn < b.turn; });
     return found;
 }
 

@@ -110,6 +110,7 @@ class so8t_server {
         so8t_template tmpl;
         so8t_text_judge judge;
         const server_chat_params & chat;
+        uint32_t n_ctx; // of a slot
     };
 
     // what was read at a place
@@ -135,7 +136,8 @@ class so8t_server {
     std::unique_ptr<so8t_escalations> waiting;
 
     std::mutex reader_mutex;
-    std::shared_ptr<reader> readers; // null while the model is not loaded
+    std::shared_ptr<reader> readers; // null while the model is not loaded, or if its chat template drops texts
+    std::string no_reader = "so8t: the model is not loaded, so no text can be judged"; // why it is null
     so8t_memory<memory_entry> memory{4096};
 
     bool audit_required = false;

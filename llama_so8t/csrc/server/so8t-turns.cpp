@@ -199,6 +199,21 @@ static bool so8t_erase(std::string & text, const std::string & part) {
     return true;
 }
 
+// without the tags, also those that come to be where one is taken out
+static std::string so8t_without_think_tags(const std::string & text) {
+    std::string result;
+    for (const char c : text) {
+        result += c;
+        for (const char * tag : {"<think>", "</think>"}) {
+            if (c == '>' && string_ends_with(result, tag)) {
+                result.resize(result.size() - std::string(tag).size());
+                break;
+            }
+        }
+    }
+    return result;
+}
+
 static bool so8t_is_blank(const std::string & text) {
     return string_strip(text).empty();
 }
@@ -206,8 +221,7 @@ static bool so8t_is_blank(const std::string & text) {
 // whether a text of the assistant holds the guard's own words, which are taken out: the rest is to be judged
 static bool so8t_take_own(const so8t_policy & policy, std::string & text) {
     const bool is_own = so8t_erase(text, policy.refusal) || so8t_erase(text, policy.escalation);
-    while (so8t_erase(text, "<think>") || so8t_erase(text, "</think>")) { // whatever a client calls a thought
-    }
+    text              = so8t_without_think_tags(text); // whatever a client calls a thought
     return is_own;
 }
 
@@ -237,19 +251,36 @@ std::vector<std::string> so8t_read_chat(const so8t_template & tmpl, const server
         key = so8t_key(key, json_value(data, name, json()).dump_safe());
     }
     std::vector<std::string> prompt_keys = {so8t_key(prompt)};
-    bool has_media                       = false;
-    bool has_control                     = false;
+    std::vector<so8t_reading> later; // each text alone: the KV cache keeps the conversation until then
+    bool has_media   = false;
+    bool has_control = false;
+    for (const char * name : {"tools", "chat_template_kwargs"}) {
+        has_control |= tmpl.has_control(json_value(data, name, json()).dump_safe());
+    }
     for (size_t i = 0; i < messages.size(); ++i) {
-        const auto & message = messages[i];
-        const auto turn      = (int32_t) i;
-        std::string text     = so8t_text_of(message);
-        const auto alone     = [&]() { return std::make_pair(tmpl.alone(text), llama_tokens()); };
+        const auto & message  = messages[i];
+        const auto turn       = (int32_t) i;
+        std::string text      = so8t_text_of(message);
+        const auto read_alone = [&](so8t_reading_kind kind, bool noted) {
+            later.push_back({kind, turn, so8t_key("alone", text), noted,
+                [&tmpl, text]() { return std::make_pair(tmpl.alone(text), llama_tokens()); }});
+        };
 
         const std::string before  = key;
-        key                       = so8t_key(before, message.to_json_oaicompat().dump_safe());
+        const std::string all     = message.to_json_oaicompat().dump_safe();
+        key                       = so8t_key(before, all);
         has_media                |= message.contains_media();
-        has_control              |= tmpl.has_control(text);
+        has_control              |= tmpl.has_control(all);
         if (!so8t_is_turn(message) && message.role != "assistant") {
+            // the turns behind a text of the system are read with it
+            if (std::none_of(messages.begin() + i + 1, messages.end(), so8t_is_turn) && !so8t_is_blank(text)) {
+                if (has_media) {
+                    read_alone(SO8T_READING_TEXT, false);
+                } else if (render(i + 1) != rendered) {
+                    read({SO8T_READING_CONTEXT, turn, key, false,
+                        [&]() { return std::make_pair(tmpl.tokens(render(i + 1)), llama_tokens()); }});
+                }
+            }
             continue;
         }
         if (message.role == "assistant") {
@@ -258,7 +289,7 @@ std::vector<std::string> so8t_read_chat(const so8t_template & tmpl, const server
                 continue;
             }
             if (i == 0 || has_media) { // nothing before it, or something that only a slot can evaluate
-                read({SO8T_READING_TEXT, turn, so8t_key("alone", text), false, alone});
+                read_alone(SO8T_READING_TEXT, false);
             } else {
                 read({SO8T_READING_GIVEN, turn, so8t_answer_key(before, text), false,
                     [&]() { return std::make_pair(tmpl.tokens(render(i)), tmpl.literal(text)); }});
@@ -273,14 +304,15 @@ std::vector<std::string> so8t_read_chat(const so8t_template & tmpl, const server
             read({SO8T_READING_CONTEXT, turn, key, noted,
                 [&]() { return std::make_pair(tmpl.tokens(render(i + 1)), llama_tokens()); }});
         }
-        const std::string alone_key = so8t_key("alone", text);
-        const bool is_only          = is_last && i == 0 && tmpl.render_alone(text) == rendered;
+        // the slot takes control tokens in a text as such
+        const bool is_only = is_last && i == 0 && !tmpl.has_control(text) && tmpl.render_alone(text) == rendered;
         if (is_only) {
-            prompt_keys.push_back(alone_key);
+            prompt_keys.push_back(so8t_key("alone", text));
         } else if (policy.turns != SO8T_TURNS_CONTEXT && !so8t_is_blank(text)) {
-            read({SO8T_READING_ALONE, turn, alone_key, noted, alone});
+            read_alone(SO8T_READING_ALONE, noted);
         }
     }
+    std::for_each(later.begin(), later.end(), read);
     if (has_control) { // a text of a client that opens or closes turns
         so8t_read_raw(tmpl, policy, prompt, read);
     }
@@ -332,9 +364,10 @@ static std::vector<so8t_segment> so8t_segments(const so8t_template & tmpl, const
 
 std::vector<std::string> so8t_read_raw(
     const so8t_template & tmpl, const so8t_policy & policy, const llama_tokens & prompt, const so8t_read & read) {
+    std::vector<so8t_reading> later; // as in a chat
     const auto alone = [&](so8t_reading_kind kind, int32_t turn, bool noted, const std::string & text) {
-        read({kind, turn, so8t_key("alone", text), noted,
-            [&]() { return std::make_pair(tmpl.alone(text), llama_tokens()); }});
+        later.push_back({kind, turn, so8t_key("alone", text), noted,
+            [&tmpl, text]() { return std::make_pair(tmpl.alone(text), llama_tokens()); }});
     };
     const auto segments    = so8t_segments(tmpl, prompt);
     const auto was_refused = [&](size_t i) {
@@ -377,5 +410,6 @@ std::vector<std::string> so8t_read_raw(
     if (!so8t_is_blank(outside) && tmpl.alone(outside) != prompt) {
         alone(SO8T_READING_TEXT, (int32_t) segments.size() - 1, false, outside);
     }
+    std::for_each(later.begin(), later.end(), read);
     return {so8t_key(prompt)};
 }
