@@ -463,7 +463,7 @@ void so8t_server::prepare(
     }
     std::lock_guard<std::mutex> lock(reader_mutex);
     try {
-        readers.reset(new reader{
+        current_reader.reset(new reader{
             so8t_template(llama_model_get_vocab(m), chat),
             so8t_text_judge(m, params, policy, n_ctx),
             chat,
@@ -479,7 +479,7 @@ void so8t_server::unload() {
     std::shared_ptr<reader> last;
     {
         std::lock_guard<std::mutex> lock(reader_mutex);
-        last = std::move(readers);
+        last = std::move(current_reader);
     }
     while (last.use_count() > 1) { // a thread of a client reads a text
         std::this_thread::sleep_for(std::chrono::milliseconds(1));
@@ -487,19 +487,19 @@ void so8t_server::unload() {
 }
 
 void so8t_server::set_adapters(const std::vector<common_adapter_lora_info> & adapters) {
-    memory.clear();
     std::lock_guard<std::mutex> lock(reader_mutex);
-    if (readers) {
-        readers->judge.set_adapters(adapters);
+    if (current_reader) {
+        current_reader->judge.set_adapters(adapters);
     }
+    memory.clear();
 }
 
 std::shared_ptr<so8t_server::reader> so8t_server::get_reader() {
     std::lock_guard<std::mutex> lock(reader_mutex);
-    if (!readers) {
+    if (!current_reader) {
         throw std::runtime_error(no_reader);
     }
-    return readers;
+    return current_reader;
 }
 
 std::vector<so8t_turn_verdict> so8t_server::read_turns(

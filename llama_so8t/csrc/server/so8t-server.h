@@ -136,7 +136,7 @@ class so8t_server {
     std::unique_ptr<so8t_escalations> waiting;
 
     std::mutex reader_mutex;
-    std::shared_ptr<reader> readers; // null while the model is not loaded, or if its chat template drops texts
+    std::shared_ptr<reader> current_reader; // null while the model is not loaded, or if its chat template drops texts
     std::string no_reader = "so8t: the model is not loaded, so no text can be judged"; // why it is null
     so8t_memory<memory_entry> memory{4096};
 

@@ -237,86 +237,129 @@ static bool so8t_was_refused(const so8t_policy & policy, const std::vector<commo
     return so8t_take_own(policy, next) && std::any_of(messages.begin() + i + 2, messages.end(), so8t_is_turn);
 }
 
-std::vector<std::string> so8t_read_chat(const so8t_template & tmpl, const server_chat_params & chat,
-    const so8t_policy & policy, const json & data, const llama_tokens & prompt, const so8t_read & read) {
-    const auto messages        = common_chat_msgs_parse_oaicompat(data.at("messages"));
-    const auto inputs          = so8t_inputs(chat, data);
-    const std::string rendered = data.at("prompt").get<std::string>();
-
-    const auto render = [&](size_t n) {
-        return tmpl.render(inputs, std::vector<common_chat_msg>(messages.begin(), messages.begin() + n));
-    };
-    std::string key; // of the messages up to here
-    for (const char * name : {"tools", "tool_choice", "chat_template_kwargs", "reasoning_effort"}) {
-        key = so8t_key(key, json_value(data, name, json()).dump_safe());
-    }
-    std::vector<std::string> prompt_keys = {so8t_key(prompt)};
-    std::vector<so8t_reading> later; // each text alone: the KV cache keeps the conversation until then
-    bool has_media   = false;
-    bool has_control = false;
-    for (const char * name : {"tools", "chat_template_kwargs"}) {
-        has_control |= tmpl.has_control(json_value(data, name, json()).dump_safe());
-    }
-    for (size_t i = 0; i < messages.size(); ++i) {
-        const auto & message  = messages[i];
-        const auto turn       = (int32_t) i;
-        std::string text      = so8t_text_of(message);
-        const auto read_alone = [&](so8t_reading_kind kind, bool noted) {
-            later.push_back({kind, turn, so8t_key("alone", text), noted,
-                [&tmpl, text]() { return std::make_pair(tmpl.alone(text), llama_tokens()); }});
-        };
-
-        const std::string before  = key;
-        const std::string all     = message.to_json_oaicompat().dump_safe();
-        key                       = so8t_key(before, all);
-        has_media                |= message.contains_media();
-        has_control              |= tmpl.has_control(all);
-        if (!so8t_is_turn(message) && message.role != "assistant") {
-            // the turns behind a text of the system are read with it
-            if (std::none_of(messages.begin() + i + 1, messages.end(), so8t_is_turn) && !so8t_is_blank(text)) {
-                if (has_media) {
-                    read_alone(SO8T_READING_TEXT, false);
-                } else if (render(i + 1) != rendered) {
-                    read({SO8T_READING_CONTEXT, turn, key, false,
-                        [&]() { return std::make_pair(tmpl.tokens(render(i + 1)), llama_tokens()); }});
-                }
-            }
-            continue;
+// Goes through the messages of a request once, and has each text read where its role says.
+class so8t_chat_walk {
+  public:
+    so8t_chat_walk(const so8t_template & tmpl, const server_chat_params & chat, const so8t_policy & policy,
+        const json & data, const llama_tokens & prompt, const so8t_read & read) :
+        tmpl(tmpl),
+        policy(policy),
+        read(read),
+        messages(common_chat_msgs_parse_oaicompat(data.at("messages"))),
+        inputs(so8t_inputs(chat, data)),
+        rendered(data.at("prompt").get<std::string>()),
+        prompt_keys({so8t_key(prompt)}) {
+        for (const char * name : {"tools", "tool_choice", "chat_template_kwargs", "reasoning_effort"}) {
+            const std::string option  = json_value(data, name, json()).dump_safe();
+            key                       = so8t_key(key, option);
+            has_control              |= tmpl.has_control(option);
         }
-        if (message.role == "assistant") {
-            so8t_take_own(policy, text);
-            if (so8t_is_blank(text)) {
-                continue;
-            }
-            if (i == 0 || has_media) { // nothing before it, or something that only a slot can evaluate
-                read_alone(SO8T_READING_TEXT, false);
+    }
+
+    // returns the keys of the reading at the last token of the prompt
+    std::vector<std::string> walk(const llama_tokens & prompt) {
+        for (size_t i = 0; i < messages.size(); ++i) {
+            const std::string all  = messages[i].to_json_oaicompat().dump_safe();
+            key_before             = key;
+            key                    = so8t_key(key_before, all);
+            has_media             |= messages[i].contains_media();
+            has_control           |= tmpl.has_control(all);
+            if (so8t_is_turn(messages[i])) {
+                read_turn(i);
+            } else if (messages[i].role == "assistant") {
+                read_given(i);
             } else {
-                read({SO8T_READING_GIVEN, turn, so8t_answer_key(before, text), false,
-                    [&]() { return std::make_pair(tmpl.tokens(render(i)), tmpl.literal(text)); }});
+                read_system(i);
             }
-            continue;
         }
+        std::for_each(later.begin(), later.end(), read);
+        if (has_control) { // a text of a client that opens or closes turns
+            so8t_read_raw(tmpl, policy, prompt, read);
+        }
+        return prompt_keys;
+    }
+
+  private:
+    std::string render(size_t n) const {
+        return tmpl.render(inputs, std::vector<common_chat_msg>(messages.begin(), messages.begin() + n));
+    }
+
+    void read_context(size_t i, bool noted) const {
+        read({SO8T_READING_CONTEXT, (int32_t) i, key, noted,
+            [&]() { return std::make_pair(tmpl.tokens(render(i + 1)), llama_tokens()); }});
+    }
+
+    void read_alone(so8t_reading_kind kind, size_t i, bool noted, const std::string & text) {
+        later.push_back({kind, (int32_t) i, so8t_key("alone", text), noted,
+            [this, text]() { return std::make_pair(tmpl.alone(text), llama_tokens()); }});
+    }
+
+    // a turn of a user, or the result of a tool
+    void read_turn(size_t i) {
+        const std::string text = so8t_text_of(messages[i]);
         const bool noted   = policy.refused_turns == SO8T_REFUSED_TURNS_NOTE && so8t_was_refused(policy, messages, i);
         const bool is_last = i + 1 == messages.size() && render(i + 1) == rendered;
         if (is_last) {
             prompt_keys = {key}; // the slot reads it
         } else if (policy.turns != SO8T_TURNS_ALONE && !has_media) {
-            read({SO8T_READING_CONTEXT, turn, key, noted,
-                [&]() { return std::make_pair(tmpl.tokens(render(i + 1)), llama_tokens()); }});
+            read_context(i, noted);
         }
         // the slot takes control tokens in a text as such
         const bool is_only = is_last && i == 0 && !tmpl.has_control(text) && tmpl.render_alone(text) == rendered;
         if (is_only) {
             prompt_keys.push_back(so8t_key("alone", text));
         } else if (policy.turns != SO8T_TURNS_CONTEXT && !so8t_is_blank(text)) {
-            read_alone(SO8T_READING_ALONE, noted);
+            read_alone(SO8T_READING_ALONE, i, noted, text);
         }
     }
-    std::for_each(later.begin(), later.end(), read);
-    if (has_control) { // a text of a client that opens or closes turns
-        so8t_read_raw(tmpl, policy, prompt, read);
+
+    // text of the assistant, which a client supplies
+    void read_given(size_t i) {
+        std::string text = so8t_text_of(messages[i]);
+        so8t_take_own(policy, text);
+        if (so8t_is_blank(text)) {
+            return;
+        }
+        if (i == 0 || has_media) { // nothing before it, or something that only a slot can evaluate
+            read_alone(SO8T_READING_TEXT, i, false, text);
+        } else {
+            read({SO8T_READING_GIVEN, (int32_t) i, so8t_answer_key(key_before, text), false,
+                [&]() { return std::make_pair(tmpl.tokens(render(i)), tmpl.literal(text)); }});
+        }
     }
-    return prompt_keys;
+
+    // a text of the system; the turns behind it are read with it
+    void read_system(size_t i) {
+        const std::string text = so8t_text_of(messages[i]);
+        if (so8t_is_blank(text) || std::any_of(messages.begin() + i + 1, messages.end(), so8t_is_turn)) {
+            return;
+        }
+        if (has_media) {
+            read_alone(SO8T_READING_TEXT, i, false, text);
+        } else if (render(i + 1) != rendered) {
+            read_context(i, false);
+        }
+    }
+
+    const so8t_template & tmpl;
+    const so8t_policy & policy;
+    const so8t_read & read;
+
+    const std::vector<common_chat_msg> messages;
+    const common_chat_templates_inputs inputs;
+    const std::string rendered;
+
+    std::string key;        // of the messages up to the current one
+    std::string key_before; // and without it
+    std::vector<std::string> prompt_keys;
+    std::vector<so8t_reading> later; // each text alone: the KV cache keeps the conversation until then
+    bool has_media   = false;
+    bool has_control = false;
+};
+
+std::vector<std::string> so8t_read_chat(const so8t_template & tmpl, const server_chat_params & chat,
+    const so8t_policy & policy, const json & data, const llama_tokens & prompt, const so8t_read & read) {
+    return so8t_chat_walk(tmpl, chat, policy, data, prompt, read).walk(prompt);
 }
 
 //
