@@ -41,16 +41,10 @@ static const so8t_stem_form so8t_stem_forms[] = {SO8T_STEM_FORMS(SO8T_STEM_FORM)
 // loading
 //
 
-static so8t_head so8t_load_head(const gguf_context * ctx, const std::string & name) {
+static std::vector<so8t_label> so8t_load_labels(const gguf_context * ctx, const std::string & name) {
     auto key = [&](const char * pattern) { return format(pattern, name.c_str()); };
 
     const so8t_names known_actions(std::begin(so8t_action_names), std::end(so8t_action_names));
-    const so8t_names known_scopes(std::begin(so8t_scope_names), std::end(so8t_scope_names));
-    const so8t_names known_rules(std::begin(so8t_rule_names), std::end(so8t_rule_names));
-
-    so8t_head head;
-    head.name = name;
-
     const auto labels     = so8t_kv_strings(ctx, key(SO8T_KV_HEAD_LABELS), true);
     const auto actions    = so8t_kv_strings(ctx, key(SO8T_KV_HEAD_ACTIONS), true);
     const auto thresholds = so8t_kv_floats(ctx, key(SO8T_KV_HEAD_THRESHOLDS), true);
@@ -63,6 +57,7 @@ static so8t_head so8t_load_head(const gguf_context * ctx, const std::string & na
                                         "same number of each, two or more",
             name.c_str(), labels.size(), actions.size(), thresholds.size()));
     }
+    std::vector<so8t_label> result;
     std::unordered_set<std::string> known_labels;
     for (size_t i = 0; i < labels.size(); ++i) {
         if (!so8t_is_text(labels[i]) || !known_labels.insert(labels[i]).second) {
@@ -80,9 +75,20 @@ static so8t_head so8t_load_head(const gguf_context * ctx, const std::string & na
             throw std::runtime_error(
                 format("so8t: key '%s' has a value that is not finite", key(SO8T_KV_HEAD_THRESHOLDS).c_str()));
         }
-        head.labels.push_back({labels[i], thresholds[i], (llama_so8t_action) action});
+        result.push_back({labels[i], thresholds[i], (llama_so8t_action) action});
     }
+    return result;
+}
 
+static so8t_head so8t_load_head(const gguf_context * ctx, const std::string & name) {
+    auto key = [&](const char * pattern) { return format(pattern, name.c_str()); };
+
+    const so8t_names known_scopes(std::begin(so8t_scope_names), std::end(so8t_scope_names));
+    const so8t_names known_rules(std::begin(so8t_rule_names), std::end(so8t_rule_names));
+
+    so8t_head head;
+    head.name           = name;
+    head.labels         = so8t_load_labels(ctx, name);
     head.temperature    = so8t_kv_float(ctx, key(SO8T_KV_HEAD_TEMPERATURE), head.temperature);
     head.debounce       = so8t_kv_uint(ctx, key(SO8T_KV_HEAD_DEBOUNCE), head.debounce);
     head.representation = so8t_kv_int(ctx, key(SO8T_KV_HEAD_REPRESENTATION), head.representation);
