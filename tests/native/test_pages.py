@@ -128,7 +128,7 @@ def prepare_audit(folder: Path, runtime: Path, guard_file: Path, shell, **_) -> 
     with Server(runtime / "llama-server", "-m", guard_file, *SMALL, *flags) as server:
         for prompt in ("go", "fine"):
             server.post("/v1/chat/completions", {"messages": [{"role": "user", "content": prompt}], "max_tokens": 8})
-    (folder / "prompt.txt").write_text("go\n")
+    (folder / "question.txt").write_text("go\n")
 
 
 PREPARATIONS = {
