@@ -33,7 +33,7 @@ so8t_guard::so8t_guard(const llama_model * model, const so8t_sampling_params & p
     }
 }
 
-// a draft may go on behind the end of an answer: what stands there is no part of it
+// a speculative draft can continue past the end-of-turn token; those tokens are not part of the answer
 static bool so8t_is_end(const llama_model * model, llama_token token) {
     return token != LLAMA_TOKEN_NULL && llama_vocab_is_eog(llama_model_get_vocab(model), token);
 }

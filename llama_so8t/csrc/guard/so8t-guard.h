@@ -63,8 +63,9 @@ class so8t_think_block {
 // token of the prompt. Token p of the answer is judged when token p + 1 is sampled. Without heads in the model, or
 // with the policy off, nothing is read.
 //
-// A head with a prompt_token reads the prompt where the last such token stands. Who evaluates the prompt ends a batch
-// there (reads_at), so that it is an output, and calls read_prompt; a head that was not read so, is at the last token.
+// A head with a prompt_token reads the prompt where the last such token stands. The caller must end a batch at that token
+// (see reads_at), so that it has an output, and then call read_prompt. A head that is not read this way is read at the
+// last token of the prompt.
 class so8t_guard {
   public:
     so8t_guard() = default;

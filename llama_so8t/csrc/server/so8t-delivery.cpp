@@ -122,8 +122,7 @@ void so8t_delivery::cut(server_task_result_cmpl_final & final, int32_t n_tokens)
     final.content.resize(validate_utf8(final.content));
 }
 
-// releases up to n_tokens tokens, which may be delivered, and returns how many the client has then; final: with the text
-// that replaces the others
+// Releases up to n_tokens tokens, puts the replacement text into `final`, and returns how many tokens the client has.
 int32_t so8t_delivery::deliver(server_task_result_cmpl_final & final, server_response & queue, int32_t n_tokens) {
     if (final.stream) {
         release(queue, n_tokens);

@@ -81,8 +81,8 @@ class so8t_server {
     // false while audit lines could not be written and no answer may be given; tries again
     bool may_serve();
 
-    // a line of the audit log for an answer; false: it could not be written (it is tried again later, "unavailable" as
-    // what was enforced), and the answer may not be given. entry: nothing without a log
+    // Appends an audit line for an answer. Returns false when the line could not be written and the policy forbids
+    // answering without it; the line is queued, with "unavailable" as enforced, and retried. entry: nothing without a log
     bool record(const so8t_request_record & request, const so8t_verdict & verdict, bool durable,
         std::optional<so8t_verdict::audit_entry> & entry);
 
