@@ -28,6 +28,7 @@ class so8t_text_judge {
     void set_adapters(const std::vector<common_adapter_lora_info> & adapters);
 
   private:
+    so8t_verdict evaluate(const llama_tokens & prompt, const llama_tokens & answer, bool only_answer);
     void grow(size_t n_tokens);
     size_t reuse(const llama_tokens & tokens, size_t n_max);
 

@@ -33,8 +33,17 @@ static llama_tokens so8t_stripped(const llama_vocab * vocab, const llama_token *
 so8t_template::so8t_template(const llama_vocab * vocab, const server_chat_params & chat) :
     vocab(vocab),
     chat(chat) {
-    const auto [before, after] = split();
-    size_t i_end               = 0;
+    const std::string rendered = render_alone(SO8T_PLACE);
+    const size_t place         = rendered.rfind(SO8T_PLACE);
+    if (place == std::string::npos) {
+        throw std::runtime_error("so8t: the chat template drops the text of a user, so it cannot be judged");
+    }
+    before_text = rendered.substr(0, place);
+    after_text  = rendered.substr(place + std::string(SO8T_PLACE).size());
+
+    const llama_tokens before = common_tokenize(vocab, before_text, true, true);
+    const llama_tokens after  = common_tokenize(vocab, after_text, false, true);
+    size_t i_end              = 0;
     while (i_end < after.size() && !llama_vocab_is_eog(vocab, after[i_end])) {
         i_end++;
     }
@@ -52,19 +61,6 @@ so8t_template::so8t_template(const llama_vocab * vocab, const server_chat_params
     user       = so8t_stripped(vocab, before.data() + i_user, before.data() + before.size());
 }
 
-// the rendering of one turn, cut where its text stands
-std::pair<llama_tokens, llama_tokens> so8t_template::split() const {
-    const std::string rendered = render_alone(SO8T_PLACE);
-    const size_t place         = rendered.rfind(SO8T_PLACE);
-    if (place == std::string::npos) {
-        throw std::runtime_error("so8t: the chat template drops the text of a user, so it cannot be judged");
-    }
-    return {
-        common_tokenize(vocab, rendered.substr(0, place), true, true),
-        common_tokenize(vocab, rendered.substr(place + std::string(SO8T_PLACE).size()), false, true),
-    };
-}
-
 std::string so8t_template::render(common_chat_templates_inputs inputs, std::vector<common_chat_msg> messages) const {
     inputs.messages               = std::move(messages);
     inputs.use_jinja              = chat.use_jinja;
@@ -80,6 +76,11 @@ std::string so8t_template::render_alone(const std::string & text) const {
     inputs.enable_thinking      = chat.enable_thinking;
     inputs.chat_template_kwargs = chat.chat_template_kwargs;
     return render(inputs, {so8t_user_message(text)});
+}
+
+bool so8t_template::is_alone(const std::string & rendered, const std::string & text) const {
+    // the second: a template that trims texts, or says the day
+    return rendered == before_text + text + after_text || rendered == render_alone(text);
 }
 
 llama_tokens so8t_template::alone(const std::string & text) const {
@@ -248,8 +249,11 @@ class so8t_chat_walk {
         messages(common_chat_msgs_parse_oaicompat(data.at("messages"))),
         inputs(so8t_inputs(chat, data)),
         rendered(data.at("prompt").get<std::string>()),
+        is_closed(json_value(data, "add_generation_prompt", true) && !data.contains("continue_final_message")),
         prompt_keys({so8t_key(prompt)}) {
-        for (const char * name : {"tools", "tool_choice", "chat_template_kwargs", "reasoning_effort"}) {
+        // all that a template is given besides the messages
+        for (const char * name : {"tools", "tool_choice", "parallel_tool_calls", "response_format", "json_schema",
+                 "grammar", "chat_template_kwargs", "reasoning_effort", "reasoning_format"}) {
             const std::string option  = json_value(data, name, json()).dump_safe();
             key                       = so8t_key(key, option);
             has_control              |= tmpl.has_control(option);
@@ -298,14 +302,14 @@ class so8t_chat_walk {
     void read_turn(size_t i) {
         const std::string text = so8t_text_of(messages[i]);
         const bool noted   = policy.refused_turns == SO8T_REFUSED_TURNS_NOTE && so8t_was_refused(policy, messages, i);
-        const bool is_last = i + 1 == messages.size() && render(i + 1) == rendered;
+        const bool is_last = i + 1 == messages.size() && is_closed;
         if (is_last) {
             prompt_keys = {key}; // the slot reads it
         } else if (policy.turns != SO8T_TURNS_ALONE && !has_media) {
             read_context(i, noted);
         }
         // the slot takes control tokens in a text as such
-        const bool is_only = is_last && i == 0 && !tmpl.has_control(text) && tmpl.render_alone(text) == rendered;
+        const bool is_only = is_last && i == 0 && !tmpl.has_control(text) && tmpl.is_alone(rendered, text);
         if (is_only) {
             prompt_keys.push_back(so8t_key("alone", text));
         } else if (policy.turns != SO8T_TURNS_CONTEXT && !so8t_is_blank(text)) {
@@ -347,7 +351,8 @@ class so8t_chat_walk {
 
     const std::vector<common_chat_msg> messages;
     const common_chat_templates_inputs inputs;
-    const std::string rendered;
+    const std::string rendered; // the prompt
+    const bool is_closed;       // it ends where an answer to the last message begins
 
     std::string key;        // of the messages up to the current one
     std::string key_before; // and without it

@@ -46,7 +46,8 @@ class so8t_template {
 
     // a text as the only turn of a conversation
     std::string render_alone(const std::string & text) const;
-    llama_tokens alone(const std::string & text) const; // control tokens in it are text
+    bool is_alone(const std::string & rendered, const std::string & text) const; // it is what render_alone() makes
+    llama_tokens alone(const std::string & text) const;                          // control tokens in it are text
 
     llama_tokens tokens(const std::string & rendered) const;
     llama_tokens literal(const std::string & text) const; // no control tokens
@@ -61,7 +62,8 @@ class so8t_template {
     llama_tokens preamble; // what the template itself says before the first turn
 
   private:
-    std::pair<llama_tokens, llama_tokens> split() const;
+    // the rendering of one turn, cut where its text stands; a rendering takes milliseconds, so it is kept
+    std::string before_text, after_text;
 
     const server_chat_params & chat;
 };
