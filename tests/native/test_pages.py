@@ -44,7 +44,7 @@ SHIMS = {
     "so8t": '#!/bin/sh\nexec {python} -m llama_so8t "$@"\n',
     "python": '#!/bin/sh\nexec {python} "$@"\n',
     # without repacked weights: they are other code on each kind of CPU
-    "llama-cli": '#!/bin/sh\nexec {tool} "$@" --no-repack -st -n 4 -p Hello < /dev/null\n',
+    "llama-cli": '#!/bin/sh\nexec {tool} "$@" -st -n 4 -p Hello < /dev/null\n',
     "llama-server": SERVER,
 }
 
@@ -189,7 +189,7 @@ def test_the_demo_says_what_the_readme_shows(shell, folder, runtime):
     said = []
     for question in questions:
         done = subprocess.run(
-            [runtime / "llama-cli", "--no-repack", "-m", file, *sampling.split(), "-p", question],
+            [runtime / "llama-cli", "-m", file, *sampling.split(), "-p", question],
             capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL, timeout=900,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-2000:]
