@@ -1,5 +1,6 @@
 #pragma once
 
+#include "so8t-sampling-params.h"
 #include "so8t-verdict.h"
 #include "so8t.h"
 
@@ -15,23 +16,6 @@ struct so8t_text_digest {
     std::string role; // empty: of a raw prompt
     size_t n_bytes;
     std::string hmac;
-};
-
-// what the sampler of a request knows of so8t
-struct so8t_sampling_params {
-    std::shared_ptr<const so8t_policy> policy; // null: the model has no heads
-
-    // of one request
-    bool trace       = false; // collect the probabilities of every token
-    bool annotations = false; // answer with Azure's content_filter_results too
-    bool judging     = false; // a text is judged, nothing is generated and nothing enforced
-
-    // of its prompt, besides the last token
-    std::shared_ptr<const std::vector<so8t_turn_verdict>> turns;
-    std::vector<std::string> prompt_keys; // under which the reading at the last token is remembered
-
-    // what its client wrote, for the audit log; null: there is none
-    std::shared_ptr<const std::vector<so8t_text_digest>> messages;
 };
 
 // probabilities of each head where its prompt_token was read, empty for the others

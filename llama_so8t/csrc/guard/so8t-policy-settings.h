@@ -1,13 +1,13 @@
 #pragma once
 
-#include "so8t-policy.h"
-
-#include <cstddef>
 #include <memory>
 #include <string>
 
 class common_json;
+struct llama_model;
+struct so8t_policy;
 struct so8t_policy_key;
+enum so8t_mode : int;
 
 // The settings of a policy as a user gives them: in a JSON file, and by flags, which override it.
 

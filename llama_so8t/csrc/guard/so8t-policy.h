@@ -12,7 +12,7 @@ class common_json;
 // What the tools do with the verdicts of a model. so8t-policy-keys.h has a row for each setting, so8t-policy-settings.h
 // reads them.
 
-enum so8t_mode {
+enum so8t_mode : int {
     SO8T_MODE_OFF,     // heads are not read
     SO8T_MODE_MONITOR, // verdicts are reported and recorded
     SO8T_MODE_ENFORCE, // and change what is delivered
