@@ -28,21 +28,31 @@ def locked(serve, guard_file, tmp_path_factory):
 # ---- moderations ----
 
 
+OPENAI_CATEGORIES = (
+    "harassment", "harassment/threatening", "hate", "hate/threatening", "illicit", "illicit/violent", "self-harm",
+    "self-harm/instructions", "self-harm/intent", "sexual", "sexual/minors", "violence", "violence/graphic",
+)  # fmt: skip
+
+
 def expected_moderation(text):
-    """Of the tables: heads in their order, none after one that refuses."""
-    categories, scores, flagged = {}, {}, False
+    """Of the tables: OpenAI's categories, and those of every head, also behind one that refuses."""
+    categories = dict.fromkeys(OPENAI_CATEGORIES, False)
+    scores: dict[str, float] = dict.fromkeys(OPENAI_CATEGORIES, 0)
+    flagged = False
     for name, head in HEADS.items():
         probabilities = head.probabilities(head.tokens.get(text, head.default))
-        refuses = False
         for label, action, threshold, p in zip(head.labels, head.actions, head.thresholds, probabilities, strict=True):
             if action != "allow":
                 categories[f"{name}/{label}"] = bool(p >= threshold)
                 scores[f"{name}/{label}"] = pytest.approx(p, abs=2e-6)
                 flagged |= bool(p >= threshold)
-                refuses |= bool(p >= threshold) and action == "refuse"
-        if refuses:
-            break
-    return {"flagged": flagged, "categories": categories, "category_scores": scores}
+    types = {name: ["text"] for name in categories}
+    return {
+        "flagged": flagged,
+        "categories": categories,
+        "category_scores": scores,
+        "category_applied_input_types": types,
+    }
 
 
 @pytest.mark.parametrize("path", ["/v1/moderations", "/moderations"])
@@ -65,11 +75,32 @@ def test_moderations_judge_whatever_the_mode(serve, guard_file):
 def test_values_that_are_not_finite_are_flagged(server):
     for text in ("undefined ", "broken "):
         (result,) = server.post("/v1/moderations", {"input": text})["results"]
-        assert result == {
-            "flagged": True,
-            "categories": {"safety/disputed": True, "safety/unsafe": True},
-            "category_scores": {"safety/disputed": None, "safety/unsafe": None},
-        }
+        assert result["flagged"] and list(result["categories"]) == list(expected_moderation("fine")["categories"])
+        for label in ("safety/disputed", "safety/unsafe"):  # a score is a number, whatever is asked
+            assert result["categories"][label] is True and result["category_scores"][label] == 1
+
+
+def test_both_heads_tell_what_they_read_behind_a_refusal(server):
+    """The first head refuses, so the guard asks no other; who moderates compares scores, and needs all of them."""
+    (result,) = server.post("/v1/moderations", {"input": "mix "})["results"]
+    assert result == expected_moderation("mix ")
+    assert result["categories"]["safety/unsafe"] and result["categories"]["authority/escalate"]
+    assert result["category_scores"]["authority/escalate"] == pytest.approx(0.75, abs=2e-6)
+
+
+def test_content_parts_are_one_text_and_other_fields_count_for_nothing(server):
+    parts = [{"type": "text", "text": "fine"}, {"type": "text", "text": "bomb"}]
+    body = {"input": parts, "model": "omni-moderation-latest", "metadata": {"a": 1}, "user": "u", "temperature": 0}
+    (result,) = server.post("/v1/moderations", body)["results"]
+    assert result["flagged"] and result["categories"]["safety/unsafe"]
+    assert server.post("/v1/moderations", {"input": parts[:1]})["results"] == [expected_moderation("fine")]
+
+
+def test_an_image_is_refused_by_name(server):
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
+    for parts in ([image], [{"type": "text", "text": "fine"}, image]):
+        reply = server.request("POST", "/v1/moderations", {"input": parts})
+        assert reply.status == 400 and "'image_url'" in reply.json()["error"]["message"]
 
 
 def test_moderations_generate_nothing(server):
@@ -275,7 +306,7 @@ BODIES = {
     "deep": b"[" * 200_000,
     "deep and closed": b'{"input": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
     "deep in messages": b'{"messages": ' + b'[{"a":' * 50_000 + b"1" + b"}]" * 50_000 + b"}",
-    "an unknown key": b'{"input": "a", "messages": [{"role": "user", "content": "a"}], "temperature": 0}',
+    "an unknown key": b'{"messages": [{"role": "user", "content": "a"}], "temperature": 0}',
     "two objects": b'{"input": "a"}{"input": "b"}',
 }
 
@@ -292,8 +323,9 @@ def test_a_malformed_body_is_an_error_of_the_client(server, path, body):
 @pytest.mark.parametrize(
     "body",
     [{}, {"input": None}, {"input": 7}, {"input": [7]}, {"input": []}, {"input": {}}, {"input": ["a", None]},
-     {"input": [["a"]]}, {"input": "a", "other": 1}, {"input": ["a"] * 257},
-     {"input": [{"type": "text", "text": "a"}]}],
+     {"input": [["a"]]}, {"input": ["a"] * 257}, {"input": ["a", {"type": "text", "text": "b"}]},
+     {"input": [{"type": "text", "text": "a"}, "b"]}, {"input": [{"type": "text"}]}, {"input": [{"text": "a"}]},
+     {"input": [{"type": "text", "text": ["a"]}]}, {"input": {"type": "text", "text": "a"}}],
     ids=lambda body: str(body)[:40],
 )  # fmt: skip
 def test_moderations_say_what_is_wrong(server, body):

@@ -59,11 +59,12 @@ def test_annotations_and_moderations_detect_by_the_rule(serve, argmax_file):
         "risk/Unsafe": True, "risk/Controversial": False, "authority/escalate": False,
     }  # fmt: skip
     categories = {
-        text: server.post("/v1/moderations", {"input": text})["results"][0]["categories"]
+        text: {name: value for name, value in result["categories"].items() if name.startswith(("risk/", "authority/"))}
         for text in ("bomb", "grey", "calm")
+        for result in server.post("/v1/moderations", {"input": text})["results"]
     }
     assert categories == {
-        "bomb": {"risk/Unsafe": True, "risk/Controversial": False},
+        "bomb": {"risk/Unsafe": True, "risk/Controversial": False, "authority/escalate": False},
         "grey": {"risk/Unsafe": False, "risk/Controversial": True, "authority/escalate": False},
         "calm": {"risk/Unsafe": False, "risk/Controversial": False, "authority/escalate": False},
     }

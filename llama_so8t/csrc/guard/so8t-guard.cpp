@@ -104,6 +104,31 @@ void so8t_guard::judge(so8t_part i_part, llama_context * ctx, int32_t idx) {
     if (i_part == SO8T_PART_PROMPT && params.turns) {
         judge_turns();
     }
+    if (i_part == SO8T_PART_PROMPT && params.judging) {
+        read_unasked(ctx, idx);
+    }
+}
+
+// who has a text judged may want the values of every head, whatever the rule makes of them
+void so8t_guard::read_unasked(llama_context * ctx, int32_t idx) {
+    const auto & heads = seen.parts[SO8T_PART_PROMPT].heads;
+    seen.unasked.resize(heads.size());
+    for (size_t i = 0; i < heads.size(); ++i) {
+        if (heads[i].probs.empty() && so8t_in_scope(params.policy->heads[i].scope, true)) {
+            read(SO8T_PART_PROMPT, i, ctx, idx, seen.unasked[i]);
+        }
+    }
+}
+
+// probabilities of one head
+void so8t_guard::read(
+    so8t_part i_part, int32_t i_head, llama_context * ctx, int32_t idx, std::vector<float> & probs) const {
+    if (i_part == SO8T_PART_PROMPT && i_head < (int32_t) read_probs.size() && !read_probs[i_head].empty()) {
+        probs = read_probs[i_head];
+        return;
+    }
+    probs.resize(params.policy->heads[i_head].labels.size());
+    llama_so8t_get_probs_ith(ctx, i_head, idx, probs.data());
 }
 
 // what was read of the prompt besides its last token
@@ -134,15 +159,10 @@ so8t_found so8t_guard::ask(so8t_part i_part, int32_t i_head, llama_context * ctx
     auto & head            = seen.parts[i_part].heads[i_head];
     const int32_t position = seen.parts[i_part].n_positions;
     const bool is_first    = head.probs.empty();
-    head.probs.resize(rule.labels.size());
     head.peak.resize(rule.labels.size(), 0.0f);
     head.reached.resize(rule.labels.size());
 
-    if (is_prompt && i_head < (int32_t) read_probs.size() && !read_probs[i_head].empty()) {
-        head.probs = read_probs[i_head];
-    } else {
-        llama_so8t_get_probs_ith(ctx, i_head, idx, head.probs.data());
-    }
+    read(i_part, i_head, ctx, idx, head.probs);
     const int32_t label = so8t_largest(head.probs.data(), head.probs.size());
     const bool finite   = label >= 0;
     if (seen.trace) {

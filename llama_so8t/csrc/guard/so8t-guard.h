@@ -141,6 +141,8 @@ class so8t_guard {
 
     void judge(so8t_part part, llama_context * ctx, int32_t idx);
     so8t_found ask(so8t_part part, int32_t head, llama_context * ctx, int32_t idx);
+    void read(so8t_part part, int32_t head, llama_context * ctx, int32_t idx, std::vector<float> & probs) const;
+    void read_unasked(llama_context * ctx, int32_t idx);
     void judge_turns();
     bool last_can_trigger() const;
     void begin_trace(so8t_part part);

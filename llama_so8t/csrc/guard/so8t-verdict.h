@@ -121,6 +121,7 @@ struct so8t_verdict {
     so8t_part_verdict parts[SO8T_N_PARTS];
     std::vector<so8t_turn_verdict> turns; // of the prompt, those with an action other than allow
     std::vector<so8t_label_change> changes;
+    std::vector<std::vector<float>> unasked; // of a text that is judged: probs of each head behind one that refused
 
     int32_t n_read = 0; // positions
     int64_t t_us   = 0; // spent on reading and judging

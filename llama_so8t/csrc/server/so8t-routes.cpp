@@ -1,6 +1,7 @@
 #include "so8t-routes.h"
 
 #include "so8t-json.h"
+#include "so8t-moderations.h"
 #include "so8t-sha256.h"
 #include "so8t-ui.h"
 
@@ -13,7 +14,6 @@
 #include <cstdlib>
 #include <functional>
 
-static const size_t SO8T_MAX_INPUTS  = 256;
 static const size_t SO8T_MAX_NAME    = 256; // bytes of a reviewer's name
 static const size_t SO8T_MAX_COMMENT = 4096;
 static const long SO8T_MAX_TAIL      = 1000;
@@ -43,8 +43,8 @@ struct so8t_unavailable : std::runtime_error {
 };
 
 // what is wrong with a request of a client
-struct so8t_bad_request : std::runtime_error {
-    using std::runtime_error::runtime_error;
+struct so8t_bad_request : std::invalid_argument {
+    using std::invalid_argument::invalid_argument;
 };
 
 static server_http_context::handler_t so8t_handler(
@@ -52,7 +52,7 @@ static server_http_context::handler_t so8t_handler(
     return [handler = std::move(handler)](const server_http_req & req) {
         try {
             return handler(req);
-        } catch (const so8t_bad_request & e) {
+        } catch (const std::invalid_argument & e) {
             return so8t_error(400, ERROR_TYPE_INVALID_REQUEST, e.what());
         } catch (const so8t_unavailable & e) {
             return so8t_error(503, ERROR_TYPE_UNAVAILABLE, e.what());
@@ -62,7 +62,7 @@ static server_http_context::handler_t so8t_handler(
     };
 }
 
-static json so8t_body(const server_http_req & req, const std::vector<const char *> & keys) {
+static json so8t_body(const server_http_req & req) {
     if (so8t_json_too_deep(req.body)) {
         throw so8t_bad_request("the body is nested too deep");
     }
@@ -75,6 +75,12 @@ static json so8t_body(const server_http_req & req, const std::vector<const char 
     if (!body.is_object()) {
         throw so8t_bad_request("the body is not a JSON object");
     }
+    return body;
+}
+
+// of an endpoint of our own, where a key that is not known is a mistake
+static json so8t_body(const server_http_req & req, const std::vector<const char *> & keys) {
+    const json body = so8t_body(req);
     for (const auto & [key, value] : body.items()) {
         bool known = false;
         for (const char * k : keys) {
@@ -139,49 +145,13 @@ static server_http_res_ptr so8t_post_judge(
     return so8t_ok(json::object({{"so8t", so8t_judge_text(server, messages, &answer).to_json()}}));
 }
 
-// a prompt in OpenAI's form: a key for each label that is not allowed, of each head that was asked
-static json so8t_moderation(const so8t_verdict & verdict) {
-    const so8t_part_verdict & prompt = verdict.parts[SO8T_PART_PROMPT];
-
-    json categories = json::object();
-    json scores     = json::object();
-    for (size_t i = 0; i < prompt.heads.size(); ++i) {
-        const auto & probs = prompt.heads[i].probs;
-        const auto & rule  = verdict.policy->heads[i];
-        for (size_t j = 0; j < probs.size(); ++j) {
-            if (rule.actions[j] != LLAMA_SO8T_ACTION_ALLOW) {
-                categories[rule.name + "/" + rule.labels[j]] = (bool) prompt.heads[i].reached[j];
-                scores[rule.name + "/" + rule.labels[j]]     = so8t_probability_json(probs[j]);
-            }
-        }
-    }
-    return {
-        {"flagged", prompt.action != LLAMA_SO8T_ACTION_ALLOW},
-        {"categories", categories},
-        {"category_scores", scores},
-    };
-}
-
 static server_http_res_ptr so8t_post_moderations(
     so8t_server & server, const server_routes & routes, const server_http_req & req) {
     so8t_wake(routes, req);
     so8t_need_heads(server);
-    const json body = so8t_body(req, {"input", "model"});
-    json inputs     = json::array();
-    if (body.contains("input")) {
-        inputs = body.at("input").is_array() ? body.at("input") : json::array({body.at("input")});
-    }
-    if (inputs.empty() || inputs.size() > SO8T_MAX_INPUTS) {
-        throw so8t_bad_request(string_format(
-            "\"input\" has %zu texts, expected a text or a list of 1 to %zu", inputs.size(), SO8T_MAX_INPUTS));
-    }
     json results = json::array();
-    for (const auto & input : inputs) {
-        if (!input.is_string()) {
-            throw so8t_bad_request("\"input\" is not a text or a list of texts");
-        }
-        const json message = {{"role", "user"}, {"content", input}};
-        results.push_back(so8t_moderation(so8t_judge_text(server, json::array({message}), nullptr)));
+    for (const auto & messages : so8t_moderation_inputs(so8t_body(req))) {
+        results.push_back(so8t_moderation(so8t_judge_text(server, messages, nullptr)));
     }
     return so8t_ok({
         {"id", "modr-" + random_string()},
