@@ -119,10 +119,20 @@ def test_a_stop_string_ends_an_answer_before_its_last_token_is_judged(server, se
     assert leaks({k: v for k, v in answer.raw.items() if k != "stopping_word"}, secret_ids) == []
 
 
+def test_response_fields_pick_of_the_verdict_too(server):
+    """The endpoints of OpenAI do not take them: their answers are whole."""
+    for streamed in ({}, {"stream": True}):
+        body = {"prompt": "go", "response_fields": ["stop_type", "so8t/decision"]} | streamed
+        last = server.request("POST", "/completion", body).body.decode().strip().split("\n")[-1]
+        assert json.loads(last.removeprefix("data: ")) == {"stop_type": "eos", "so8t/decision": "refuse"}
+    answer = CHAT.ask(server, "go", response_fields=["content"])
+    assert (answer.finish, answer.refusal, answer.so8t["decision"]) == ("content_filter", REFUSAL, "refuse")
+
+
 def test_fields_that_are_asked_for_hold_nothing_withheld(server, secret_ids):
     fields = ["content", "tokens", "completion_probabilities", "stop_type", "timings", "generation_settings/n_predict"]
     reply = server.post("/completion", {"prompt": "go", "n_probs": 3, "return_tokens": True, "response_fields": fields})
-    assert reply["content"] == "" and reply["tokens"] == [] and not reply.get("completion_probabilities")
+    assert reply["content"] == REFUSAL and reply["tokens"] == [] and not reply.get("completion_probabilities")
     assert leaks(reply, secret_ids) == []
     for streamed in ({}, {"stream": True}):
         body = {"prompt": "go", "n_probs": 3, "return_tokens": True, "response_fields": fields} | streamed

@@ -94,7 +94,9 @@ static void so8t_response_incomplete(json & response, const so8t_answer & answer
 static void so8t_format_object(json & response, task_response_type type, const so8t_answer & answer) {
     switch (type) {
         case TASK_RESPONSE_TYPE_NONE:
-            response["content"] = response.at("content").get<std::string>() + so8t_raw(answer);
+            if (response.contains("content")) { // response_fields may lack it
+                response["content"] = response.at("content").get<std::string>() + so8t_raw(answer);
+            }
             break;
         case TASK_RESPONSE_TYPE_OAI_CMPL: {
             json & choice  = response.at("choices").at(0);
@@ -276,15 +278,27 @@ static json so8t_format_events(const json & response, task_response_type type, c
     return events;
 }
 
+// the verdict, or as much of it as the request asks for: only the raw endpoint takes response_fields
+static void so8t_add_verdict(json & response, const server_task_result_cmpl_final & final, const json & verdict) {
+    if (final.res_type != TASK_RESPONSE_TYPE_NONE || final.response_fields.empty()) {
+        response["so8t"] = verdict;
+        return;
+    }
+    const json picked = json_get_nested_values(final.response_fields, json::object({{"so8t", verdict}}));
+    for (const auto & [path, value] : picked.items()) {
+        response[path] = value;
+    }
+}
+
 json so8t_answer_format(json response, const server_task_result_cmpl_final & final) {
     const auto & answer = final.so8t_answer;
-    if (!answer.verdict || !final.response_fields.empty()) {
+    if (!answer.verdict) {
         return response;
     }
     const json verdict = answer.verdict->to_json();
     if (!final.stream) {
         so8t_format_object(response, final.res_type, answer);
-        response["so8t"] = verdict;
+        so8t_add_verdict(response, final, verdict);
         if (response.contains("choices") && response.at("choices").at(0).value("index", 0) > 0) {
             response.at("choices").at(0)["so8t"] = verdict; // results of several choices are joined
         }
@@ -297,6 +311,6 @@ json so8t_answer_format(json response, const server_task_result_cmpl_final & fin
     json events = so8t_format_events(response, final.res_type, streamed);
 
     const bool is_event = events.back().contains("event") && events.back().contains("data");
-    (is_event ? events.back().at("data") : events.back())["so8t"] = verdict;
+    so8t_add_verdict(is_event ? events.back().at("data") : events.back(), final, verdict);
     return events;
 }

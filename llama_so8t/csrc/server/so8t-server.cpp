@@ -86,6 +86,9 @@ bool so8t_server::load(const llama_model * m, const common_params & params) try 
         }
         return true;
     }
+    if (params.n_cache_reuse > 0 && policy->mode != SO8T_MODE_OFF) {
+        LOG_WRN("so8t: --cache-reuse has no effect: the guard reads a prompt behind what it says, and no other\n");
+    }
     model                 = {so8t_meta(m, "general.architecture"), so8t_meta(m, "general.name"), params.model.path, ""};
     heads                 = so8t_heads_json(m, *policy);
     rotations             = so8t_rotations_json(m);
@@ -408,6 +411,15 @@ static void so8t_read_options(const json & body, so8t_sampling_params & params) 
                 "so8t: found the key '" + key + "', expected \"trace\" or \"annotations\", true or false");
         }
         (key == "trace" ? params.trace : params.annotations) = value.get<bool>();
+    }
+}
+
+void so8t_server::read_request(
+    task_params & params, const json & body, const server_tokens & prompt, task_response_type type) {
+    params.sampling.so8t = sampling_params(body, prompt, type);
+    if (has_heads() && policy->mode != SO8T_MODE_OFF) {
+        params.n_cache_reuse =
+            0; // a chunk of another prompt was evaluated behind other texts, and says what they made of it
     }
 }
 

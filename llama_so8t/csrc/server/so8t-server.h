@@ -66,10 +66,10 @@ class so8t_server {
     int32_t escalation_wait() const { return policy ? policy->escalation_wait : 0; }
     const std::string & model_name() const { return model.name; }
 
-    // What the sampler is to know of a request: what its body asks for, and the verdicts of the texts in its prompt, all
-    // of which are read here, unless they are remembered. type: of the endpoint.
+    // Adds what the sampler is to know of a request: what its body asks for, and the verdicts of the texts in its prompt,
+    // all of which are read here, unless they are remembered. type: of the endpoint.
     // throws std::invalid_argument: a wrong "so8t", raw prompts that are not served; std::exception: a text could not be read
-    so8t_sampling_params sampling_params(const json & body, const server_tokens & prompt, task_response_type type);
+    void read_request(task_params & params, const json & body, const server_tokens & prompt, task_response_type type);
 
     // The verdict of a conversation and, if it is not null, of an answer to it; nothing is enforced. Control tokens in the
     // texts are text.
@@ -120,6 +120,7 @@ class so8t_server {
     };
 
     void open_log(const common_params & params);
+    so8t_sampling_params sampling_params(const json & body, const server_tokens & prompt, task_response_type type);
     std::shared_ptr<reader> get_reader();
     std::vector<so8t_turn_verdict> read_turns(
         reader & reader, const json & body, const llama_tokens & prompt, bool is_chat, std::vector<std::string> & keys);
