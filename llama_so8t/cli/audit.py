@@ -12,6 +12,7 @@ from typing import Any
 
 from llama_so8t.audit import AuditError, Log, render, verify
 from llama_so8t.audit.log import MAX_NAMED, Line, Place
+from llama_so8t.audit.pattern import MODEL, logs, of_model
 from llama_so8t.audit.records import Event, read_record
 from llama_so8t.audit.search import find, read_key
 from llama_so8t.audit.statistics import render_statistics, statistics
@@ -23,6 +24,8 @@ HELP = "check, read, count, export, search and sign the audit logs of llama-serv
 
 KEYS = """
 FILE is the log that the server writes; the rotated files FILE.1, FILE.2, ... beside it are read before it.
+FILE may be the pattern that several servers were started with, as in 'audit-{model}.jsonl': each log is read by itself.
+The files of --checkpoint and --out then have {model} in their names, too. With --json each log is an object.
 Exit code 0: all is well (find: found). 1: something is wrong, and said (find: not found).
 
 The object of `verify --json`:
@@ -100,7 +103,30 @@ def run(args: argparse.Namespace) -> int:
         ConfigError: options that do not go together.
     """
     command = {"verify": _verify, "show": _show, "stats": _stats, "export": _export, "find": _find, "sign": _sign}
-    return command[args.audit_command](args)
+    while True:
+        code = max([command[args.audit_command](each) for each in _each_log(args)])
+        if args.audit_command != "sign" or code or not args.every:
+            return code
+        time.sleep(args.every)
+
+
+def _each_log(args: argparse.Namespace) -> Iterator[argparse.Namespace]:
+    """The arguments for each log, named on stderr where there may be several."""
+    if MODEL not in str(args.log):
+        yield args
+        return
+    if args.audit_command == "export":
+        raise ConfigError(f"{args.log}: a database has one log; name one of the files")
+    for name, log in logs(args.log).items():
+        print(printable(f"{log}: model {name}"), file=sys.stderr)
+        files = {
+            key: of_model(value, args.log, log) if key in ("checkpoint", "out") else value
+            for key, value in vars(args).items()
+            if value is not None
+        }
+        if args.audit_command == "find" and args.key and MODEL in str(args.key):
+            files["key"] = of_model(args.key, args.log, log)
+        yield argparse.Namespace(**(vars(args) | files | {"log": log}))
 
 
 def _verify(args: argparse.Namespace) -> int:
@@ -167,20 +193,16 @@ def _sign(args: argparse.Namespace) -> int:
     from llama_so8t.audit.keys import read_private_key
     from llama_so8t.audit.signing import sign
 
-    key = read_private_key(args.key)
-    while True:
-        signing = sign(args.log, args.checkpoint, key, args.out, "verify")
-        for finding in signing.findings:
-            print(printable(f"{finding.kind}: {finding.message}"), file=sys.stderr)
-        if signing.findings:
-            print(printable(f"{args.out}: not written, the log is not to be trusted"), file=sys.stderr)
-            return 1
-        note = signing.anchor
-        what = "signed" if signing.is_new else "was signed before"
-        print(printable(f"{args.out}: {what}: seq {note.seq}, hash {note.hash}, {signing.n_lines} lines"), flush=True)
-        if not args.every:
-            return 0
-        time.sleep(args.every)
+    signing = sign(args.log, args.checkpoint, read_private_key(args.key), args.out, "verify")
+    for finding in signing.findings:
+        print(printable(f"{finding.kind}: {finding.message}"), file=sys.stderr)
+    if signing.findings:
+        print(printable(f"{args.out}: not written, the log is not to be trusted"), file=sys.stderr)
+        return 1
+    note = signing.anchor
+    what = "signed" if signing.is_new else "was signed before"
+    print(printable(f"{args.out}: {what}: seq {note.seq}, hash {note.hash}, {signing.n_lines} lines"), flush=True)
+    return 0
 
 
 def _records(args: argparse.Namespace, unusable: Callable[[Line], None]) -> Iterator[tuple[Place, dict[str, Any]]]:

@@ -550,3 +550,51 @@ def test_fields_of_lost_and_cancelled_of_the_wrong_type(so8t, path, event, field
     for command in ("show", "stats"):
         code, _, err = so8t(command, w.write(path, w.chain([w.opening(), record])))
         assert code == 1 and f"{path}:2: {message}" in err
+
+
+# --- several logs ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def two(tmp_path) -> tuple[Path, Path]:
+    """Logs of two models, beside files that are none."""
+    first = w.write(tmp_path / "audit-first.jsonl", w.chain(records()))
+    second = w.write(tmp_path / "audit-org%2Fsecond.jsonl", w.chain(records()[:3]))
+    for name in ("audit-first.jsonl.key", "audit-first.jsonl.1", "audit-.jsonl", "audit-.x.jsonl", "audit-a b.jsonl"):
+        (tmp_path / name).write_text("no log")
+    (tmp_path / "audit-first.jsonl.1").unlink()
+    return first, second
+
+
+def test_a_pattern_is_each_of_its_logs(so8t, tmp_path, two):
+    code, out, said = so8t("verify", tmp_path / "audit-{model}.jsonl", "--json")
+    assert code == 0 and out.count('"ok": true') == 2
+    assert said.splitlines()[:1] == [f"{two[0]}: model first"] and f"{two[1]}: model org/second" in said
+    w.write(two[1], [*w.chain(records()[:2]), "hello"])
+    assert so8t("verify", tmp_path / "audit-{model}.jsonl")[0] == 1
+    assert so8t("verify", two[0])[0] == 0
+
+
+def test_a_pattern_without_a_log_is_an_error(so8t, tmp_path):
+    code, _, said = so8t("stats", tmp_path / "audit-{model}.jsonl")
+    assert code == 1 and "no such log" in said
+
+
+def test_a_pattern_in_a_directory_is_one_name(so8t, tmp_path):
+    for directory, name in (("a", "a"), ("a", "b"), ("b", "b")):
+        (tmp_path / directory).mkdir(exist_ok=True)
+        w.write(tmp_path / directory / f"audit-{name}.jsonl", w.chain(records()))
+    _, _, said = so8t("verify", tmp_path / "{model}" / "audit-{model}.jsonl")
+    assert [line.rpartition(" ")[2] for line in said.splitlines() if ": model " in line] == ["a", "b"]
+
+
+def test_the_checkpoint_of_a_pattern_is_a_pattern(so8t, tmp_path, two):
+    code, _, said = so8t("verify", tmp_path / "audit-{model}.jsonl", "--checkpoint", tmp_path / "note")
+    assert code == 1 and "found no {model} in it" in said
+    code, _, said = so8t("verify", tmp_path / "audit-{model}.jsonl", "--checkpoint", tmp_path / "note-{model}")
+    assert code == 1 and "note-first" in said
+
+
+def test_a_database_has_one_log(so8t, tmp_path, two):
+    code, _, said = so8t("export", tmp_path / "audit-{model}.jsonl", "--sqlite", tmp_path / "log.db")
+    assert code == 1 and "name one of the files" in said and not (tmp_path / "log.db").exists()
