@@ -256,6 +256,7 @@ def test_every_flag_exists(page_, pinned_tree):
     )
     theirs = set(re.findall(r'"(--?[a-z][\w-]*)"', upstream))
     ours = {flag for parser in parsers().values() for flag in [*options(parser), "--help"]} | cpp_options()
+    ours |= set(re.findall(r'"(--no-so8t-[a-z-]+)"', code_of(r".*/so8t-args\.cpp$")))
     scripts = set(re.findall(r'"(--?[a-z][\w-]*)"', code_of(r"(tests|docs|ggml-patches)/.*\.(py|cpp)$")))
     named = {flag for flag in flags_in(page_.code) if flag.startswith("--")}
     assert named - theirs - ours - scripts - set(FOREIGN_FLAGS) == set()
@@ -287,6 +288,7 @@ def variables_of_the_code() -> set[str]:
         r"(llama_so8t/csrc/.*|ggml-patches/.*\.patch)$": (
             r'getenv\(\s*"([A-Z][A-Z0-9_]+)"',
             r'"(LLAMA_ARG_SO8T_[A-Z_]+)"',
+            r'"(OTEL_[A-Z_]+)"',
         ),
     }
     return {name for files, regexes in patterns.items() for r in regexes for name in re.findall(r, code_of(files))}

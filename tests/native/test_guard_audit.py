@@ -457,6 +457,56 @@ def test_a_killed_server_loses_nothing_that_was_answered(audited, log):
     assert any("cut away 21 bytes" in note for note in verify(log).notes)
 
 
+# --- several servers -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("alias", "part"),
+    [
+        ("plain-1_B.v2", "plain-1_B.v2"),
+        ("org/name:Q8_0", "org%2Fname%3AQ8_0"),
+        ("../../evil", "%2E.%2F..%2Fevil"),
+        ("..", "%2E."),
+        ("a%2Fb", "a%252Fb"),
+        ("\u00e4 \n{model}", "%C3%A4%20%0A%7Bmodel%7D"),
+    ],
+)
+def test_the_name_of_a_model_stays_one_part_of_the_path(runtime, guard_file, tmp_path, alias, part):
+    names = (
+        tmp_path / "{model}" / "log-{model}.jsonl",
+        tmp_path / "{model}" / "{model}.key",
+        tmp_path / "note-{model}",
+    )
+    (tmp_path / part).mkdir()
+    flags = [*SMALL, "--alias", alias, "--so8t-audit", names[0], "--so8t-audit-key", names[1]]
+    with Server(runtime / "llama-server", "-m", guard_file, *flags, "--so8t-audit-checkpoint", names[2]) as server:
+        COMPLETION.ask(server, "fine")
+    found = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert found == {f"{part}/log-{part}.jsonl", f"{part}/{part}.key", f"note-{part}"}
+    assert verify(tmp_path / part / f"log-{part}.jsonl", tmp_path / f"note-{part}").findings == []
+
+
+def test_a_name_that_is_too_long_for_a_file_is_an_error(runtime, guard_file, tmp_path):
+    flags = [*SMALL, "--alias", "n" * 161, "--so8t-audit", tmp_path / "log-{model}.jsonl"]
+    with pytest.raises(RuntimeLibraryError, match=r"(?s)error: so8t: the model has the name .*--alias"):
+        Server(runtime / "llama-server", "-m", guard_file, *flags)
+
+
+def test_two_servers_of_one_environment_have_a_log_each(runtime, guard_file, tmp_path, monkeypatch):
+    """As Ollama starts them: no alias, files named by their hash without an extension."""
+    blobs = [tmp_path / f"sha256-{digit * 64}" for digit in "ab"]
+    for blob in blobs:
+        blob.write_bytes(guard_file.read_bytes())
+    monkeypatch.setenv("LLAMA_ARG_SO8T_AUDIT", str(tmp_path / "audit-{model}.jsonl"))
+    with Server(runtime / "llama-server", "-m", blobs[0], *SMALL) as one:
+        with Server(runtime / "llama-server", "-m", blobs[1], *SMALL) as other:
+            for server in (one, other):
+                assert COMPLETION.ask(server, "fine").so8t["audit"]["seq"] == 2
+        with pytest.raises(RuntimeLibraryError, match=r"as in 'audit-\{model\}.jsonl'"):
+            Server(runtime / "llama-server", "-m", blobs[0], *SMALL)
+    assert {path.name for path in tmp_path.glob("*.jsonl")} == {f"audit-{blob.name}.jsonl" for blob in blobs}
+
+
 # --- refused at the start --------------------------------------------------------------------
 
 

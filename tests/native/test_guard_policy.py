@@ -41,9 +41,9 @@ def start(runtime, file, *flags, tool="llama-completion"):
 
 
 def error_line(result):
-    """The line of the error, which is the end of the tool: Ollama shows lines with these words."""
+    """The line of the error, which is the end of the tool: Ollama shows lines with this word."""
     assert result.returncode == 1, result.stderr
-    lines = [line for line in result.stderr.splitlines() if "error:" in line or "error while handling" in line]
+    lines = [line for line in result.stderr.splitlines() if "error:" in line]
     assert lines, result.stderr
     return "\n".join(lines)
 

@@ -15,7 +15,7 @@ def options(runtime) -> dict[str, tuple[str, str]]:
     for paragraph in re.split(r"\n(?=-)", text):
         if paragraph.startswith("--so8t-"):
             head, _, rest = " ".join(paragraph.split()).partition(" SO8T: ")
-            flag, _, hint = head.partition(" ")
+            flag, _, hint = head.partition(", --no-")[0].partition(" ")
             found[flag] = hint, rest
     assert len(found) > 12
     return found

@@ -17,7 +17,9 @@
 namespace fs = std::filesystem;
 
 static std::runtime_error so8t_written_by_another(const std::string & path) {
-    return std::runtime_error("so8t: '" + path + "' is written by another process; each server needs a log of its own");
+    return std::runtime_error("so8t: '" + path +
+                              "' is written by another process; each server needs a log of its own: "
+                              "put {model} into the name, as in 'audit-{model}.jsonl', or name another file");
 }
 
 // the last line of a file

@@ -202,7 +202,7 @@ void so8t_delivery::finish(
     const bool durable  = verdict->decision() != LLAMA_SO8T_ACTION_ALLOW;
     const bool recorded = server->record(record, *verdict, durable, verdict->audit);
     verdict->enforced   = recorded ? verdict->enforced : SO8T_ENFORCED_UNAVAILABLE;
-    server->count(*verdict);
+    server->count(*verdict, record);
     server->remember(guard->request(), *verdict, text);
 
     if (!recorded) {
@@ -294,25 +294,24 @@ void so8t_delivery::abandon(const so8t_guard * guard, const server_task & task, 
     if (done || !guard || !guard->active()) {
         return;
     }
-    done               = true;
-    const auto verdict = guard->verdict();
+    done         = true;
+    auto verdict = guard->verdict();
     if (!verdict) {
         return;
     }
-    if (server->audit()) {
-        so8t_request_record record;
-        record.id        = task.params.oaicompat_cmpl_id;
-        record.id_task   = task.id;
-        record.id_slot   = id_slot;
-        record.prompt    = task.tokens.detokenize(ctx, true);
-        record.n_prompt  = task.n_tokens();
-        record.answer    = text;
-        record.n_answer  = guard->n_generated();
-        record.messages  = guard->request().messages;
-        record.cancelled = true;
+    so8t_request_record record;
+    record.id        = task.params.oaicompat_cmpl_id;
+    record.id_task   = task.id;
+    record.id_slot   = id_slot;
+    record.cancelled = true;
 
-        std::optional<so8t_verdict::audit_entry> entry;
-        server->record(record, *verdict, true, entry);
+    if (server->audit()) {
+        record.prompt   = task.tokens.detokenize(ctx, true);
+        record.n_prompt = task.n_tokens();
+        record.answer   = text;
+        record.n_answer = guard->n_generated();
+        record.messages = guard->request().messages;
+        server->record(record, *verdict, true, verdict->audit);
     }
-    server->count(*verdict);
+    server->count(*verdict, record);
 }

@@ -1,7 +1,7 @@
 #include "so8t-routes.h"
 
-#include "so8t-json.h"
 #include "so8t-moderations.h"
+#include "so8t-reply.h"
 #include "so8t-sha256.h"
 #include "so8t-ui.h"
 
@@ -19,94 +19,15 @@ static const size_t SO8T_MAX_COMMENT = 4096;
 static const long SO8T_MAX_TAIL      = 1000;
 
 //
-// replies
-//
-
-static server_http_res_ptr so8t_ok(const json & data) {
-    auto res  = std::make_unique<server_http_res>();
-    res->data = safe_json_to_str(data);
-    return res;
-}
-
-static server_http_res_ptr so8t_error(int status, error_type type, const std::string & message) {
-    auto res      = std::make_unique<server_http_res>();
-    json error    = format_error_response(message, type);
-    error["code"] = status;
-    res->status   = status;
-    res->data     = safe_json_to_str(json::object({{"error", error}}));
-    return res;
-}
-
-// no fault of the client: it may try again
-struct so8t_unavailable : std::runtime_error {
-    using std::runtime_error::runtime_error;
-};
-
-// what is wrong with a request of a client
-struct so8t_bad_request : std::invalid_argument {
-    using std::invalid_argument::invalid_argument;
-};
-
-static server_http_context::handler_t so8t_handler(
-    std::function<server_http_res_ptr(const server_http_req &)> handler) {
-    return [handler = std::move(handler)](const server_http_req & req) {
-        try {
-            return handler(req);
-        } catch (const std::invalid_argument & e) {
-            return so8t_error(400, ERROR_TYPE_INVALID_REQUEST, e.what());
-        } catch (const so8t_unavailable & e) {
-            return so8t_error(503, ERROR_TYPE_UNAVAILABLE, e.what());
-        } catch (const std::exception & e) {
-            return so8t_error(500, ERROR_TYPE_SERVER, e.what());
-        }
-    };
-}
-
-static json so8t_body(const server_http_req & req) {
-    if (so8t_json_too_deep(req.body)) {
-        throw so8t_bad_request("the body is nested too deep");
-    }
-    json body;
-    try {
-        body = json::parse(req.body);
-    } catch (const std::exception & e) {
-        throw so8t_bad_request(std::string("the body is no JSON: ") + e.what());
-    }
-    if (!body.is_object()) {
-        throw so8t_bad_request("the body is not a JSON object");
-    }
-    return body;
-}
-
-// of an endpoint of our own, where a key that is not known is a mistake
-static json so8t_body(const server_http_req & req, const std::vector<const char *> & keys) {
-    const json body = so8t_body(req);
-    for (const auto & [key, value] : body.items()) {
-        bool known = false;
-        for (const char * k : keys) {
-            known |= key == k;
-        }
-        if (!known) {
-            throw so8t_bad_request("the body has a key '" + key + "', expected some of " +
-                                   json(std::vector<std::string>(keys.begin(), keys.end())).dump());
-        }
-    }
-    return body;
-}
-
-static void so8t_need_heads(const so8t_server & server) {
-    if (!server.has_heads()) {
-        throw so8t_bad_request("the model has no heads that could judge a text");
-    }
-}
-
-//
 // judging
 //
 
-// an endpoint of llama.cpp that needs the model loads it again after a sleep
-static void so8t_wake(const server_routes & routes, const server_http_req & req) {
+void so8t_make_ready(const so8t_server & server, const server_routes & routes, const server_http_req & req) {
+    // an endpoint of llama.cpp that needs the model loads it again after a sleep
     routes.post_tokenize({req.params, req.headers, "/tokenize", "", "{\"content\": \"\"}", {}, req.should_stop});
+    if (!server.has_heads()) {
+        throw so8t_bad_request("the model has no heads that could judge a text");
+    }
 }
 
 // the verdict of a conversation and, if it is not null, of an answer to it
@@ -125,8 +46,7 @@ static so8t_verdict so8t_judge_text(so8t_server & server, const json & messages,
 
 static server_http_res_ptr so8t_post_judge(
     so8t_server & server, const server_routes & routes, const server_http_req & req) {
-    so8t_wake(routes, req);
-    so8t_need_heads(server);
+    so8t_make_ready(server, routes, req);
     const json body = so8t_body(req, {"messages", "model"});
     if (!body.contains("messages") || !body.at("messages").is_array() || body.at("messages").empty()) {
         throw so8t_bad_request("\"messages\" is missing, expected a list of {\"role\", \"content\"}");
@@ -147,8 +67,7 @@ static server_http_res_ptr so8t_post_judge(
 
 static server_http_res_ptr so8t_post_moderations(
     so8t_server & server, const server_routes & routes, const server_http_req & req) {
-    so8t_wake(routes, req);
-    so8t_need_heads(server);
+    so8t_make_ready(server, routes, req);
     json results = json::array();
     for (const auto & messages : so8t_moderation_inputs(so8t_body(req))) {
         results.push_back(so8t_moderation(so8t_judge_text(server, messages, nullptr)));
@@ -230,7 +149,7 @@ static std::string so8t_csp_hash(const std::string & page, const std::string & t
     return "'sha256-" + base64::encode(so8t_sha256().update(page.data() + begin, end - begin).final()) + "'";
 }
 
-static server_http_res_ptr so8t_get_ui() {
+server_http_res_ptr so8t_get_ui() {
     static const std::string page(so8t_ui_html, so8t_ui_html_size);
     static const std::string csp = "default-src 'none'; script-src " + so8t_csp_hash(page, "script") + "; style-src " +
                                    so8t_csp_hash(page, "style") +

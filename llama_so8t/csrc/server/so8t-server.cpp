@@ -1,5 +1,6 @@
 #include "so8t-server.h"
 
+#include "so8t-audit-pattern.h"
 #include "so8t-tensor-hash.h"
 
 #include "common.h"
@@ -7,6 +8,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <filesystem>
 #include <stdexcept>
 #include <thread>
 
@@ -74,6 +76,16 @@ static json so8t_rotations_json(const llama_model * model) {
     return {{"explicit", in_graph}, {"folded", folded}, {"checked", true}};
 }
 
+// as clients name it; if nobody has named it, the name of its file
+static std::string so8t_served_name(const common_params & params) {
+    const std::string name = params.model_alias.empty() ? params.model.get_name() : *params.model_alias.begin();
+    if (name != params.model.path) {
+        return name;
+    }
+    const std::filesystem::path file(name);
+    return (file.extension() == ".gguf" ? file.stem() : file.filename()).string();
+}
+
 bool so8t_server::load(const llama_model * m, const common_params & params) try {
     if (policy) {
         return true;
@@ -89,7 +101,8 @@ bool so8t_server::load(const llama_model * m, const common_params & params) try 
     if (params.n_cache_reuse > 0 && policy->mode != SO8T_MODE_OFF) {
         LOG_WRN("so8t: --cache-reuse has no effect: the guard reads a prompt behind what it says, and no other\n");
     }
-    model                 = {so8t_meta(m, "general.architecture"), so8t_meta(m, "general.name"), params.model.path, ""};
+    model                 = {so8t_meta(m, "general.architecture"), so8t_meta(m, "general.name"), params.model.path,
+        so8t_served_name(params), ""};
     heads                 = so8t_heads_json(m, *policy);
     rotations             = so8t_rotations_json(m);
     policy_json           = so8t_policy_json(m, *policy);
@@ -100,6 +113,9 @@ bool so8t_server::load(const llama_model * m, const common_params & params) try 
     if (!params.so8t.audit.file.empty()) {
         open_log(params);
     }
+    if (!params.so8t.otlp.empty()) {
+        events = std::make_unique<so8t_otlp>(params.so8t.otlp);
+    }
     return true;
 } catch (const std::exception & e) {
     LOG_ERR("error: %s\n", e.what());
@@ -107,10 +123,11 @@ bool so8t_server::load(const llama_model * m, const common_params & params) try 
 }
 
 void so8t_server::open_log(const common_params & params) {
+    const so8t_audit_params settings = so8t_audit_of_model(params.so8t.audit, model.served);
     LOG_INF("so8t: hashing the tensors of the model for the audit log\n");
     model.sha256   = so8t_tensor_hash(params.model.path);
     audit_required = params.so8t.audit_required && policy->mode == SO8T_MODE_ENFORCE;
-    log            = std::make_unique<so8t_audit>(params.so8t.audit, model.to_json(false), policy_json);
+    log            = std::make_unique<so8t_audit>(settings, model.to_json(false), policy_json);
 }
 
 void so8t_server::stop() {
@@ -120,6 +137,7 @@ void so8t_server::stop() {
             lost.size() + (size_t) n_dropped);
     }
     log.reset();
+    events.reset();
 }
 
 void so8t_server::end_waiting() {
@@ -263,6 +281,9 @@ bool so8t_server::record_decision(const so8t_escalation & decided) {
             keep(SO8T_AUDIT_ESCALATION, fields);
         }
     }
+    if (events) {
+        events->add(decided.id, decided.status, {model.served, "", false, false});
+    }
     std::lock_guard<std::mutex> lock(count_mutex);
     n_escalations[so8t_escalation_status_name(decided.status)]++;
     return true;
@@ -272,7 +293,10 @@ bool so8t_server::record_decision(const so8t_escalation & decided) {
 // counters
 //
 
-void so8t_server::count(const so8t_verdict & verdict) {
+void so8t_server::count(const so8t_verdict & verdict, const so8t_request_record & record) {
+    if (events) {
+        events->add(verdict, {model.served, record.id, record.judge, record.cancelled});
+    }
     std::lock_guard<std::mutex> lock(count_mutex);
     n_decisions[llama_so8t_action_name(verdict.decision())]++;
     n_enforced[so8t_enforced_name(verdict.enforced)]++;
@@ -388,6 +412,11 @@ std::string so8t_server::prometheus() const {
     text += string_format("llamacpp:so8t_positions_total %llu\n", (unsigned long long) n_read);
     metric("guard_seconds_total", "counter", "Time spent on reading and judging, outside the graph.");
     text += string_format("llamacpp:so8t_guard_seconds_total %.6f\n", t_us * 1e-6);
+    if (events) {
+        const auto [n_sent, n_dropped] = events->count();
+        metric("otlp_events_total", "counter", "OpenTelemetry events by whether the collector has taken them.");
+        by("otlp_events_total", "outcome", {{"sent", n_sent}, {"dropped", n_dropped}});
+    }
     metric("audit_failed", "gauge", "1 while audit lines cannot be written.");
     text += string_format("llamacpp:so8t_audit_failed %d\n", log && log->failed() ? 1 : 0);
     return text;
@@ -544,21 +573,57 @@ std::vector<so8t_turn_verdict> so8t_server::read_turns(
     return found;
 }
 
-so8t_verdict so8t_server::judge(const std::vector<common_chat_msg> & messages, const std::string * answer) {
-    const auto reader         = get_reader();
-    const llama_tokens prompt = reader->tmpl.literal_conversation(messages);
-    so8t_verdict verdict      = reader->judge.read(prompt, answer ? reader->tmpl.literal(*answer) : llama_tokens());
-
-    so8t_request_record record;
-    record.prompt       = common_detokenize(reader->tmpl.vocab, prompt, true);
-    record.n_prompt     = prompt.size();
-    record.answer       = answer ? *answer : "";
-    record.n_answer     = verdict.n_judged();
+// a text that was judged, and not answered here
+void so8t_server::record_judged(
+    so8t_request_record && record, const std::vector<common_chat_msg> & messages, so8t_verdict & verdict) {
     record.messages     = digests(so8t_client_texts(messages));
     record.judge        = true;
     const bool recorded = this->record(record, verdict, verdict.decision() != LLAMA_SO8T_ACTION_ALLOW, verdict.audit);
     verdict.enforced    = recorded ? verdict.enforced : SO8T_ENFORCED_UNAVAILABLE;
-    count(verdict);
+    count(verdict, record);
+}
+
+so8t_verdict so8t_server::judge(
+    const std::vector<common_chat_msg> & messages, const std::string * answer, bool only_answer) {
+    const auto reader         = get_reader();
+    const llama_tokens prompt = reader->tmpl.literal_conversation(messages);
+    const llama_tokens tokens = answer ? reader->tmpl.literal(*answer) : llama_tokens();
+    so8t_verdict verdict      = reader->judge.read(prompt, tokens, only_answer);
+
+    so8t_request_record record;
+    record.prompt   = common_detokenize(reader->tmpl.vocab, prompt, true);
+    record.n_prompt = prompt.size();
+    record.answer   = answer ? *answer : "";
+    record.n_answer = verdict.n_judged();
+    record_judged(std::move(record), messages, verdict);
+    return verdict;
+}
+
+so8t_verdict so8t_server::judge_chat(const std::vector<common_chat_msg> & messages) {
+    const auto reader = get_reader();
+    json list         = json::array();
+    for (const auto & message : messages) {
+        list.push_back(message.to_json_oaicompat());
+    }
+    const std::string rendered = reader->tmpl.render(so8t_template_inputs(reader->chat, json::object()), messages);
+    const llama_tokens prompt  = reader->tmpl.tokens(rendered);
+
+    std::vector<std::string> keys;
+    so8t_verdict verdict = reader->judge.read(prompt, {});
+    verdict.turns = read_turns(*reader, json::object({{"messages", list}, {"prompt", rendered}}), prompt, true, keys);
+    for (size_t i = 0; i < verdict.turns.size(); ++i) {
+        const so8t_trigger & triggered = verdict.turns[i].triggered;
+        if (!verdict.turns[i].noted && triggered.action > verdict.triggered.action) {
+            verdict.triggered         = triggered;
+            verdict.triggered.part    = SO8T_PART_PROMPT;
+            verdict.triggered.reading = i;
+        }
+    }
+    so8t_request_record record;
+    record.prompt   = rendered;
+    record.n_prompt = prompt.size();
+    record.n_answer = 0;
+    record_judged(std::move(record), messages, verdict);
     return verdict;
 }
 

@@ -5,6 +5,7 @@
 #include "so8t-client-texts.h"
 #include "so8t-escalations.h"
 #include "so8t-guard.h"
+#include "so8t-otlp.h"
 #include "so8t-text-judge.h"
 #include "so8t-memory.h"
 #include "so8t-turns.h"
@@ -73,7 +74,13 @@ class so8t_server {
 
     // The verdict of a conversation and, if it is not null, of an answer to it; nothing is enforced. Control tokens in the
     // texts are text.
-    so8t_verdict judge(const std::vector<common_chat_msg> & messages, const std::string * answer);
+    so8t_verdict judge(
+        const std::vector<common_chat_msg> & messages, const std::string * answer, bool only_answer = false);
+
+    // The verdict of a conversation whose next answer another model gives: at its end and of each of its turns, as of a
+    // request that is answered here; nothing is enforced.
+    // throws std::exception where the template refuses it
+    so8t_verdict judge_chat(const std::vector<common_chat_msg> & messages);
 
     // remembers what a slot has read: the conversation may come back with more behind it
     void remember(const so8t_sampling_params & request, const so8t_verdict & verdict, const std::string & answer);
@@ -86,12 +93,14 @@ class so8t_server {
     bool record(const so8t_request_record & request, const so8t_verdict & verdict, bool durable,
         std::optional<so8t_verdict::audit_entry> & entry);
 
-    void count(const so8t_verdict & verdict);
+    // counts a verdict after its line is written, and tells of it; of the record only who asked
+    void count(const so8t_verdict & verdict, const so8t_request_record & record);
 
     json info() const;              // GET /so8t
     std::string prometheus() const; // in /metrics
     json add_props(json props) const;
 
+    const so8t_policy * get_policy() const { return policy.get(); } // null without heads
     const so8t_audit * audit() const { return log.get(); }
     so8t_escalations * escalations() const { return waiting.get(); } // null without reviewers
 
@@ -100,6 +109,7 @@ class so8t_server {
         std::string architecture;
         std::string name;
         std::string path;
+        std::string served; // as clients name it
         std::string sha256; // of the tensors; empty without an audit log
 
         json to_json(bool with_path) const;
@@ -124,6 +134,8 @@ class so8t_server {
     std::shared_ptr<reader> get_reader();
     std::vector<so8t_turn_verdict> read_turns(
         reader & reader, const json & body, const llama_tokens & prompt, bool is_chat, std::vector<std::string> & keys);
+    void record_judged(
+        so8t_request_record && record, const std::vector<common_chat_msg> & messages, so8t_verdict & verdict);
     json counters() const;
     std::shared_ptr<const std::vector<so8t_text_digest>> digests(const std::vector<so8t_client_text> & texts) const;
     json request_json(const so8t_request_record & request, const so8t_verdict & verdict) const;
@@ -134,6 +146,7 @@ class so8t_server {
 
     std::shared_ptr<const so8t_policy> policy;
     std::unique_ptr<so8t_audit> log;
+    std::unique_ptr<so8t_otlp> events; // null: none are sent
     std::unique_ptr<so8t_escalations> waiting;
 
     std::mutex reader_mutex;

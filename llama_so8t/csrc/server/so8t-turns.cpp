@@ -171,7 +171,7 @@ static std::string so8t_text_of(const common_chat_msg & message) {
 }
 
 // the options of a request that its rendering depends on before its end
-static common_chat_templates_inputs so8t_inputs(const server_chat_params & chat, const json & data) {
+common_chat_templates_inputs so8t_template_inputs(const server_chat_params & chat, const json & data) {
     common_chat_templates_inputs inputs;
     inputs.enable_thinking      = chat.enable_thinking;
     inputs.chat_template_kwargs = chat.chat_template_kwargs;
@@ -247,7 +247,7 @@ class so8t_chat_walk {
         policy(policy),
         read(read),
         messages(common_chat_msgs_parse_oaicompat(data.at("messages"))),
-        inputs(so8t_inputs(chat, data)),
+        inputs(so8t_template_inputs(chat, data)),
         rendered(data.at("prompt").get<std::string>()),
         is_closed(json_value(data, "add_generation_prompt", true) && !data.contains("continue_final_message")),
         prompt_keys({so8t_key(prompt)}) {

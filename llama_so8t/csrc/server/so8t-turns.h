@@ -68,6 +68,9 @@ class so8t_template {
     const server_chat_params & chat;
 };
 
+// what the template is given besides messages: the operator's options, and those of a request
+common_chat_templates_inputs so8t_template_inputs(const server_chat_params & chat, const common_json & data);
+
 // Has all of a chat request read that its last token does not read: data is the request after the template was applied,
 // prompt its tokens. Returns the keys of the reading at the last token, first that of the conversation.
 // throws std::exception where the template refuses a turn

@@ -1,5 +1,6 @@
 #include "so8t-args.h"
 
+#include "so8t-audit-pattern.h"
 #include "so8t-policy-keys.h"
 
 #include "arg.h"
@@ -7,6 +8,7 @@
 #include "json.h"
 #include "log.h"
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
@@ -42,10 +44,11 @@ static std::vector<common_arg> so8t_policy_args(std::index_sequence<I...>) {
         [](common_params & params, const std::string & value) { params.so8t.policy.file = so8t_policy_read(value); })
             .set_examples({LLAMA_EXAMPLE_COMPLETION, LLAMA_EXAMPLE_CLI, LLAMA_EXAMPLE_SERVER})
             .set_env("LLAMA_ARG_SO8T_POLICY_FILE"));
-    args.push_back(common_arg({"--so8t-require-heads"},
+    // other than llama.cpp's plain flags, those that can be denied do not take a wrong value of their variable for false
+    args.push_back(common_arg({"--so8t-require-heads"}, {"--no-so8t-require-heads"},
         "SO8T: a model without heads, or with none that was fitted, is an error (default: it is loaded, and nothing is "
         "judged)",
-        [](common_params & params) { params.so8t.require_heads = true; })
+        [](common_params & params, bool value) { params.so8t.require_heads = value; })
             .set_examples({LLAMA_EXAMPLE_COMPLETION, LLAMA_EXAMPLE_CLI, LLAMA_EXAMPLE_SERVER})
             .set_env("LLAMA_ARG_SO8T_REQUIRE_HEADS"));
     return args;
@@ -72,26 +75,37 @@ static uint64_t so8t_size(const std::string & text) {
     return number * scale;
 }
 
+static const std::string & so8t_audit_name(const std::string & path) {
+    so8t_check_audit_pattern(path);
+    return path;
+}
+
 static std::vector<common_arg> so8t_audit_args() {
     return {
         so8t_audit_arg("--so8t-audit", "LLAMA_ARG_SO8T_AUDIT", "FILE",
-            "SO8T: append one JSON line per request to FILE, chained by hashes (see docs/audit.md)",
-            [](common_params & params, const std::string & value) { params.so8t.audit.file = value; }),
-        common_arg({"--so8t-audit-text"},
+            "SO8T: append one JSON line per request to FILE, chained by hashes (see docs/audit.md); {model} in the "
+            "name "
+            "of this file and the next ones is the name of the model",
+            [](common_params & params, const std::string & value) { params.so8t.audit.file = so8t_audit_name(value); }),
+        common_arg({"--so8t-audit-text"}, {"--no-so8t-audit-text"},
             "SO8T: texts in the audit log, not only their keyed digests (default: no texts)",
-            [](common_params & params) { params.so8t.audit.text = true; })
+            [](common_params & params, bool value) { params.so8t.audit.text = value; })
             .set_examples({LLAMA_EXAMPLE_SERVER})
             .set_env("LLAMA_ARG_SO8T_AUDIT_TEXT"),
         so8t_audit_arg("--so8t-audit-key", "LLAMA_ARG_SO8T_AUDIT_KEY", "FILE",
             "SO8T: key of the digests, 64 hex digits; made if missing (default: the audit file with .key)",
-            [](common_params & params, const std::string & value) { params.so8t.audit.key_file = value; }),
+            [](common_params & params, const std::string & value) {
+                params.so8t.audit.key_file = so8t_audit_name(value);
+            }),
         so8t_audit_arg("--so8t-audit-max-size", "LLAMA_ARG_SO8T_AUDIT_MAX_SIZE", "N[K|M|G]",
             "SO8T: begin a new audit file at this many bytes; K, M and G: 10^3, 10^6 and 10^9 of them (default: 0: "
             "never)",
             [](common_params & params, const std::string & value) { params.so8t.audit.max_size = so8t_size(value); }),
         so8t_audit_arg("--so8t-audit-checkpoint", "LLAMA_ARG_SO8T_AUDIT_CHECKPOINT", "FILE",
             "SO8T: keep number and hash of the newest audit line in FILE, to be copied elsewhere",
-            [](common_params & params, const std::string & value) { params.so8t.audit.checkpoint_file = value; }),
+            [](common_params & params, const std::string & value) {
+                params.so8t.audit.checkpoint_file = so8t_audit_name(value);
+            }),
         so8t_audit_arg("--so8t-audit-on-error", "LLAMA_ARG_SO8T_AUDIT_ON_ERROR", "{refuse,continue}",
             "SO8T: under enforce, refuse service while the audit log cannot be written, or go on without it (default: "
             "refuse)",
@@ -103,6 +117,36 @@ static std::vector<common_arg> so8t_audit_args() {
                 params.so8t.audit_required = value == "refuse";
             }),
     };
+}
+
+// names between commas
+static std::vector<std::string> so8t_gateway_names(const std::string & text) {
+    static const std::vector<std::string> known = {"litellm", "agentgateway"};
+    const std::vector<std::string> names        = string_split<std::string>(text, ',');
+    for (const auto & name : names) {
+        if (std::find(known.begin(), known.end(), name) == known.end()) {
+            throw std::invalid_argument("found a gateway of '" + name + "', expected " + string_join(known, " or "));
+        }
+    }
+    return names;
+}
+
+static common_arg so8t_gateway_arg() {
+    return common_arg({"--so8t-gateway"}, "NAMES",
+        "SO8T: serve the guardrail endpoints of these gateways: litellm, agentgateway, or both with a comma (default: "
+        "none)",
+        [](common_params & params, const std::string & value) { params.so8t.gateways = so8t_gateway_names(value); })
+        .set_examples({LLAMA_EXAMPLE_SERVER})
+        .set_env("LLAMA_ARG_SO8T_GATEWAY");
+}
+
+static common_arg so8t_otlp_arg() {
+    return common_arg({"--so8t-otlp"}, "URL",
+        "SO8T: send an OpenTelemetry event for each verdict to this collector, by OTLP over HTTP, as in "
+        "http://localhost:4318 (default: none is sent)",
+        [](common_params & params, const std::string & value) { params.so8t.otlp = value; })
+        .set_examples({LLAMA_EXAMPLE_SERVER})
+        .set_env("LLAMA_ARG_SO8T_OTLP");
 }
 
 static common_arg so8t_json_arg() {
@@ -125,7 +169,7 @@ std::vector<common_arg> so8t_args() {
     static const int at_exit = std::atexit([]() { common_log_flush(common_log_main()); });
     GGML_UNUSED(at_exit);
 #endif
-    std::vector<common_arg> args = {so8t_json_arg()};
+    std::vector<common_arg> args = {so8t_json_arg(), so8t_gateway_arg(), so8t_otlp_arg()};
     for (const auto & group :
         {so8t_policy_args(std::make_index_sequence<std::size(so8t_policy_keys)>()), so8t_audit_args()}) {
         args.insert(args.end(), group.begin(), group.end());

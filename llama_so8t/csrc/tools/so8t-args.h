@@ -16,7 +16,9 @@ struct so8t_params {
     so8t_policy_params policy;
     bool require_heads = false; // --so8t-require-heads: a model without a fitted head is an error
     so8t_audit_params audit;
-    bool audit_required = true; // --so8t-audit-on-error refuse: no answer without its line, under enforce
+    bool audit_required = true;        // --so8t-audit-on-error refuse: no answer without its line, under enforce
+    std::vector<std::string> gateways; // --so8t-gateway: formats whose endpoints are served
+    std::string otlp;                  // --so8t-otlp: where events go; empty: nowhere
 };
 
 std::vector<common_arg> so8t_args();

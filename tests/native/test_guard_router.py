@@ -1,0 +1,177 @@
+"""The router mode of llama-server: a process for each model, one place for clients and reviewers."""
+
+import shutil
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from scripted_model import CHATML, scripted_gguf
+
+from llama_so8t.audit import Log, verify
+from llama_so8t.audit.anchor import read_anchor
+
+from .guard_rules import REFUSAL
+from .guard_server import CHAT, SCRIPTS, SMALL, Server
+
+KEY = "router-key"
+NAMES = ("first", "a second one")
+ENFORCE = ("--so8t-policy", "enforce", "--so8t-escalation-wait", 600)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory, guard_file) -> Path:
+    """A models directory: two names for one file, and a model without heads."""
+    directory = tmp_path_factory.mktemp("models")
+    for name in NAMES:
+        shutil.copyfile(guard_file, directory / f"{name}.gguf")
+    bare = scripted_gguf(tmp_path_factory.mktemp("bare") / "model", {"fine": ["all "]}, {}, template=CHATML)
+    shutil.copyfile(bare, directory / "bare.gguf")
+    return directory
+
+
+@pytest.fixture(scope="module")
+def logs(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("logs")
+
+
+@pytest.fixture(scope="module")
+def router(runtime, models, logs):
+    audit = ("--so8t-audit", logs / "audit-{model}.jsonl", "--so8t-audit-checkpoint", logs / "note-{model}")
+    with Server(runtime / "llama-server", "--models-dir", models, *SMALL, *ENFORCE, *audit, key=KEY) as server:
+        yield server
+
+
+def ask(router: Server, model: str, prompt: str):
+    return CHAT.ask(router, prompt, model=model)
+
+
+def pending(router: Server, n: int) -> list[dict]:
+    for _ in range(600):
+        found = [e for e in router.get("/so8t/escalations")["escalations"] if e["status"] == "pending"]
+        if len(found) >= n:
+            return found
+        time.sleep(0.05)
+    raise AssertionError(f"there are not {n} escalations: {router.get('/so8t/escalations')}")
+
+
+def test_nothing_is_loaded_by_being_looked_at(router):
+    models = router.get("/so8t")["models"]
+    assert set(models) == {*NAMES, "bare"}
+    assert router.get("/so8t/escalations")["silent"] == []
+
+
+def test_each_model_is_guarded_and_says_so(router):
+    for name in NAMES:
+        answer = ask(router, name, "go")
+        assert (answer.refusal, answer.so8t["enforced"]) == (REFUSAL, "message")
+        alone = router.get(f"/so8t?model={name.replace(' ', '%20')}")
+        assert alone["policy"]["mode"] == "enforce" and alone["heads"]
+        assert router.get("/so8t")["models"][name] == {"status": "loaded", "so8t": alone}
+
+
+def test_texts_are_judged_by_the_model_that_is_named(router):
+    for name in NAMES:
+        for where, body in (("", {"model": name}), (f"?model={name.replace(' ', '%20')}", {"model": "omni"})):
+            found = router.post(f"/v1/moderations{where}", {"input": ["fine", "bomb"], **body})
+            assert [result["flagged"] for result in found["results"]] == [False, True]
+            messages = [{"role": "user", "content": "bomb"}]
+            assert router.post(f"/so8t/judge{where}", {"messages": messages, **body})["so8t"]["decision"] == "refuse"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "words"),
+    [
+        ("/v1/moderations", {"input": "x"}, "names no model"),
+        ("/v1/moderations", {"input": "x", "model": 1}, "names no model"),
+        ("/so8t/judge", {"model": "third", "messages": []}, "no model 'third'"),
+        ("/so8t/judge?model=first", b"no JSON", "no JSON"),
+        ("/v1/moderations", b"[" * 100_000, "too deep"),
+        ("/v1/moderations", {"input": "x", "model": "bare"}, "no heads"),
+    ],
+)
+def test_a_wrong_request_is_answered_as_one(router, path, body, words):
+    reply = router.request("POST", path, body)
+    assert reply.status == 400 and words in reply.json()["error"]["message"]
+
+
+def test_reviewers_see_and_decide_the_held_answers_of_all_models(router):
+    with ThreadPoolExecutor(2) as pool:
+        waiting = {name: pool.submit(ask, router, name, "ask") for name in NAMES}
+        entries = {entry["model"]: entry for entry in pending(router, 2)}
+        assert set(entries) == set(NAMES)
+        assert all(entry["answer"] == "".join(SCRIPTS["ask"]) for entry in entries.values())
+        for name, action in zip(NAMES, ("allow", "deny"), strict=True):
+            path = f"/so8t/escalations/{entries[name]['id']}"
+            reply = router.request("POST", path, {"action": action, "reviewer": "Ada"})
+            assert reply.status == 200 and reply.json()["model"] == name
+            again = router.request("POST", path, {"action": "deny", "reviewer": "Bob"})
+            assert again.status == 409
+        assert waiting[NAMES[0]].result(timeout=30).so8t["enforced"] == "released"
+        assert waiting[NAMES[1]].result(timeout=30).so8t["enforced"] == "denied"
+    decided = {e["model"]: e["status"] for e in router.get("/so8t/escalations")["escalations"]}
+    assert decided == {NAMES[0]: "allowed", NAMES[1]: "denied"}
+
+
+@pytest.mark.parametrize("id", ["unknown", "..%2Fjudge", "a%20b", "x%0d%0aHost:y"])
+def test_an_id_that_nobody_knows_is_not_found(router, id):
+    assert router.request("POST", f"/so8t/escalations/{id}", {"action": "deny", "reviewer": "Ada"}).status == 404
+
+
+def test_everything_but_the_page_asks_for_the_key(router):
+    paths = {"/so8t": None, "/so8t/audit?model=first": None, "/so8t/escalations": None,
+             "/so8t/judge": {"model": "first"}, "/v1/moderations": {"model": "first"},
+             "/so8t/escalations/x": {"action": "deny"}}  # fmt: skip
+    for path, body in paths.items():
+        method = "GET" if body is None else "POST"
+        assert router.request(method, path, body, {"Authorization": "Bearer other"}).status == 401
+    page = router.request("GET", "/so8t/ui", headers={"Authorization": ""})
+    assert page.status == 200 and b"SO8T" in page.body
+
+
+def test_each_model_has_a_log_of_its_own(router, logs):
+    for name, part in zip(NAMES, ("first", "a%20second%20one"), strict=True):
+        ask(router, name, "fine")
+        tail = router.get(f"/so8t/audit?model={name.replace(' ', '%20')}&tail=1")
+        log = logs / f"audit-{part}.jsonl"
+        assert Path(tail["path"]) == log and tail["lines"][0]["event"] == "request"
+        assert verify(log, logs / f"note-{part}").findings == []
+        assert (logs / f"audit-{part}.jsonl.key").stat().st_mode & 0o777 == 0o600
+    assert not list(logs.glob("*{model}*")) and not list(logs.glob("*bare*"))
+
+
+def test_a_log_goes_on_when_its_model_is_loaded_again(router, logs):
+    log, name = logs / "audit-first.jsonl", NAMES[0]
+    before = read_anchor(logs / "note-first").seq
+    router.post("/models/unload", {"model": name})
+    for _ in range(600):
+        if router.get("/so8t")["models"][name]["status"] == "unloaded":
+            break
+        time.sleep(0.05)
+    ask(router, name, "fine")
+    events = [record["event"] for _, record in Log(log).records(None) if record["seq"] > before]
+    assert events[-3:] == ["close", "open", "request"]
+    assert verify(log).findings == []
+
+
+def start(runtime, models, directory, *flags) -> subprocess.CompletedProcess:
+    """A router that does not start."""
+    return subprocess.run(
+        [runtime / "llama-server", "--models-dir", models, *SMALL, "--port", "0", *map(str, flags)],
+        capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=60, cwd=directory,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--so8t-audit", "audit.jsonl"], "as in 'audit-{model}.jsonl'"),
+        (["--so8t-audit", "a-{model}.jsonl", "--so8t-audit-checkpoint", "note"], "put {model} into its name, too"),
+    ],
+)
+def test_a_setting_that_cannot_work_is_an_error_at_start(runtime, models, tmp_path, flags, words):
+    result = start(runtime, models, tmp_path, *flags)
+    assert result.returncode == 1 and list(tmp_path.iterdir()) == []
+    (line,) = [line for line in result.stderr.splitlines() if "error:" in line]
+    assert words in line
