@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
+from scripted_model import CHATML, scripted_gguf
 
 from .guard_rules import ESCALATION, REFUSAL, Policy, judge
 from .guard_server import CHAT, COMPLETION, ENDPOINTS, HEADS, SCRIPTS, SMALL, Server
@@ -53,7 +54,7 @@ def ask(name, server, streamed, prompt="ask", **options):
 def test_an_allowed_answer_is_released_as_it_is(server, pool, name, streamed):
     waiting = pool.submit(ask, name, server, streamed)
     (entry,) = pending(server)
-    assert entry["answer"] == WHOLE and entry["prompt"] == "ask"
+    assert entry["answer"] == WHOLE and entry["prompt"] == entry["question"] == "ask"
     assert entry["triggered"] == {
         "part": "answer", "position": 1, "head": "authority", "label": "escalate", "probability": pytest.approx(0.8),
     }  # fmt: skip
@@ -368,3 +369,16 @@ def test_withheld_tokens_are_no_empty_chunks(serve, guard_file):
     texts = [chunk["content"].strip() for chunk in chunks]
     assert no_long_runs(texts) and "" not in texts[:-1]
     assert "".join(chunk["content"] for chunk in chunks) == "tock tick " * 100
+
+
+def test_the_question_of_a_held_answer_is_what_the_user_said_last(runtime, pool, tmp_path):
+    file = scripted_gguf(tmp_path / "model", {"\n": ["may ", "risk ", "end"]}, HEADS, template=CHATML)
+    with Server(runtime / "llama-server", "-m", file, *SMALL, *LONG) as server:
+        said = ["be kind", "first", "hm", "  last\nquestion "]
+        roles = ("system", "user", "assistant", "user")
+        messages = [{"role": role, "content": text} for role, text in zip(roles, said, strict=True)]
+        waiting = pool.submit(server.post, "/v1/chat/completions", {"messages": messages})
+        (entry,) = pending(server)
+        assert entry["question"].strip() == said[-1].strip() and "<|im_start|>system" in entry["prompt"]
+        decide(server, entry, "allow")
+        waiting.result(timeout=30)

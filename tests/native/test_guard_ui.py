@@ -7,9 +7,12 @@ from types import SimpleNamespace
 import pytest
 from scripted_model import Head, scripted_gguf
 from selenium.webdriver import Keys
+from selenium.webdriver.support.select import Select
 
 from tests.ui.any_server import AnyServer, ask, fetch
 from tests.ui.browser import browser, page  # noqa: F401
+
+from .guard_server import SMALL, Server
 
 KEY = "secret"
 
@@ -67,3 +70,28 @@ def test_a_reviewer_decides_in_the_page(page, server, button, outcome, text):
     assert (newest["status"], newest["reviewer"]) == (outcome, "Ada")
     events = [line for line in fetch(server, "/so8t/audit?tail=50")["lines"] if line["event"] == "escalation"]
     assert (events[-1]["status"], events[-1]["reviewer"]) == (outcome, "Ada")
+
+
+def test_the_page_of_a_router_is_that_of_each_model(browser, runtime, tmp_path):
+    models = tmp_path / "models"
+    models.mkdir()
+    for name in ("first", "second"):
+        (models / f"{name}.gguf").write_bytes(scripted_gguf(tmp_path / name, SCRIPTS, HEADS).read_bytes())
+    flags = (*SMALL, "--so8t-policy", "enforce", "--so8t-escalation-wait", "60")
+    with Server(runtime / "llama-server", "--models-dir", models, *flags) as router:
+        page = browser
+        page.open(f"{router.url}/so8t/ui")
+        page.wait("document.getElementById('mode').textContent === 'unloaded'")
+        Select(page.point("#models")).select_by_value("second")
+        ask(page, "hello")
+        page.wait("document.getElementById('mode').textContent === 'enforce'")
+        assert {name: model["status"] for name, model in router.get("/so8t")["models"].items()} == {
+            "first": "unloaded", "second": "loaded",
+        }  # fmt: skip
+        page.type("#reviewer", "Ada")
+        page.type("#prompt", "ask")
+        page.press(Keys.ENTER)
+        page.wait("document.querySelectorAll('.entry').length")
+        assert page.text(".entry h3").endswith("ask") and page.text(".entry .state").startswith("second, esc-")
+        page.click("[data-action=deny]")
+        page.wait("document.querySelector('.entry .state').innerText.endsWith('denied by Ada')")

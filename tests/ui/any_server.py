@@ -123,7 +123,7 @@ class AnyServer:
             pytest.skip("the server has no key")
         page.type("#key", "wrong")
         page.press(Keys.TAB)
-        page.wait("document.getElementById('notice').textContent.includes('API key')")
+        page.wait("document.getElementById('notice').textContent === 'The server does not accept this API key.'")
         page.wait("document.activeElement.id === 'key'")
 
     @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -143,11 +143,14 @@ class FakeServer:
         self.escalations: dict[str, dict[str, Any]] = {}
         self.wait = POLICY["escalation_wait"]  # 0: nobody reviews
         self.suffix = ""  # added to every string that is sent
+        self.models: dict[str, Any] | None = None  # of a router: name -> {"status", "so8t"}
+        self.silent: list[str] = []  # models of a router that do not answer
         self.unavailable = False  # True: connections are dropped
         self.taken = False  # True: every entry was decided by somebody else
         self.go_on = threading.Event()  # an answer to "slow" waits for it in its middle
         self.chats: list[dict[str, Any]] = []  # requests for an answer
         self.decisions: list[tuple[str, dict[str, Any]]] = []  # (id, body) of each decision
+        self.asked_audits: list[str] = []  # query of each request for the audit log
         self.decided = threading.Condition()
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"fake": self}))
         self._http.daemon_threads = True
@@ -167,7 +170,8 @@ class FakeServer:
         now = time.time()
         triggered = {"part": "answer", "position": 5, "head": "authority", "label": "escalate", "probability": 0.913}
         entry = {"id": name, "status": "pending", "created": now, "deadline": now + 120, "prompt": prompt,
-                 "answer": answer, "triggered": triggered, "reviewer": None}  # fmt: skip
+                 "question": prompt.removeprefix("<|user|>"), "answer": answer, "triggered": triggered,
+                 "reviewer": None}  # fmt: skip
         self.escalations[name] = entry
         return entry
 
@@ -215,10 +219,13 @@ class _Handler(BaseHTTPRequestHandler):
         elif not self.allowed():
             self.reply(401, error(401, "Invalid API Key"))
         elif path == "/so8t":
-            self.reply(200, self.fake.info)
+            self.reply(200, self.fake.info if self.fake.models is None else {"models": self.fake.models})
         elif path == "/so8t/escalations":
-            self.reply(200, {"escalations": list(self.fake.escalations.values()), "wait": self.fake.wait})
+            entries = list(self.fake.escalations.values())
+            silent = {} if self.fake.models is None else {"silent": self.fake.silent}
+            self.reply(200, {"escalations": entries, "wait": self.fake.wait} | silent)
         elif path == "/so8t/audit" and self.fake.audit is not None:
+            self.fake.asked_audits.append(self.path.partition("?")[2])
             self.reply(200, {"path": "audit.jsonl", "lines": self.fake.audit})
         else:
             self.reply(404, error(404, "File Not Found"))

@@ -198,8 +198,8 @@ def test_an_escalation_is_held_listed_and_decided_by_a_named_reviewer(page, serv
     assert "waits for a reviewer" in page.text("#status")
     assert page.run("document.title") == "(1) SO8T" and page.text("#escalations-note") == "1 waiting for a reviewer"
     entry = page.text(".entry")
-    assert "please escalate this" in entry and TEXT in entry and "authority: escalate 0.913" in entry
-    assert re.match(r"esc-1: [12]:\d\d left", entry)
+    assert TEXT in entry and "authority: escalate 0.913" in entry
+    assert re.match(r"please escalate this\nesc-1, [12]:\d\d left\n", entry)
 
     page.click(f"[data-action={action}]")
     assert page.text(".entry [role=alert]") == "Enter the reviewer's name first."
@@ -212,7 +212,7 @@ def test_an_escalation_is_held_listed_and_decided_by_a_named_reviewer(page, serv
     page.wait("!document.querySelector('[aria-busy]')")
     assert server.decisions == [("esc-1", {"action": action, "reviewer": "Ada Ω", "comment": "as agreed"})]
     outcome = {"allow": "allowed", "deny": "denied"}[action]
-    page.wait(f"document.querySelector('.entry').innerText.startsWith('esc-1: {outcome} by Ada Ω')")
+    page.wait(f"document.querySelector('.entry .state').innerText === 'esc-1, {outcome} by Ada Ω'")
     words = " ".join(page.text(".verdict").split())
     assert f"Escalation esc-1: {outcome} by Ada Ω" in words
     if action == "allow":
@@ -250,8 +250,12 @@ def test_a_server_with_a_key_is_asked_no_more_until_it_is_entered(page, server):
     page.wait("!!document.getElementById('mode').textContent")
     server.key = "secret"
     page.wait("!document.getElementById('notice').hidden")
-    assert page.text("#notice") == "The server asks for an API key."
+    assert page.text("#notice") == "The server asks for an API key." and page.text("#mode") == "no access"
     page.wait("document.activeElement.id === 'key'")
+    page.type("#key", "wrong")
+    page.press(Keys.TAB)
+    page.wait("document.getElementById('notice').textContent === 'The server does not accept this API key.'")
+    page.run("document.getElementById('key').select()")
     page.type("#key", "secret")
     page.press(Keys.TAB)
     page.wait("document.getElementById('notice').hidden")
@@ -299,8 +303,57 @@ def test_a_server_that_goes_away_and_comes_back(page, server):
     page.wait("!!document.getElementById('mode').textContent")
     server.unavailable = True
     page.wait("document.getElementById('notice').textContent === 'The server cannot be reached.'")
+    assert page.text("#mode") == "not reachable" and page.run(
+        "getComputedStyle(document.getElementById('mode')).color"
+    ) == (page.run("getComputedStyle(document.getElementById('notice')).borderLeftColor"))
     server.unavailable = False
     page.wait("document.getElementById('notice').hidden")
+    assert page.text("#mode") == "enforce"
+
+
+def test_what_the_user_said_does_not_look_like_what_was_withheld(page):
+    ask(page, "refuse this")
+    styles = "(s => getComputedStyle(document.querySelector(s)).borderStyle)"
+    assert "dashed" in page.run(f"{styles}('.withheld')") and "dashed" not in page.run(f"{styles}('.user')")
+
+
+# ---- a router
+
+
+def test_a_router_offers_its_models(page, server):
+    other = server.info | {"policy": POLICY | {"mode": "monitor"}, "audit": None}
+    server.models = {
+        "a-cold": {"status": "unloaded", "so8t": None},
+        "b-warm": {"status": "loaded", "so8t": server.info},
+        "c-other": {"status": "loaded", "so8t": other},
+    }
+    refresh(page)
+    page.wait("!document.getElementById('models').hidden")
+    assert page.run("[...document.getElementById('models').options].map((o) => o.value)") == [
+        "b-warm",
+        "c-other",
+        "a-cold",
+    ]
+    assert page.text("#mode") == "enforce"
+    page.wait("document.querySelectorAll('.record').length")
+    assert "model=b-warm" in server.asked_audits[-1]
+    Select(page.point("#models")).select_by_value("c-other")
+    page.wait("document.getElementById('mode').textContent === 'monitor'")
+    ask(page, "hello")
+    assert server.chats[-1]["model"] == "c-other"
+    Select(page.point("#models")).select_by_value("a-cold")
+    page.wait("document.getElementById('mode').textContent === 'unloaded'")
+    assert "not loaded (unloaded)" in page.text("#policy-body")
+
+
+def test_held_answers_of_a_router_name_their_models(page, server):
+    server.models = {"b-warm": {"status": "loaded", "so8t": server.info}}
+    server.silent = ["d-hangs"]
+    server.add_escalation("esc-1", "p", "a")["model"] = "b-warm"
+    refresh(page)
+    page.wait("document.querySelectorAll('.entry').length")
+    assert page.text(".entry .state").startswith("b-warm, esc-1, ")
+    page.wait("document.getElementById('escalations-note').textContent.endsWith('Not heard from: d-hangs.')")
 
 
 # ---- hostile and long text

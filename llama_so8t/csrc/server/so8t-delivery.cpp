@@ -247,6 +247,7 @@ void so8t_delivery::hold(const so8t_guard & guard, server_response & queue, fina
     entry.created   = std::time(nullptr);
     entry.deadline  = entry.created + guard.policy().escalation_wait;
     entry.prompt    = final->prompt;
+    entry.question  = server->question_of(final->prompt);
     entry.answer    = text;
     entry.triggered = verdict.triggered_json();
 

@@ -13,6 +13,7 @@ json so8t_escalation::to_json() const {
         {"created", created},
         {"deadline", deadline},
         {"prompt", prompt},
+        {"question", question},
         {"answer", answer},
         {"triggered", triggered},
         {"reviewer", nullptr},

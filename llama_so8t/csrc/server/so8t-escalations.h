@@ -22,6 +22,7 @@ struct so8t_escalation {
     int64_t created               = 0; // unix seconds
     int64_t deadline              = 0;
     std::string prompt;
+    std::string question; // the part of the prompt that the user said last
     std::string answer;
     json triggered; // so8t_verdict::triggered_json()
     std::string reviewer;

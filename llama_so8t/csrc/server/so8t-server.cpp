@@ -627,6 +627,15 @@ so8t_verdict so8t_server::judge_chat(const std::vector<common_chat_msg> & messag
     return verdict;
 }
 
+std::string so8t_server::question_of(const std::string & prompt) {
+    try {
+        const auto reader = get_reader();
+        return so8t_last_question(reader->tmpl, reader->tmpl.tokens(prompt)).value_or(prompt);
+    } catch (const std::exception &) { // there is no model, or no template that can be read
+        return prompt;
+    }
+}
+
 void so8t_server::remember(
     const so8t_sampling_params & request, const so8t_verdict & verdict, const std::string & answer) {
     if (request.prompt_keys.empty()) {

@@ -82,6 +82,9 @@ class so8t_server {
     // throws std::exception where the template refuses it
     so8t_verdict judge_chat(const std::vector<common_chat_msg> & messages);
 
+    // what the user said last in a prompt, as the chat template writes it; the prompt itself where this is not known
+    std::string question_of(const std::string & prompt);
+
     // remembers what a slot has read: the conversation may come back with more behind it
     void remember(const so8t_sampling_params & request, const so8t_verdict & verdict, const std::string & answer);
 

@@ -410,6 +410,16 @@ static std::vector<so8t_segment> so8t_segments(const so8t_template & tmpl, const
     return result;
 }
 
+std::optional<std::string> so8t_last_question(const so8t_template & tmpl, const llama_tokens & prompt) {
+    std::optional<std::string> question;
+    for (const auto & segment : so8t_segments(tmpl, prompt)) {
+        if (segment.role == so8t_segment::USER) {
+            question = segment.text;
+        }
+    }
+    return question;
+}
+
 std::vector<std::string> so8t_read_raw(
     const so8t_template & tmpl, const so8t_policy & policy, const llama_tokens & prompt, const so8t_read & read) {
     std::vector<so8t_reading> later; // as in a chat

@@ -9,6 +9,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -80,6 +81,9 @@ std::vector<std::string> so8t_read_chat(const so8t_template & tmpl, const server
 // The same for a prompt that its client has made.
 std::vector<std::string> so8t_read_raw(
     const so8t_template & tmpl, const so8t_policy & policy, const llama_tokens & prompt, const so8t_read & read);
+
+// the text of the last turn of a user in a prompt; nothing: it has none that the words of the template tell
+std::optional<std::string> so8t_last_question(const so8t_template & tmpl, const llama_tokens & prompt);
 
 // key of an answer to a prompt, generated here or given back as a message
 std::string so8t_answer_key(const std::string & prompt_key, const std::string & answer);
