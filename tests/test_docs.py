@@ -103,7 +103,7 @@ def links_in(line: str) -> list[str]:
 
 @EACH_PAGE
 def test_files_that_a_page_names_exist(page_):
-    folders = "llama_so8t|tests|docs|cmake|configs|ggml-patches|models"
+    folders = "llama_so8t|tests|docs|cmake|configs|ggml-patches|models|monitoring"
     named = {span for span in page_.spans if re.fullmatch(rf"({folders})/[\w./-]+", span)}
     assert {name for name in named if not (ROOT / name).exists()} == set()
 

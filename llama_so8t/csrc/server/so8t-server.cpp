@@ -373,6 +373,24 @@ static std::string so8t_quoted(const std::string & value) {
     return "\"" + result + "\"";
 }
 
+// with a 0 for each name that did not occur: Prometheus sees no increase in a series that begins with a 1
+static std::map<std::string, uint64_t> so8t_with_zeros(
+    const std::map<std::string, uint64_t> & counts, const std::vector<const char *> & names) {
+    std::map<std::string, uint64_t> result = counts;
+    for (const char * name : names) {
+        result.emplace(name, 0);
+    }
+    return result;
+}
+
+static std::vector<const char *> so8t_enforced_names() {
+    std::vector<const char *> names;
+    for (int i = SO8T_ENFORCED_NONE; i <= SO8T_ENFORCED_UNAVAILABLE; ++i) {
+        names.push_back(so8t_enforced_name((so8t_enforced) i));
+    }
+    return names;
+}
+
 std::string so8t_server::prometheus() const {
     if (!policy) {
         return "";
@@ -391,11 +409,11 @@ std::string so8t_server::prometheus() const {
 
     std::lock_guard<std::mutex> lock(count_mutex);
     metric("decisions_total", "counter", "Answers by the action the heads asked for.");
-    by("decisions_total", "action", n_decisions);
+    by("decisions_total", "action", so8t_with_zeros(n_decisions, {"allow", "escalate", "refuse"}));
     metric("enforced_total", "counter", "Answers by what was enforced.");
-    by("enforced_total", "outcome", n_enforced);
+    by("enforced_total", "outcome", so8t_with_zeros(n_enforced, so8t_enforced_names()));
     metric("escalations_total", "counter", "Held answers by how they were decided.");
-    by("escalations_total", "status", n_escalations);
+    by("escalations_total", "status", so8t_with_zeros(n_escalations, {"allowed", "denied", "timeout", "shutdown"}));
     metric("escalations_pending", "gauge", "Held answers that wait for a reviewer.");
     text += string_format("llamacpp:so8t_escalations_pending %zu\n", n_pending);
     metric("labels_total", "counter", "Parts of answers by their last label.");
