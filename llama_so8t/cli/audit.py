@@ -52,7 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     def command(name: str, text: str) -> argparse.ArgumentParser:
         subparser = commands.add_parser(name, help=text, description=text)
-        subparser.add_argument("log", type=Path, metavar="FILE", help="audit log of llama-server")
+        subparser.add_argument(
+            "log", type=Path, nargs="+", metavar="FILE", help="audit log of llama-server; each of several by itself"
+        )
         return subparser
 
     verify_parser = command("verify", "check the hash chain, and name every line that was changed, removed or inserted")
@@ -111,22 +113,22 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _each_log(args: argparse.Namespace) -> Iterator[argparse.Namespace]:
-    """The arguments for each log, named on stderr where there may be several."""
-    if MODEL not in str(args.log):
-        yield args
-        return
-    if args.audit_command == "export":
-        raise ConfigError(f"{args.log}: a database has one log; name one of the files")
-    for name, log in logs(args.log).items():
-        print(printable(f"{log}: model {name}"), file=sys.stderr)
-        files = {
-            key: of_model(value, args.log, log) if key in ("checkpoint", "out") else value
-            for key, value in vars(args).items()
-            if value is not None
-        }
-        if args.audit_command == "find" and args.key and MODEL in str(args.key):
-            files["key"] = of_model(args.key, args.log, log)
-        yield argparse.Namespace(**(vars(args) | files | {"log": log}))
+    """The arguments for each log, which is named on stderr where there may be several."""
+    of_one = [name for name in ("checkpoint", "out", "sqlite") if getattr(args, name, None)]
+    if of_one and (len(args.log) > 1 or (MODEL in str(args.log[0]) and "sqlite" in of_one)):
+        raise ConfigError(f"--{of_one[0]} belongs to one log, found several: name one FILE")
+    for pattern in args.log:
+        if MODEL not in str(pattern):
+            if len(args.log) > 1:
+                print(printable(f"{pattern}:"), file=sys.stderr)
+            yield argparse.Namespace(**vars(args) | {"log": pattern})
+            continue
+        for name, log in logs(pattern).items():
+            print(printable(f"{log}: model {name}"), file=sys.stderr)
+            files = {key: of_model(getattr(args, key), pattern, log) for key in of_one}
+            if args.audit_command == "find" and args.key and MODEL in str(args.key):
+                files["key"] = of_model(args.key, pattern, log)
+            yield argparse.Namespace(**vars(args) | files | {"log": log})
 
 
 def _verify(args: argparse.Namespace) -> int:

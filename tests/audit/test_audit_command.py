@@ -597,4 +597,13 @@ def test_the_checkpoint_of_a_pattern_is_a_pattern(so8t, tmp_path, two):
 
 def test_a_database_has_one_log(so8t, tmp_path, two):
     code, _, said = so8t("export", tmp_path / "audit-{model}.jsonl", "--sqlite", tmp_path / "log.db")
-    assert code == 1 and "name one of the files" in said and not (tmp_path / "log.db").exists()
+    assert code == 1 and "name one FILE" in said and not (tmp_path / "log.db").exists()
+
+
+def test_several_files_are_read_one_after_the_other(so8t, tmp_path, two):
+    code, out, said = so8t("stats", *two, "--json")
+    assert code == 0 and out.count('"requests": [') == 2 and said.splitlines() == [f"{path}:" for path in two]
+    w.write(two[1], [*w.chain(records()[:2]), "hello"])
+    assert so8t("verify", *two)[0] == so8t("verify", *reversed(two))[0] == 1
+    code, _, said = so8t("verify", *two, "--checkpoint", tmp_path / "note")
+    assert code == 1 and "--checkpoint belongs to one log" in said

@@ -1,6 +1,8 @@
 """The router mode of llama-server: a process for each model, one place for clients and reviewers."""
 
+import os
 import shutil
+import signal
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -175,3 +177,65 @@ def test_a_setting_that_cannot_work_is_an_error_at_start(runtime, models, tmp_pa
     assert result.returncode == 1 and list(tmp_path.iterdir()) == []
     (line,) = [line for line in result.stderr.splitlines() if "error:" in line]
     assert words in line
+
+
+def child_of(server: Server, model: str) -> int:
+    """Process id of a model."""
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        pid, _, rest = path.read_text(errors="replace").partition(" ")
+        words = (path.parent / "cmdline").read_bytes().split(b"\0")
+        if int(rest.rpartition(")")[2].split()[1]) == server.process.pid and model.encode() in words:
+            return int(pid)
+    raise AssertionError(f"{model} has no process")
+
+
+def test_a_process_that_hangs_hides_no_other(router):
+    with ThreadPoolExecutor(1) as pool:
+        for name in NAMES:
+            ask(router, name, "fine")
+        waiting = pool.submit(ask, router, NAMES[0], "ask")
+        (entry,) = pending(router, 1)
+        pid = child_of(router, NAMES[1])
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            listed = router.get("/so8t/escalations")
+            assert listed["silent"] == [NAMES[1]]
+            assert entry["id"] in {e["id"] for e in listed["escalations"]}
+            found = router.get("/so8t")["models"]
+            assert found[NAMES[0]]["so8t"] and found[NAMES[1]] == {"status": "loaded", "so8t": None}
+            unknown = router.request("POST", "/so8t/escalations/esc-none", {"action": "deny", "reviewer": "Ada"})
+            assert unknown.status == 503 and NAMES[1] in unknown.json()["error"]["message"]
+            decided = router.request("POST", f"/so8t/escalations/{entry['id']}?model={NAMES[0]}",
+                                     {"action": "deny", "reviewer": "Ada"})  # fmt: skip
+            assert decided.status == 200
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        assert waiting.result(timeout=30).so8t["enforced"] == "denied"
+    assert router.get("/so8t/escalations")["silent"] == []
+
+
+def test_a_model_with_a_held_answer_is_not_unloaded_for_another(runtime, models):
+    flags = (*SMALL, *ENFORCE, "--models-max", "1")
+    with (
+        Server(runtime / "llama-server", "--models-dir", models, *flags) as small,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        held = pool.submit(ask, small, NAMES[0], "ask")
+        (entry,) = pending(small, 1)
+        other = pool.submit(ask, small, NAMES[1], "fine")
+        time.sleep(2)
+        assert not held.done() and not other.done()
+        assert [e["status"] for e in small.get("/so8t/escalations")["escalations"]] == ["pending"]
+        small.post(f"/so8t/escalations/{entry['id']}", {"action": "allow", "reviewer": "Ada"})
+        assert held.result(timeout=60).so8t["enforced"] == "released"
+        assert other.result(timeout=60).so8t["decision"] == "allow"
+
+
+def test_a_key_of_the_environment_is_that_of_the_processes_too(runtime, models, monkeypatch):
+    monkeypatch.setenv("LLAMA_API_KEY", KEY)
+    with Server(runtime / "llama-server", "--models-dir", models, *SMALL, *ENFORCE) as server:
+        assert server.request("GET", "/so8t").status == 401
+        server.key = KEY
+        assert ask(server, NAMES[0], "fine").so8t["decision"] == "allow"
+        assert server.get("/so8t")["models"][NAMES[0]]["so8t"]["policy"]["mode"] == "enforce"
+        assert server.get("/so8t/escalations")["silent"] == []
