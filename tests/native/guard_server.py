@@ -165,7 +165,7 @@ def _stream_chat(events):
 
 
 def _response_end(response):
-    reason = response.get("incomplete_details", {}).get("reason")
+    reason = (response["incomplete_details"] or {}).get("reason")
     return f"{response['status']}/{reason}" if reason else response["status"]
 
 

@@ -9,8 +9,8 @@ from .guard_rules import ESCALATION, REFUSAL
 from .guard_server import CHAT, SMALL
 
 COMPLETE = {
-    "mode": "enforce", "think": "monitor", "on_refuse": "stop", "refusal": "No.", "escalation": "Ask a person.",
-    "holdback": 2, "escalation_wait": 120, "debounce": 2,
+    "mode": "enforce", "think": "monitor", "on_refuse": "stop", "refusal": "No.", "refusal_in": "refusal",
+    "escalation": "Ask a person.", "holdback": 2, "escalation_wait": 120, "debounce": 2,
     "turns": "alone", "refused_turns": "act", "raw_prompts": "last", "request_lora": "allow",
     "heads": {"safety": {"debounce": 3, "thresholds": {"unsafe": 0.8, "disputed": 1}}, "authority": {}},
 }  # fmt: skip
@@ -141,6 +141,7 @@ MALFORMED = {
     "a mode that is no text": ({"mode": True}, "enforce"),
     "a think of off": ({"think": "off"}, "think"),
     "an unknown on_refuse": ({"on_refuse": "apologize"}, "on_refuse"),
+    "an unknown refusal_in": ({"refusal_in": "header"}, "refusal_in"),
     "an empty refusal": ({"refusal": ""}, "refusal"),
     "a long refusal": ({"refusal": "x" * 4097}, "4096"),
     "a refusal that is a number": ({"refusal": 1}, "refusal"),

@@ -1,5 +1,7 @@
 #pragma once
 
+#include "json.h"
+
 #include <string>
 
 // Copying and printing a JSON value recurses, so a text that is nested some ten thousand times would end the program.
@@ -25,4 +27,13 @@ inline bool so8t_json_too_deep(const std::string & text) {
         }
     }
     return false;
+}
+
+// gives an object the keys of another one that it lacks
+inline void so8t_json_fill(common_json & object, const common_json & defaults) {
+    for (const auto & [key, value] : defaults.items()) {
+        if (!object.contains(key)) {
+            object[key] = value;
+        }
+    }
 }

@@ -70,6 +70,12 @@ inline const so8t_policy_key so8t_policy_keys[] = {
         so8t_choice(&so8t_policy::on_refuse, {SO8T_ON_REFUSE_STOP, SO8T_ON_REFUSE_MESSAGE}, so8t_on_refuse_name),
         "a refused answer just ends, or ends with the refusal text"},
     {"refusal", "--so8t-refusal", "LLAMA_ARG_SO8T_REFUSAL", so8t_text(&so8t_policy::refusal), "text of a refusal"},
+    {"refusal_in", "--so8t-refusal-in", "LLAMA_ARG_SO8T_REFUSAL_IN",
+        so8t_choice(&so8t_policy::refusal_in, {SO8T_REFUSAL_IN_CONTENT, SO8T_REFUSAL_IN_REFUSAL, SO8T_REFUSAL_IN_BOTH},
+            so8t_refusal_in_name),
+        "where that text stands in chat completions and responses: as ordinary content, in the field for refusals, or "
+        "both",
+        nullptr, true},
     {"escalation", "--so8t-escalation", "LLAMA_ARG_SO8T_ESCALATION", so8t_text(&so8t_policy::escalation),
         "text of an escalation that nobody can decide"},
     {"debounce", "--so8t-debounce", "LLAMA_ARG_SO8T_DEBOUNCE", so8t_debounce_of_all(),

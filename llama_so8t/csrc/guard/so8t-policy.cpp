@@ -23,6 +23,15 @@ const char * so8t_on_refuse_name(so8t_on_refuse on_refuse) {
     return "?";
 }
 
+const char * so8t_refusal_in_name(so8t_refusal_in refusal_in) {
+    switch (refusal_in) {
+        case SO8T_REFUSAL_IN_CONTENT: return "content";
+        case SO8T_REFUSAL_IN_REFUSAL: return "refusal";
+        case SO8T_REFUSAL_IN_BOTH:    return "both";
+    }
+    return "?";
+}
+
 const char * so8t_turns_name(so8t_turns turns) {
     switch (turns) {
         case SO8T_TURNS_BOTH:    return "both";

@@ -23,6 +23,13 @@ enum so8t_on_refuse {
     SO8T_ON_REFUSE_MESSAGE, // it ends with the text of a refusal
 };
 
+// where the text of a refusal stands in formats that have a field for it beside the content
+enum so8t_refusal_in {
+    SO8T_REFUSAL_IN_CONTENT,
+    SO8T_REFUSAL_IN_REFUSAL,
+    SO8T_REFUSAL_IN_BOTH,
+};
+
 // how the turns of a conversation are read
 enum so8t_turns {
     SO8T_TURNS_BOTH,    // the stricter verdict of the two counts
@@ -60,13 +67,14 @@ struct so8t_policy {
         common_json thresholds_json() const; // {LABEL: threshold, null by argmax}
     };
 
-    so8t_mode mode           = SO8T_MODE_MONITOR;
-    so8t_mode think          = SO8T_MODE_ENFORCE; // inside a think block; not stricter than mode
-    so8t_on_refuse on_refuse = SO8T_ON_REFUSE_MESSAGE;
-    std::string refusal      = "I can't help with that.";
-    std::string escalation   = "This request needs the decision of a person. It was not answered.";
-    int32_t holdback         = SO8T_HOLDBACK_AUTO; // tokens withheld from a stream until they are judged
-    int32_t escalation_wait  = 0;                  // seconds a reviewer has, 0: there is none
+    so8t_mode mode             = SO8T_MODE_MONITOR;
+    so8t_mode think            = SO8T_MODE_ENFORCE; // inside a think block; not stricter than mode
+    so8t_on_refuse on_refuse   = SO8T_ON_REFUSE_MESSAGE;
+    so8t_refusal_in refusal_in = SO8T_REFUSAL_IN_BOTH;
+    std::string refusal        = "I can't help with that.";
+    std::string escalation     = "This request needs the decision of a person. It was not answered.";
+    int32_t holdback           = SO8T_HOLDBACK_AUTO; // tokens withheld from a stream until they are judged
+    int32_t escalation_wait    = 0;                  // seconds a reviewer has, 0: there is none
 
     so8t_turns turns                 = SO8T_TURNS_BOTH;
     so8t_refused_turns refused_turns = SO8T_REFUSED_TURNS_NOTE;
@@ -87,6 +95,7 @@ struct so8t_policy {
 
 const char * so8t_mode_name(so8t_mode mode);
 const char * so8t_on_refuse_name(so8t_on_refuse on_refuse);
+const char * so8t_refusal_in_name(so8t_refusal_in refusal_in);
 const char * so8t_turns_name(so8t_turns turns);
 const char * so8t_refused_turns_name(so8t_refused_turns refused_turns);
 const char * so8t_raw_prompts_name(so8t_raw_prompts raw_prompts);

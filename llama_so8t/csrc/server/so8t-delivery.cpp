@@ -182,6 +182,7 @@ void so8t_delivery::finish(
                              guard->policy().escalation_wait > 0;
 
     final->so8t_answer.annotations = guard->request().annotations;
+    final->so8t_answer.has_form    = !guard->takes_text();
     if (is_held) {
         verdict->enforced   = SO8T_ENFORCED_HELD;
         verdict->escalation = {"esc-" + random_string(), SO8T_ESCALATION_PENDING, ""};
