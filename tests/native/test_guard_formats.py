@@ -273,3 +273,42 @@ def test_a_prompt_that_is_too_long_has_the_code_that_clients_look_for(server):
 def test_errors_of_llama_cpp_stay_as_they_are(server):
     reply = server.request("POST", "/completion", b"{}")
     assert reply.status == 400 and reply.json()["error"]["code"] == 400
+
+
+# ---- what comes back ----
+
+
+def given_back(name, reply, question):
+    """The reply to a conversation that goes on behind an answer, as the SDKs of the API give answers back."""
+    turns = [{"role": "user", "content": "bomb"}, {"role": "user", "content": question}]
+    if name == "chat":
+        return {"messages": [turns[0], reply["choices"][0]["message"], turns[1]]}
+    if name == "responses":
+        return {"input": [turns[0], *reply["output"], turns[1]]}
+    return {"messages": [turns[0], {"role": "assistant", "content": reply["content"]}, turns[1]], "max_tokens": 64}
+
+
+@pytest.mark.parametrize("place", ["content", "refusal", "both"])
+@pytest.mark.parametrize("name", ["chat", "responses", "messages"])
+def test_a_conversation_goes_on_behind_a_refusal(serve, guard_file, name, place):
+    """Its text is recognized as the guard's own, in whatever field it comes back: the turn before it is only noted."""
+    server, endpoint = serve(guard_file, *POLICY.flags, "--so8t-refusal-in", place), ENDPOINTS[name]
+    refused = server.post(endpoint.path, endpoint.body("bomb"))
+    assert refused["so8t"]["decision"] == "refuse"
+    reply = server.post(endpoint.path, given_back(name, refused, "fine"))
+    api_types.WHOLE[name](reply)
+    assert reply["so8t"]["decision"] == "allow" and "all is well here" in json.dumps(reply)
+    assert reply["so8t"]["turns"] and all(turn["noted"] for turn in reply["so8t"]["turns"])
+    again = server.post(endpoint.path, given_back(name, refused, "bomb"))
+    assert again["so8t"]["decision"] == "refuse"
+
+
+def test_a_part_that_is_a_refusal_is_text(server):
+    part = {"role": "assistant", "content": [{"type": "refusal", "refusal": REFUSAL}]}
+    body = {"messages": [{"role": "user", "content": "bomb"}, part, {"role": "user", "content": "fine"}]}
+    assert server.post(CHAT.path, body)["choices"][0]["message"]["content"] == "all is well here"
+    for odd in ({"type": "refusal"}, {"type": "refusal", "refusal": 7}, {"type": 7, "refusal": "a"}, 7):
+        assert server.request("POST", CHAT.path, {"messages": [part | {"content": [odd]}]}).status in (400, 500)
+    evil = {"role": "assistant", "content": None, "refusal": "evil "}  # given text, which is judged
+    reply = server.post(CHAT.path, {"messages": [{"role": "user", "content": "fine"}, evil, body["messages"][2]]})
+    assert reply["so8t"]["triggered"]["reading"] == "given"

@@ -49,3 +49,28 @@ std::vector<so8t_client_text> so8t_client_texts(const common_json & body) {
     }
     return texts;
 }
+
+static bool so8t_has_text(const common_json & object, const char * key) {
+    return object.is_object() && object.contains(key) && object.at(key).is_string() &&
+           !object.at(key).get<std::string>().empty();
+}
+
+void so8t_refusals_as_text(common_json & body) {
+    if (!body.contains("messages") || !body.at("messages").is_array()) {
+        return;
+    }
+    for (auto & message : body.at("messages")) {
+        if (!message.is_object() || !so8t_has_text(message, "role") || message.at("role") != "assistant") {
+            continue;
+        }
+        if (message.contains("content") && message.at("content").is_array()) {
+            for (auto & part : message.at("content")) {
+                if (so8t_has_text(part, "refusal") && so8t_has_text(part, "type") && part.at("type") == "refusal") {
+                    part = common_json::object({{"type", "text"}, {"text", part.at("refusal")}});
+                }
+            }
+        } else if (!so8t_has_text(message, "content") && so8t_has_text(message, "refusal")) {
+            message["content"] = message.at("refusal");
+        }
+    }
+}

@@ -19,3 +19,7 @@ std::vector<so8t_client_text> so8t_client_texts(const std::vector<common_chat_ms
 
 // of the body of a raw endpoint: the texts of its prompts, or those around the gap that /infill fills
 std::vector<so8t_client_text> so8t_client_texts(const common_json & body);
+
+// A refusal that a client gives back, as a field of the assistant's message or as a part of its content, becomes text of this
+// message: llama.cpp drops the one and refuses the other. body: of a chat
+void so8t_refusals_as_text(common_json & body);
