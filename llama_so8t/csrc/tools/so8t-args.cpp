@@ -44,11 +44,10 @@ static std::vector<common_arg> so8t_policy_args(std::index_sequence<I...>) {
         [](common_params & params, const std::string & value) { params.so8t.policy.file = so8t_policy_read(value); })
             .set_examples({LLAMA_EXAMPLE_COMPLETION, LLAMA_EXAMPLE_CLI, LLAMA_EXAMPLE_SERVER})
             .set_env("LLAMA_ARG_SO8T_POLICY_FILE"));
-    // other than llama.cpp's plain flags, those that can be denied do not take a wrong value of their variable for false
-    args.push_back(common_arg({"--so8t-require-heads"}, {"--no-so8t-require-heads"},
+    args.push_back(common_arg({"--so8t-require-heads"},
         "SO8T: a model without heads, or with none that was fitted, is an error (default: it is loaded, and nothing is "
         "judged)",
-        [](common_params & params, bool value) { params.so8t.require_heads = value; })
+        [](common_params & params) { params.so8t.require_heads = true; })
             .set_examples({LLAMA_EXAMPLE_COMPLETION, LLAMA_EXAMPLE_CLI, LLAMA_EXAMPLE_SERVER})
             .set_env("LLAMA_ARG_SO8T_REQUIRE_HEADS"));
     return args;
@@ -191,6 +190,14 @@ static void so8t_tell_holdback(const so8t_policy & policy) {
 // one line that llama-cli shows, too, whose log has errors only
 #define SO8T_WARN(...) LOG_WRNV(LOG_LEVEL_ERROR, __VA_ARGS__)
 
+// llama.cpp takes every value of a flag's variable that it does not know for false
+static void so8t_check_flag(const char * variable) {
+    const char * value = std::getenv(variable);
+    if (value && *value && !common_arg_utils::is_truthy(value) && !common_arg_utils::is_falsey(value)) {
+        throw std::invalid_argument(std::string(variable) + ": found '" + value + "', expected 1 or 0");
+    }
+}
+
 // heads that cannot act are said, because the user believes to be guarded by them
 static void so8t_check_heads(const llama_model * model, const so8t_params & params) {
     const int32_t n_heads = llama_so8t_n_heads(model);
@@ -213,6 +220,7 @@ static void so8t_check_heads(const llama_model * model, const so8t_params & para
 
 bool so8t_init(const llama_model * model, common_params & params) {
     try {
+        so8t_check_flag("LLAMA_ARG_SO8T_REQUIRE_HEADS");
         so8t_check_heads(model, params.so8t);
         params.sampling.so8t.policy = so8t_policy_init(model, params.so8t.policy);
         if (params.sampling.so8t.policy) {
