@@ -88,6 +88,17 @@ class Site:
         return any(rotation.per in (PER_HEAD, PER_HEAD_KV) for rotation in self.rotations)
 
 
+LINEAR_NAMES: Mapping[str, str] = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+"""Linear maps of a layer: name after ``model.layers.{i}.`` in a checkpoint -> after ``blk.{i}.`` in a file."""
+
 _QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 
 # colours: Okabe and Ito's palette, told apart by people with any kind of colour vision (https://jfly.uni-koeln.de/color/)
@@ -458,6 +469,7 @@ class Keys:
     HEAD_SCOPE = "so8t.head.{name}.scope"
     HEAD_RULE = "so8t.head.{name}.rule"
     HEAD_PROMPT_TOKEN = "so8t.head.{name}.prompt_token"
+    LORA_FOLDED = "so8t.lora.folded"  # of a LoRA adapter
 
 
 class Tensors:

@@ -58,6 +58,14 @@ def header() -> str:
         "    so8t_per             per;\n};\n\n"
         "inline constexpr so8t_rotation_row so8t_rotation_rows[] = "
         + _rows((f'"{r.name}"', _enumerator("GENERATOR", r.generator), _enumerator("PER", r.per)) for r in rotations),
+        "// weights of a layer into which a rotation is folded, and the generator that the rotation is made from\n"
+        "struct so8t_folded_row {\n    const char *         weight;\n    so8t_generator_index generator;\n};\n\n"
+        "inline constexpr so8t_folded_row so8t_folded_rows[] = "
+        + _rows(
+            (f'"{format.LINEAR_NAMES[linear]}.weight"', _enumerator("GENERATOR", rotation.generator))
+            for rotation in rotations
+            for linear in (*rotation.before, *rotation.after)
+        ),
         "// base families: X(name, whether it has a norm after q and k, {type, parameters} of its known sizes...)\n"
         + _macro("SO8T_FAMILIES", (_family(family) for family in format.FAMILIES.values())),
         "// forms of a head with a stem: X(activation, whether the stem has a norm); a head without has the one below\n"

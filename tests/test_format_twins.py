@@ -24,7 +24,7 @@ def test_the_header_is_the_one_that_is_made():
 def test_the_header_has_every_key_and_row():
     text = format_header.header()
     defined = dict(re.findall(r'#define SO8T_KV_(\w+)\s+"([^"]+)"', text))
-    assert len(python_keys()) == 19 and defined == python_keys()
+    assert len(python_keys()) == 20 and defined == python_keys()
     assert int(re.search(r"#define SO8T_FORMAT_VERSION (\d+)", text)[1]) == format.FORMAT_VERSION
     for site in format.SITES.values():
         assert f"SO8T_SITE_{site.name.upper()}," in text
@@ -33,6 +33,10 @@ def test_the_header_has_every_key_and_row():
                 f'{{"{rotation.name}", SO8T_GENERATOR_{rotation.generator.upper()}, SO8T_PER_{rotation.per.upper()}}},'
             )
             assert row in text
+            for linear in (*rotation.before, *rotation.after):
+                weight = f"{format.LINEAR_NAMES[linear]}.weight"
+                assert f'{{"{weight}", SO8T_GENERATOR_{rotation.generator.upper()}}},' in text
+    assert len(re.findall(r'{"\w+\.weight", SO8T_GENERATOR_', text)) == 12
     assert all(f'X("{family}", ' in text for family in format.FAMILIES)
     assert all(f"X({form.activation}, " in text for form in format.HEAD_FORMS.values() if form.stem)
 

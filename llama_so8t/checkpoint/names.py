@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llama_so8t.errors import CheckpointError
-from llama_so8t.format import HEAD_FORMS, Tensors, head_tensor_prefix, stem_tensor_prefix
+from llama_so8t.format import HEAD_FORMS, LINEAR_NAMES, Tensors, head_tensor_prefix, stem_tensor_prefix
 from llama_so8t.model_spec import ModelSpec
 
 EMBEDDING = "model.embed_tokens.weight"
@@ -20,25 +20,23 @@ GLOBAL_NAMES = {
 }
 """Hugging Face name -> GGUF name, outside the layers."""
 
+
+def _linear(name: str) -> dict[str, str]:
+    return {f"{name}.{part}": f"{LINEAR_NAMES[name]}.{part}" for part in ("weight", "bias")}
+
+
 LAYER_NAMES = {
     "input_layernorm.weight": "attn_norm.weight",
-    "self_attn.q_proj.weight": "attn_q.weight",
-    "self_attn.q_proj.bias": "attn_q.bias",
-    "self_attn.k_proj.weight": "attn_k.weight",
-    "self_attn.k_proj.bias": "attn_k.bias",
-    "self_attn.v_proj.weight": "attn_v.weight",
-    "self_attn.v_proj.bias": "attn_v.bias",
-    "self_attn.o_proj.weight": "attn_output.weight",
-    "self_attn.o_proj.bias": "attn_output.bias",
+    **_linear("self_attn.q_proj"),
+    **_linear("self_attn.k_proj"),
+    **_linear("self_attn.v_proj"),
+    **_linear("self_attn.o_proj"),
     "self_attn.q_norm.weight": "attn_q_norm.weight",
     "self_attn.k_norm.weight": "attn_k_norm.weight",
     "post_attention_layernorm.weight": "ffn_norm.weight",
-    "mlp.gate_proj.weight": "ffn_gate.weight",
-    "mlp.gate_proj.bias": "ffn_gate.bias",
-    "mlp.up_proj.weight": "ffn_up.weight",
-    "mlp.up_proj.bias": "ffn_up.bias",
-    "mlp.down_proj.weight": "ffn_down.weight",
-    "mlp.down_proj.bias": "ffn_down.bias",
+    **_linear("mlp.gate_proj"),
+    **_linear("mlp.up_proj"),
+    **_linear("mlp.down_proj"),
 }
 """After ``model.layers.{i}.`` -> after ``blk.{i}.``."""
 

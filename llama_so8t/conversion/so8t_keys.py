@@ -38,6 +38,17 @@ def so8t_keys(spec: ModelSpec, explicit: Sequence[str], folded: Sequence[str]) -
     return keys
 
 
+def stock_keys(folded: Sequence[str]) -> dict[str, Any]:
+    """The key that a file of the base's architecture has: a loader of ours tells by it which adapters fit its weights.
+
+    Args:
+        folded: sites whose rotations are in the weights.
+    """
+    keys: dict[str, Any] = {}
+    _Putter(keys).texts(Keys.ROTATION_FOLDED, folded)
+    return keys
+
+
 def _put_head(put: "_Putter", head: HeadSpec) -> None:
     name = head.name
     put.texts(Keys.HEAD_LABELS.format(name=name), head.labels)

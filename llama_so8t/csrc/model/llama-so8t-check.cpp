@@ -44,6 +44,11 @@ static std::vector<float> so8t_read(const ggml_tensor * tensor) {
     return data;
 }
 
+bool so8t_is_zero(const ggml_tensor * tensor) {
+    const auto values = so8t_read(tensor);
+    return std::all_of(values.begin(), values.end(), [](float value) { return value == 0.0f; });
+}
+
 so8t_check_job::so8t_check_job(
     const ggml_tensor * rotation, const ggml_tensor * generator, const std::vector<int32_t> & representations) :
     rotation(rotation),
@@ -159,8 +164,7 @@ static void so8t_mark_unfitted(llama_model & model) {
     std::string names;
     int n_unfitted = 0;
     for (auto & head : heads->heads) {
-        const auto weight = so8t_read(head.weight);
-        head.fitted       = std::any_of(weight.begin(), weight.end(), [](float w) { return w != 0.0f; });
+        head.fitted = !so8t_is_zero(head.weight);
         if (!head.fitted) {
             names += (n_unfitted++ ? ", " : "") + head.name;
         }

@@ -1,5 +1,6 @@
 #include "llama-so8t-heads.h"
 
+#include "llama-so8t.h"
 #include "so8t-format.h"
 #include "so8t-kv.h"
 
@@ -182,6 +183,10 @@ static int32_t so8t_load_stem(llama_model_base & model, llama_model_loader & ml,
 }
 
 void so8t_load_heads(llama_model_base & model, llama_model_loader & ml) {
+    if (model.arch != LLM_ARCH_SO8T) { // a base whose converter has folded rotations
+        const auto sites = so8t_load_sites(ml.metadata, SO8T_KV_ROTATION_FOLDED);
+        model.so8t_folded.assign(sites.begin(), sites.end());
+    }
     const auto names = so8t_kv_strings(ml.metadata, SO8T_KV_HEADS, false);
     if (names.empty()) {
         return;

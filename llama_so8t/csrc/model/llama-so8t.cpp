@@ -21,7 +21,7 @@ static bool so8t_is_per_head(so8t_per per) {
 // hyper-parameters
 //
 
-static std::vector<so8t_site> so8t_load_sites(const gguf_context * ctx, const char * key) {
+std::vector<so8t_site> so8t_load_sites(const gguf_context * ctx, const char * key) {
     const so8t_names sites(std::begin(so8t_site_names), std::end(so8t_site_names));
 
     std::vector<so8t_site> result;

@@ -49,6 +49,9 @@ struct llama_model_so8t : public llama_model_base {
     std::vector<const ggml_tensor *> generators; // all of them, for saving
 };
 
+// Sites that a key of a file names, in its order. Throws std::runtime_error: one is unknown, or named twice.
+std::vector<so8t_site> so8t_load_sites(const gguf_context * ctx, const char * key);
+
 // call sites in llama.cpp
 
 // split mode tensor: the axis that the devices share a tensor along, or NONE where llama.cpp's own rules are right.

@@ -28,6 +28,7 @@
 #define SO8T_KV_HEAD_SCOPE                  "so8t.head.%s.scope"
 #define SO8T_KV_HEAD_RULE                   "so8t.head.%s.rule"
 #define SO8T_KV_HEAD_PROMPT_TOKEN           "so8t.head.%s.prompt_token"
+#define SO8T_KV_LORA_FOLDED                 "so8t.lora.folded"
 
 // tensors, always F32. The part before the first dot is registered in llama-arch (LLM_TENSOR_SO8T_*),
 // the suffixes below follow it.
@@ -111,6 +112,27 @@ inline constexpr so8t_rotation_row so8t_rotation_rows[] = {
     {"v", SO8T_GENERATOR_V, SO8T_PER_HEAD_KV},
     {"heads", SO8T_GENERATOR_HEADS, SO8T_PER_GROUP},
     {"ffn", SO8T_GENERATOR_FFN, SO8T_PER_BLOCK},
+};
+
+// weights of a layer into which a rotation is folded, and the generator that the rotation is made from
+struct so8t_folded_row {
+    const char *         weight;
+    so8t_generator_index generator;
+};
+
+inline constexpr so8t_folded_row so8t_folded_rows[] = {
+    {"attn_q.weight", SO8T_GENERATOR_GATE_SAFE},
+    {"attn_k.weight", SO8T_GENERATOR_GATE_SAFE},
+    {"attn_v.weight", SO8T_GENERATOR_GATE_SAFE},
+    {"attn_q.weight", SO8T_GENERATOR_GATE_CMD},
+    {"attn_k.weight", SO8T_GENERATOR_GATE_CMD},
+    {"attn_v.weight", SO8T_GENERATOR_GATE_CMD},
+    {"attn_q.weight", SO8T_GENERATOR_QK},
+    {"attn_k.weight", SO8T_GENERATOR_QK},
+    {"attn_v.weight", SO8T_GENERATOR_V},
+    {"attn_output.weight", SO8T_GENERATOR_HEADS},
+    {"ffn_gate.weight", SO8T_GENERATOR_FFN},
+    {"ffn_up.weight", SO8T_GENERATOR_FFN},
 };
 
 // base families: X(name, whether it has a norm after q and k, {type, parameters} of its known sizes...)
