@@ -58,16 +58,13 @@ class SO8TGenerators(nn.Module):
 
     def rotate_gate(self, x: torch.Tensor) -> torch.Tensor:
         """Site gate: ``R_cmd R_safe x``, R_safe first. ``(..., d) -> (..., d)``."""
-        if "gate_safe" not in self:
+        if not hasattr(self, "gate_safe"):
             return x
         return rotate_blocks(x, rotation(self.gate_cmd) @ rotation(self.gate_safe))
 
     def rotate_ffn(self, x: torch.Tensor) -> torch.Tensor:
         """Site ffn. ``(..., d) -> (..., d)``."""
         return rotate_blocks(x, rotation(self.ffn))
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._parameters
 
 
 class SO8TMultiHeadAttention(nn.Module):
@@ -139,7 +136,7 @@ class SO8TMultiHeadAttention(nn.Module):
             sliding_window=self.sliding_window,
             **kwargs,
         )  # output (batch, seq, heads, head_dim)
-        if "heads" in generators:  # diff with Qwen3: site heads
+        if hasattr(generators, "heads"):  # not `in`: PEFT may have wrapped them; diff with Qwen3: site heads
             output = mix_heads(output, rotation(generators.heads))
         output = output.reshape(*input_shape, -1).contiguous()  # (batch, seq, heads * head_dim)
         return self.o_proj(output), weights
