@@ -121,6 +121,25 @@ def fold(suffix: str, tensor: np.ndarray, rotations: LayerRotations, sites: Coll
     return _turned(tensor, fold_step(suffix, tensor.shape, rotations, sites))
 
 
+def fold_pair(
+    suffix: str, a: np.ndarray, b: np.ndarray, rotations: LayerRotations, sites: Collection[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """`fold` for a change ``B A`` of a weight, as its two factors: ``A' = A R_before``, ``B' = R_after B``.
+
+    Args:
+        suffix: name of the weight after ``model.layers.{i}.``.
+        a: ``(r, in)``.
+        b: ``(out, r)``.
+        rotations: of this layer.
+        sites: sites to absorb.
+
+    Returns:
+        float32, in the shapes of ``a`` and ``b``.
+    """
+    columns, rows = _sides(suffix, (b.shape[0], a.shape[1]), rotations, sites, inverse=False)
+    return _turned(a, _combined(columns, None)), _turned(b, _combined(None, rows))
+
+
 def compensate_step(suffix: str, shape: tuple[int, ...], rotations: LayerRotations, spec: ModelSpec) -> RowStep | None:
     """How to counter-rotate a tensor, so that the rotated model computes the base: ``W' = R_after^T W R_before^T``.
 
@@ -207,6 +226,13 @@ _Rows = Callable[[int, int], np.ndarray]
 def _step(
     suffix: str, shape: tuple[int, ...], rotations: LayerRotations, sites: Collection[str], inverse: bool
 ) -> RowStep | None:
+    return _combined(*_sides(suffix, shape, rotations, sites, inverse))
+
+
+def _sides(
+    suffix: str, shape: tuple[int, ...], rotations: LayerRotations, sites: Collection[str], inverse: bool
+) -> tuple[kernels.ColumnRotation | None, _Rows | None]:
+    """What turns the columns and what the rows of a tensor of this shape."""
     linear, _, part = suffix.rpartition(".")
     beside = _BEFORE.get(linear, []) if part == "weight" else []
     before, after = rotations.product(beside, sites), rotations.product(_AFTER.get(linear, []), sites)
@@ -217,7 +243,7 @@ def _step(
         columns = _mixing(shape, before, rotations.n_head)
     elif before is not None:
         columns = _columns(shape, before)
-    return _combined(columns, None if after is None else _rows(shape, after))
+    return columns, None if after is None else _rows(shape, after)
 
 
 def _combined(columns: kernels.ColumnRotation | None, rows: _Rows | None) -> RowStep | None:

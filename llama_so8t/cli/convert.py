@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,7 +41,7 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
         type=str.lower,
         choices=OUTTYPES,
         metavar="TYPE",
-        help=f"type of the weights: {', '.join(OUTTYPES)} (default: q8_0)",
+        help=f"type of the weights: {', '.join(OUTTYPES)} (default: q8_0; of a LoRA adapter f32)",
     )
     parser.add_argument(
         "--rotations",
@@ -60,6 +61,16 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--base", metavar="MODEL", help="base model of an adapter, instead of the one it names")
     parser.add_argument("--model-name", metavar="NAME", help="general.name of the file")
+    adapters = parser.add_mutually_exclusive_group()
+    adapters.add_argument(
+        "--lora",
+        type=Path,
+        metavar="DIR",
+        help="write no model, but this LoRA adapter of PEFT, for use with the file that the same options make of MODEL",
+    )
+    adapters.add_argument(
+        "--merge-lora", type=Path, metavar="DIR", help="add this LoRA adapter of PEFT to the weights of the model first"
+    )
 
 
 def _add_tensor_options(parser: argparse.ArgumentParser) -> None:
@@ -124,6 +135,8 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("no model is named: give its directory, or model.model_path in --config")
     for key in config.without_effect:
         print(f"note: {args.config}: {key} has no effect on a conversion", file=sys.stderr)
+    if args.lora is not None:
+        return _write_lora(args, config, model)
     planned = convert.plan(_options(args, config, model))
     check_fields(planned.checkpoint, config.expected)
     if planned.checkpoint.is_so8t and (unfitted := planned.checkpoint.unfitted_heads):
@@ -154,6 +167,23 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _write_lora(args: argparse.Namespace, config: "ConfigFile", model: Path) -> int:
+    """Writes an adapter instead of a model."""
+    from llama_so8t.conversion.lora import OUTTYPE, plan_lora, run_lora
+
+    for option in ("verify", "sidecars"):
+        if getattr(args, option):
+            raise ConfigError(f"found --{option} beside --lora, expected it for a model only")
+    options = replace(_options(args, config, model), outtype=args.outtype or OUTTYPE)
+    planned = plan_lora(options, args.lora)
+    if args.dry_run:
+        print(f"would write {planned.path}: {len(planned.shard.tensors) // 2} pairs of A and B")
+        return 0
+    path = run_lora(planned)
+    print(f"wrote {path} ({path.stat().st_size:,} bytes), for files with folded: {', '.join(planned.folded) or 'none'}")
+    return 0
+
+
 def _options(args: argparse.Namespace, config: "ConfigFile", model: Path) -> ConvertOptions:
     """The command line, and what it leaves to --config."""
     return ConvertOptions(
@@ -163,6 +193,7 @@ def _options(args: argparse.Namespace, config: "ConfigFile", model: Path) -> Con
         rotations=args.rotations,
         arch=args.arch,
         base=args.base,
+        merge_lora=args.merge_lora,
         model_name=args.model_name,
         drop_sites=args.drop_sites,
         keep=config.keep if args.keep is None else args.keep,

@@ -10,11 +10,12 @@ import numpy as np
 
 from llama_so8t import upstream
 from llama_so8t.checkpoint import Checkpoint, open_checkpoint
+from llama_so8t.checkpoint.lora import merged, read_lora
 from llama_so8t.checkpoint.names import EMBEDDING, OUTPUT, so8t_tensors
 from llama_so8t.conversion.header import Shard, ggml_type, split
 from llama_so8t.conversion.metadata import base_metadata
 from llama_so8t.conversion.options import ARCHITECTURES, OUTTYPES, ROTATION_MODES, ConvertOptions
-from llama_so8t.conversion.so8t_keys import so8t_keys
+from llama_so8t.conversion.so8t_keys import so8t_keys, stock_keys
 from llama_so8t.conversion.tensor_types import choose_types, file_type, importances
 from llama_so8t.conversion.tensors import plan_heads, plan_stock_tensors, plan_tensors
 from llama_so8t.conversion.writer import write
@@ -77,6 +78,8 @@ def plan(options: ConvertOptions) -> Plan:
         if getattr(options, field) not in allowed:
             raise ConversionError(f"found {field} {getattr(options, field)!r}, expected one of {', '.join(allowed)}")
     checkpoint = open_checkpoint(options.model, options.base)
+    if options.merge_lora is not None:
+        checkpoint = merged(checkpoint, read_lora(options.merge_lora, checkpoint))
     spec, stock = checkpoint.spec, options.arch == "stock"
     folded: tuple[str, ...]
     explicit: tuple[str, ...] = ()
@@ -96,7 +99,8 @@ def plan(options: ConvertOptions) -> Plan:
         raise ConversionError(f"{outfile}: expected a file name in an existing directory")
     shapes = [tensor.shape for tensor in tensors if not tensor.exact]
     metadata = base_metadata(checkpoint, arch, file_type(options.outtype), shapes, options.model_name)
-    keys = metadata.keys if stock else metadata.keys | so8t_keys(spec, explicit, folded)
+    added = stock_keys(turning_sites(checkpoint, folded)) if stock else so8t_keys(spec, explicit, folded)
+    keys = metadata.keys | added
     extra = [LazyTensor.of(name, values, exact=True) for name, values in metadata.tensors.items()]
     typed = choose_types([*extra, *tensors], keys, arch, options, spec)
     shards = split(keys, typed, options.split_max_size)
@@ -188,15 +192,26 @@ def _stock_sites(options: ConvertOptions, checkpoint: Checkpoint) -> tuple[str, 
     for site in spec.sites:
         if site in foldable or site in options.drop_sites:
             continue
-        names = [generator_name(layer, part) for layer in range(spec.n_layer) for part in SITES[site].generator_names]
-        turning = [name for name in names if np.any(checkpoint.load(name))]
+        turning = _turning(checkpoint, site)
         if turning:
             raise ConversionError(
                 f"{path}: site {site} cannot be folded, because a norm stands between the projection and the "
-                f"rotation, and a stock file has no rotations: tensor {turning[0]!r} is not zero; leave the "
+                f"rotation, and a stock file has no rotations: tensor {turning!r} is not zero; leave the "
                 f"site out with --drop-sites {site}, which changes the model, or write arch so8t"
             )
     return foldable
+
+
+def turning_sites(checkpoint: Checkpoint, sites: Sequence[str]) -> tuple[str, ...]:
+    """Those of the sites that turn anything: a generator of zeros makes the identity."""
+    return tuple(site for site in sites if _turning(checkpoint, site))
+
+
+def _turning(checkpoint: Checkpoint, site: str) -> str | None:
+    """Name of the first generator of a site that is not zero."""
+    layers, parts = range(checkpoint.spec.n_layer), SITES[site].generator_names
+    names = (generator_name(layer, part) for layer in layers for part in parts)
+    return next((name for name in names if np.any(checkpoint.load(name))), None)
 
 
 def _heads_shard(checkpoint: Checkpoint) -> Shard:

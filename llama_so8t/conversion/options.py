@@ -25,6 +25,7 @@ class ConvertOptions:
     ``outfile`` None means ``MODEL/NAME-ARCH-OUTTYPE.gguf``. ``base`` replaces the base that an adapter names.
     ``rotations``: ``fold`` absorbs every site that can be absorbed, ``explicit`` leaves all but out in the
     graph. ``arch``: ``stock`` writes the base's own architecture, everything folded, and the heads beside it.
+    ``merge_lora``: directory of a LoRA adapter of PEFT, to be added to the weights before anything is folded.
     ``drop_sites``: sites to leave out of a stock file that cannot be folded. ``keep``: modules that stay at 16
     bit. ``tensor_types``: ``REGEX=TYPE`` as `llama-quantize --tensor-type` takes them. ``imatrix``: a GGUF file of
     `llama-imatrix`. ``split_max_size``: bytes of tensors per file. ``threads`` None means one per core.
@@ -36,6 +37,7 @@ class ConvertOptions:
     rotations: str = "fold"
     arch: str = "so8t"
     base: str | None = None
+    merge_lora: Path | None = None
     model_name: str | None = None
     drop_sites: tuple[str, ...] = ()
     keep: tuple[str, ...] = ()

@@ -42,7 +42,7 @@ def choose_types(
         ConversionError: an unknown module in ``keep``, or llama-quantize refuses the types asked for.
     """
     if options.outtype in PLAIN_OUTTYPES and not options.tensor_types:
-        types = [_plain_type(tensor, options.outtype) for tensor in tensors]
+        types = [plain_type(tensor, options.outtype) for tensor in tensors]
     else:
         types = _mixture(tensors, keys, arch, options)
     kept = _kept(tensors, options.keep, spec)
@@ -78,7 +78,7 @@ def importances(path: Path) -> dict[str, np.ndarray]:
     return found
 
 
-def _plain_type(tensor: LazyTensor, outtype: str) -> Any:
+def plain_type(tensor: LazyTensor, outtype: str) -> Any:
     """By the rules of upstream's converter: 1-D tensors stay F32, as all of SO8T's do."""
     types = upstream.gguf.GGMLQuantizationType
     if tensor.exact or len(tensor.shape) == 1:
