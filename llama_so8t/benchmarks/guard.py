@@ -12,9 +12,10 @@ from typing import Any
 
 from llama_so8t import upstream
 from llama_so8t.benchmarks.paired import paired_ratio
+from llama_so8t.checkpoint.gguf_heads import unfitted_heads
 from llama_so8t.errors import So8tError
 from llama_so8t.files.gguf_file import read_gguf
-from llama_so8t.format import THRESHOLD, Keys
+from llama_so8t.format import THRESHOLD, Keys, unfitted_warning
 from llama_so8t.server_process import LlamaServer
 from llama_so8t.tools import program
 
@@ -94,7 +95,10 @@ def measure_guard(options: GuardOptions, report: Callable[[str], None]) -> dict[
 def _timings(options: GuardOptions, report: Callable[[str], None]) -> dict[str, dict[str, list[float]]]:
     """Arm -> field of `Timing` -> one value per round."""
     arms = (BARE, *options.policies)
-    vocabulary = len(read_gguf(options.model).metadata["tokenizer.ggml.tokens"].value)
+    file = read_gguf(options.model)
+    if unfitted := unfitted_heads(file):
+        report(unfitted_warning(unfitted))
+    vocabulary = len(file.metadata["tokenizer.ggml.tokens"].value)
     found: dict[str, list[Timing]] = {arm: [] for arm in arms}
     draw = random.Random(0)
     with _servers(options) as urls:

@@ -1,6 +1,7 @@
 """`so8t modelfile`: the Ollama Modelfile of a GGUF file."""
 
 import argparse
+import sys
 from pathlib import Path
 
 HELP = "write the Ollama Modelfile of a GGUF file"
@@ -25,10 +26,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Runs `so8t modelfile`."""
     # here, not above: `so8t --help` must not need the llama.cpp tree
+    from llama_so8t.checkpoint.gguf_heads import unfitted_heads
+    from llama_so8t.files.gguf_file import read_gguf
+    from llama_so8t.format import unfitted_warning
     from llama_so8t.modelfile import write_modelfile
 
     outfile = write_modelfile(
         args.gguf, args.outfile, system=args.system, license_file=args.license, replace=args.force
     )
     print(f"wrote {outfile}")
+    if unfitted := unfitted_heads(read_gguf(args.gguf)):
+        print(unfitted_warning(unfitted), file=sys.stderr)
     return 0

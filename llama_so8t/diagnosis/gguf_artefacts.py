@@ -7,7 +7,7 @@ from llama_so8t.diagnosis.report import Diagnosis
 from llama_so8t.errors import So8tError
 from llama_so8t.files import torch_file
 from llama_so8t.files.gguf_file import GgufFile, read_gguf
-from llama_so8t.format import ARCH, Keys
+from llama_so8t.format import ARCH, Keys, unfitted_warning
 from llama_so8t.inspection import inspect
 
 _PLACEHOLDER = b"# Placeholder GGUF file"
@@ -72,7 +72,10 @@ def _gguf(path: Path, head: bytes) -> Diagnosis:
         problems.append("architecture so8t of upstream's fork, which no llama.cpp ever had")
     elif arch == ARCH or Keys.HEADS in file.metadata:
         try:
-            problems += inspect(path).problems
+            report = inspect(path)
+            problems += report.problems
+            if unfitted := report.subject.unfitted_heads:
+                notes.append(unfitted_warning(unfitted).removeprefix("warning: "))
         except So8tError as error:
             problems.append(str(error))
     meaning = f"a correct GGUF version {version}: architecture {arch}, {n_layer} layers, {len(file.tensors)} tensors"

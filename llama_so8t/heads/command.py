@@ -8,7 +8,7 @@ from typing import Any
 
 from llama_so8t.checkpoint import Checkpoint, adapter
 from llama_so8t.errors import ConfigError
-from llama_so8t.format import HeadSpec
+from llama_so8t.format import HeadSpec, unfitted_warning
 from llama_so8t.heads import datasets, store
 from llama_so8t.heads.backbone import Backbone
 from llama_so8t.heads.evaluation import evaluate_task
@@ -74,7 +74,7 @@ def fit(options: FitOptions, progress: Progress) -> dict[str, Any]:
 
 
 def evaluate(model: Path, base: str | None, progress: Progress) -> dict[str, Any]:
-    """Measures the heads that a model has.
+    """Measures the heads that a model has; says once which of them were never fitted.
 
     Returns:
         The report without its part ``fit``.
@@ -83,6 +83,8 @@ def evaluate(model: Path, base: str | None, progress: Progress) -> dict[str, Any
         As `fit`.
     """
     session = _Session(model, base, progress, fitting=False)
+    if unfitted := session.checkpoint.unfitted_heads:
+        progress(unfitted_warning(unfitted))
     heads = {name: session.checkpoint.spec.heads[name] for name in HEADS}
     directions = {name: store.read_direction(session.checkpoint, head) for name, head in heads.items()}
     return session.report(directions, heads, progress)

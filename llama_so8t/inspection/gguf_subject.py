@@ -30,6 +30,8 @@ from llama_so8t.inspection.subject import (
     used_representations,
 )
 
+_POOLING_TYPE = f"{ARCH}.pooling_type"
+
 MAX_LAYERS = 4096
 MAX_WIDTH = 1 << 17
 """Largest hidden size that is believed; it bounds the blocks of a rotation tensor."""
@@ -75,6 +77,10 @@ class _Reader:
             dimension = self._get(Keys.ROTATION_DIMENSION, int)
             if dimension != DIM:
                 raise CheckpointError(f"{self.path}: found {Keys.ROTATION_DIMENSION} {dimension}, expected {DIM}")
+            if _POOLING_TYPE in self.file.metadata:
+                raise CheckpointError(
+                    f"{self.path}: found key {_POOLING_TYPE}, the mark of an embedding model, expected none"
+                )
             generators = self._generators(specs)
         return Subject(
             path=str(self.path),
@@ -117,16 +123,20 @@ class _Reader:
 
     def _sites(self, key: str) -> list[str]:
         sites = self._list(key, str) if key in self.file.metadata else []
-        for site in sites:
-            if site not in (*SITES, OUT):
+        for index, site in enumerate(sites):
+            if site not in SITES:
                 raise CheckpointError(
-                    f"{self.path}: key {key} names site {site!r}, expected some of {', '.join((*SITES, OUT))}"
+                    f"{self.path}: key {key} names site {site!r}, expected some of {', '.join(SITES)}"
                 )
+            if site in sites[:index]:
+                raise CheckpointError(f"{self.path}: key {key} names site {site} twice")
         return sites
 
     def _head_specs(self) -> dict[str, HeadSpec]:
         specs = {}
         for name in self._list(Keys.HEADS, str) if Keys.HEADS in self.file.metadata else []:
+            if name in specs:
+                raise CheckpointError(f"{self.path}: key {Keys.HEADS} names {name!r} twice")
             options = {
                 "temperature": (Keys.HEAD_TEMPERATURE, float),
                 "debounce": (Keys.HEAD_DEBOUNCE, int),
@@ -149,6 +159,14 @@ class _Reader:
                 thresholds=tuple(self._list(Keys.HEAD_THRESHOLDS.format(name=name), float)),
                 **fields,
             )
+        stems: dict[str, HeadSpec] = {}
+        for spec in specs.values():
+            first = stems.setdefault(spec.stem, spec) if spec.stem is not None else spec
+            if first.activation != spec.activation:
+                raise CheckpointError(
+                    f"{self.path}: heads {first.name} and {spec.name} share the stem {spec.stem}: "
+                    f"found activations {first.activation} and {spec.activation}, expected the same"
+                )
         return specs
 
     # --- tensors -----------------------------------------------------------------------------

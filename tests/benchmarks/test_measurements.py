@@ -65,12 +65,14 @@ def test_the_first_round_of_guard_does_not_count(monkeypatch, tmp_path):
 
     tokens = SimpleNamespace(value=["token"] * 50)
     monkeypatch.setattr(guard, "read_gguf", lambda path: SimpleNamespace(metadata={"tokenizer.ggml.tokens": tokens}))
+    monkeypatch.setattr(guard, "unfitted_heads", lambda file: ("safety",))
     monkeypatch.setattr(guard, "without_heads", lambda model, out: out)
     monkeypatch.setattr(guard, "_never", lambda model: "safety/unsafe=1")
     monkeypatch.setattr(guard, "_server", server)
     monkeypatch.setattr(guard, "_complete", complete)
     lines = []
     found = measure_guard(GuardOptions(Path("m.gguf"), tmp_path, 4, 2, 1, 1, ("off", "enforce")), lines.append)
+    assert "head safety has weights of zeros" in lines.pop(0)
     assert len(lines) == 1 and set(turns.values()) == {2}
     assert found["medians"][BARE] == {"first_ms": 10.0, "token_ms": 1.0}
     assert {arm: ratio["token_ms"]["median"] for arm, ratio in found["ratios"].items()} == {"off": 1.5, "enforce": 2.0}

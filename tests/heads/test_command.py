@@ -55,6 +55,19 @@ def test_the_stored_heads_measure_as_the_fit_said(model):
     assert measured["tasks"] == fitted["tasks"] and "fit" not in measured
 
 
+def test_heads_that_were_never_fitted_are_named_once(model):
+    lines = []
+    command.evaluate(model, None, lines.append)
+    assert [line for line in lines if "weights of zeros" in line] == [
+        "warning: heads safety, authority have weights of zeros: they were never fitted and do not act; fit them with "
+        "so8t heads fit"
+    ]
+    command.fit(FitOptions(model), lambda line: None)
+    lines.clear()
+    command.evaluate(model, None, lines.append)
+    assert lines and not any("zeros" in line for line in lines)
+
+
 def test_tables_and_json_come_from_one_report(model, capsys):
     parser = argparse.ArgumentParser()
     cli.add_arguments(parser)

@@ -37,7 +37,7 @@ def write_gguf(gguf, tmp_path: Path, rng: np.random.Generator) -> Callable[..., 
             Keys.BASE_ARCHITECTURE: "llama",
             Keys.ROTATION_DIMENSION: 8,
             Keys.ROTATION_EXPLICIT: list(explicit),
-            Keys.ROTATION_FOLDED: [site for site in (*SITES, "out") if site not in explicit],
+            Keys.ROTATION_FOLDED: [site for site in SITES if site not in explicit],
             Keys.ATTN_HEAD_REPRESENTATION: head,
             Keys.ATTN_HEAD_KV_REPRESENTATION: head_kv,
         }

@@ -230,6 +230,15 @@ def test_a_picture_of_a_broken_model_marks_it(write_gguf, tmp_path):
 # --- hostile files ---------------------------------------------------------------------------
 
 
+def _sharing(*activations):
+    pairs = zip(("safety", "authority"), activations, strict=True)
+    return {
+        key.format(name=name): value
+        for name, activation in pairs
+        for key, value in {Keys.HEAD_STEM: "s", Keys.HEAD_ACTIVATION: activation}.items()
+    }
+
+
 def _spoiled(change):
     return lambda metadata, tensors: change(metadata, tensors)
 
@@ -249,6 +258,11 @@ def _spoiled(change):
         ),
         (lambda m, t: m.update({Keys.ROTATION_FOLDED: ["gate"]}), "as explicit and as folded"),
         (lambda m, t: m.update({Keys.ROTATION_EXPLICIT: ["attention"]}), "names site 'attention'"),
+        (lambda m, t: m.update({Keys.ROTATION_FOLDED: ["out"]}), "names site 'out'"),
+        (lambda m, t: m.update({Keys.ROTATION_FOLDED: ["v", "v"]}), "names site v twice"),
+        (lambda m, t: m.update({"so8t.pooling_type": 1}), "found key so8t.pooling_type, the mark of an embedding"),
+        (lambda m, t: m.update({Keys.HEADS: ["safety", "safety"]}), "names 'safety' twice"),
+        (lambda m, t: m.update(_sharing("gelu", "tanh")), "share the stem s: found activations gelu and tanh"),
         (lambda m, t: m.update({Keys.HEADS: ["x" * 3]}), "so8t.head.xxx.labels"),
         (lambda m, t: m.update({Keys.HEAD_ACTIONS.format(name="safety"): ["allow", "explode"]}), "'explode'"),
         (lambda m, t: t.pop("blk.2.so8t_ffn_gen.weight"), "blk.2.so8t_ffn_gen.weight is missing"),

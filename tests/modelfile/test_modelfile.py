@@ -243,6 +243,15 @@ def test_the_command_writes_a_modelfile_and_says_where(write_gguf, tmp_path, cap
     assert cli.main(["modelfile", str(tmp_path / "none.gguf")]) == 1
 
 
+def test_the_command_names_heads_that_were_never_fitted(tmp_path, capsys, pinned_tree):
+    for weight, said in ((0.0, True), (1.0, False)):
+        keys = {"so8t.heads": ["safety"], "so8t.context_length": 64, "tokenizer.ggml.tokens": TOKENS}
+        tensors = {"so8t_head.safety.weight": np.full((2, 8), weight, np.float32)}
+        path = gguf_files.write_gguf(tmp_path / "m.gguf", "so8t", keys | {"tokenizer.ggml.token_type": TYPES}, tensors)
+        assert cli.main(["modelfile", str(path), "--force"]) == 0
+        assert ("warning: head safety has weights of zeros" in capsys.readouterr().err) == said
+
+
 def test_float32_values_are_short(write_gguf):
     found = dict(read_back(write_modelfile(write_gguf(), generation_config={"temperature": float(np.float32(0.7))})))
     assert found["temperature"] == "0.7"
