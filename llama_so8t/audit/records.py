@@ -10,6 +10,9 @@ from llama_so8t.audit.log import AuditError, Place
 MAX_INTEGER = 2**63 - 1
 """What SQLite can store."""
 
+_LARGEST_REAL = 2.0**128
+"""float32, in which scales are."""
+
 T = TypeVar("T")
 
 
@@ -22,12 +25,23 @@ class Event(str, Enum):
     """A request was judged."""
     ESCALATION = "escalation"
     """A held answer was decided."""
+    ADAPTERS = "adapters"
+    """The scales of LoRA adapters were changed."""
     LOST = "lost"
     """Records were dropped while the log could not be written."""
     ROTATE = "rotate"
     """The log goes on in the next file."""
     CLOSE = "close"
     """A run of the server ends."""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A LoRA adapter of the model: the sha256 of its file, and by what it is multiplied; 0: it does nothing."""
+
+    path: str
+    sha256: str
+    scale: float
 
 
 @dataclass(frozen=True)
@@ -41,6 +55,7 @@ class Open:
     mode: str | None
     settings: dict[str, Any]
     dropped_bytes: int
+    adapters: tuple[Adapter, ...]
 
 
 @dataclass(frozen=True)
@@ -91,7 +106,7 @@ class Request:
     ``model`` and ``policy`` are hashes; ``escalation`` is the id of a held answer. ``cancelled``: the client went away
     or the server ended before the answer did. ``messages`` are in the order of the request; logs of older servers have
     none. ``verdicts_omitted`` counts the last verdicts, ``messages_omitted`` the first messages of a line that would
-    have been too long with them.
+    have been too long with them. ``lora`` are adapters that the request has chosen itself: index and scale.
     """
 
     request: str
@@ -111,6 +126,7 @@ class Request:
     cancelled: bool
     verdicts_omitted: int
     messages_omitted: int
+    lora: tuple[tuple[int, float], ...]
 
 
 @dataclass(frozen=True)
@@ -121,6 +137,13 @@ class Escalation:
     status: str
     reviewer: str | None
     comment: str | None
+
+
+@dataclass(frozen=True)
+class Adapters:
+    """All adapters from here on, after some of their scales were changed."""
+
+    adapters: tuple[Adapter, ...]
 
 
 @dataclass(frozen=True)
@@ -137,7 +160,7 @@ class Bare:
     event: str
 
 
-Content = Open | Request | Escalation | Lost | Bare
+Content = Open | Request | Escalation | Adapters | Lost | Bare
 """What a line says."""
 
 
@@ -155,6 +178,8 @@ def read_record(place: Place, record: dict[str, Any]) -> Content:
             return _request(fields)
         case Event.ESCALATION:
             return _escalation(fields)
+        case Event.ADAPTERS:
+            return Adapters(fields.each("adapters", _adapter))
         case Event.LOST:
             return Lost(fields.count("lines"))
         case other:
@@ -198,6 +223,9 @@ class _Fields:
 
     def optional_integer(self, name: str) -> int | None:
         return self._optional(name, self.integer)
+
+    def real(self, name: str) -> float:
+        return float(self._get(name, (int, float), "a number", lambda value: abs(value) < _LARGEST_REAL))
 
     def number(self, name: str) -> float:
         return float(self._get(name, (int, float), "a number from 0 to 1", lambda value: 0 <= value <= 1))
@@ -248,6 +276,7 @@ def _open(fields: _Fields) -> Open:
         mode=policy.optional_text("mode"),
         settings=policy.values,
         dropped_bytes=fields.optional_integer("dropped_bytes") or 0,
+        adapters=model.optional_each("adapters", _adapter),
     )
 
 
@@ -270,6 +299,7 @@ def _request(fields: _Fields) -> Request:
         cancelled=fields.optional_flag("cancelled"),
         verdicts_omitted=fields.optional_count("verdicts_omitted") or 0,
         messages_omitted=fields.optional_count("messages_omitted") or 0,
+        lora=fields.optional_each("lora", lambda chosen: (chosen.count("id"), chosen.real("scale"))),
     )
 
 
@@ -280,6 +310,10 @@ def _escalation(fields: _Fields) -> Escalation:
         reviewer=fields.optional_text("reviewer"),
         comment=fields.optional_text("comment"),
     )
+
+
+def _adapter(fields: _Fields) -> Adapter:
+    return Adapter(fields.text("path"), fields.text("sha256"), fields.real("scale"))
 
 
 def _text(fields: _Fields) -> Text:

@@ -1,4 +1,4 @@
-"""An audit log as a SQLite database: tables runs, requests, messages, verdicts, escalations, lost."""
+"""An audit log as a SQLite database: tables runs, adapters, requests, messages, verdicts, escalations, lost."""
 
 import json
 import sqlite3
@@ -8,7 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from llama_so8t.audit.log import AuditError, Place
-from llama_so8t.audit.records import Bare, Content, Escalation, Event, Lost, Open, Request, Text, read_record
+from llama_so8t.audit.records import (
+    Adapter,
+    Adapters,
+    Bare,
+    Content,
+    Escalation,
+    Event,
+    Lost,
+    Open,
+    Request,
+    Text,
+    read_record,
+)
 from llama_so8t.files.atomic import new_file
 
 SCHEMA = """
@@ -22,6 +34,15 @@ CREATE TABLE runs (
     closed TEXT,                        -- time of its "close" line
     hash TEXT NOT NULL
 );
+CREATE TABLE adapters (
+    seq INTEGER NOT NULL,               -- of the line, "open" or "adapters", from which on this is so
+    number INTEGER NOT NULL,            -- index of the adapter, from 0
+    run INTEGER REFERENCES runs,
+    path TEXT NOT NULL,
+    sha256 TEXT NOT NULL,               -- of the file
+    scale REAL NOT NULL,
+    PRIMARY KEY (seq, number)
+) WITHOUT ROWID;
 CREATE TABLE requests (
     seq INTEGER PRIMARY KEY,
     run INTEGER REFERENCES runs,
@@ -39,6 +60,7 @@ CREATE TABLE requests (
     cancelled INTEGER NOT NULL,         -- 1: the client went away, or the server ended, before the answer did
     verdicts_omitted INTEGER NOT NULL,  -- of the last ones, for which the line had no room
     messages_omitted INTEGER NOT NULL,  -- of the first ones, likewise
+    lora TEXT,                          -- JSON: index and scale of adapters that the request has chosen
     hash TEXT NOT NULL
 );
 CREATE TABLE messages (
@@ -131,7 +153,7 @@ def export(records: Iterable[tuple[Place, dict[str, Any]]], path: Path) -> dict[
 
 _MAGIC = b"SQLite format 3\0"
 
-_TABLES = ("runs", "requests", "messages", "verdicts", "escalations", "lost")
+_TABLES = ("runs", "adapters", "requests", "messages", "verdicts", "escalations", "lost")
 
 
 class _Writer:
@@ -147,6 +169,9 @@ class _Writer:
                 settings = json.dumps(content.settings)
                 model = (content.architecture, content.name, content.model, content.mode, content.policy)
                 self._insert("runs", seq, time, *model, settings, content.dropped_bytes, None, digest)
+                self._adapters(seq, content.adapters)
+            case Adapters():
+                self._adapters(seq, content.adapters)
             case Request():
                 self._request(seq, time, content, digest)
             case Escalation():
@@ -156,6 +181,10 @@ class _Writer:
                 self._insert("lost", seq, self.run, time, content.lines, digest)
             case Bare(Event.CLOSE):
                 self.connection.execute("UPDATE runs SET closed = ? WHERE run = ?", (time, self.run))
+
+    def _adapters(self, seq: int, adapters: tuple[Adapter, ...]) -> None:
+        for number, adapter in enumerate(adapters):
+            self._insert("adapters", seq, number, self.run, adapter.path, adapter.sha256, adapter.scale)
 
     def _request(self, seq: int, time: str, request: Request, digest: str) -> None:
         t = request.triggered
@@ -167,7 +196,8 @@ class _Writer:
             *_text(request.answer),
             *(request.decision, request.enforced),
             *((t.part, t.position, t.head, t.label, t.probability) if t else (None,) * 5),
-            *(request.escalation, request.cancelled, request.verdicts_omitted, request.messages_omitted, digest),
+            *(request.escalation, request.cancelled, request.verdicts_omitted, request.messages_omitted),
+            *(json.dumps(request.lora) if request.lora else None, digest),
         )
         for number, message in enumerate(request.messages):
             self._insert("messages", seq, number, message.role, message.n_bytes, message.hmac)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from llama_so8t.audit.records import Content, Escalation, Lost, Message, Open, Request, Text, Verdict
+from llama_so8t.audit.records import Adapter, Adapters, Content, Escalation, Lost, Message, Open, Request, Text, Verdict
 
 TEXT_SHOWN = 1000
 """Characters of a prompt or an answer; ``--json`` has them all."""
@@ -20,6 +20,7 @@ def describe(record: dict, content: Content) -> str:
         case Open():
             lines[0] += f"  model {content.name or '-'} ({content.architecture or '-'}) {content.model or '-'}"
             lines[0] += f"  policy {content.mode or '-'} {content.policy or '-'}"
+            lines += map(_adapter, content.adapters)
             if content.dropped_bytes:
                 lines.append(f"cut away {content.dropped_bytes} bytes of an unfinished line")
         case Request():
@@ -30,6 +31,8 @@ def describe(record: dict, content: Content) -> str:
             lines[0] += f"  {content.escalation}  {content.status}"
             lines[0] += f" by {content.reviewer}" if content.reviewer else ""
             lines += [f"comment: {_shortened(content.comment)}"] if content.comment else []
+        case Adapters():
+            lines += map(_adapter, content.adapters)
         case Lost():
             lines[0] += f"  {content.lines} lines"
     return "\n".join(printable(line) if i == 0 else f"          {printable(line)}" for i, line in enumerate(lines))
@@ -41,6 +44,8 @@ def _request(request: Request) -> Iterator[str]:
         yield f"triggered by {t.head}={t.label} at {t.part} {t.position}, probability {_probability(t.probability)}"
     if request.escalation:
         yield f"held as {request.escalation}"
+    if request.lora:
+        yield "adapters chosen by the request: " + ", ".join(f"{i} at scale {scale:g}" for i, scale in request.lora)
     yield from (_verdict(verdict) for verdict in request.verdicts)
     if request.verdicts_omitted:
         yield f"{request.verdicts_omitted} more verdicts were left out: the line would have been too long"
@@ -50,6 +55,10 @@ def _request(request: Request) -> Iterator[str]:
     for name, text in (("prompt", request.prompt), ("answer", request.answer)):
         if text:
             yield f"{name}: {_text(text)}"
+
+
+def _adapter(adapter: Adapter) -> str:
+    return f"adapter {_shortened(adapter.path)}  {adapter.sha256}, scale {adapter.scale:g}"
 
 
 def _verdict(verdict: Verdict) -> str:

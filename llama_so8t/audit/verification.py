@@ -9,8 +9,8 @@ from typing import Any
 
 from llama_so8t.audit.anchor import Anchor, check_signature, read_anchor
 from llama_so8t.audit.chain import MAX_PARTS, Chain, Run
-from llama_so8t.audit.log import MAX_NAMED, Line, Log, Place, is_hash
-from llama_so8t.audit.records import Event
+from llama_so8t.audit.log import MAX_NAMED, AuditError, Line, Log, Place, is_hash
+from llama_so8t.audit.records import Adapters, Event, Open, read_record
 from llama_so8t.audit.tampering import Finding, tampering
 from llama_so8t.audit.text import printable
 
@@ -165,6 +165,7 @@ class _Reader:
         self.runs: dict[str | None, Line] = {}  # the first line for each of report.models
         self.dropped: list[str] = []
         self.lost: list[Finding] = []
+        self.adapted: list[str] = []
 
     def read(self, log: Log, progress: str | None) -> list[Finding]:
         for line in log.lines(progress):
@@ -186,6 +187,8 @@ class _Reader:
         for note in self.wanted:
             if line.seq == note.seq and (self.at_note[note.text] is None or end.hash == note.hash):
                 self.at_note[note.text] = line
+        if end.event in (Event.OPEN, Event.ADAPTERS) and len(self.adapted) < MAX_NAMED:
+            self.adapted += _adapted(line, record)
         if end.event == Event.LOST and len(self.lost) < MAX_NAMED:
             self.lost.append(_lost(line, record.get("lines")))
         if end.event == Event.OPEN:
@@ -255,6 +258,7 @@ class _Reader:
                 f"or lines were cut off"
             )
         yield from self.dropped
+        yield from self.adapted
 
     def _last_seq(self) -> int:
         return max((part.last for part in self.chain.parts if isinstance(part, Run)), default=0)
@@ -270,6 +274,20 @@ def _lost(line: Line, n: Any) -> Finding:
         f"before this line"
     )
     return Finding("lost", message, line.place, line.seq)
+
+
+def _adapted(line: Line, record: dict[str, Any]) -> Iterator[str]:
+    """A note for each adapter that changes the model from this line on."""
+    try:
+        content = read_record(line.place, record)
+    except AuditError:
+        return  # the chain is what is verified
+    for adapter in content.adapters if isinstance(content, Open | Adapters) else ():
+        if adapter.scale != 0:
+            yield (
+                f"{line.place} (seq {line.seq}): the LoRA adapter {adapter.path[:200]} ({adapter.sha256[:64]}) "
+                f"is part of the model from here on, scale {adapter.scale:g}"
+            )
 
 
 def _hashes(log: Log, seqs: set[int], n_lines: int) -> dict[int, dict[Place, str]]:

@@ -70,7 +70,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     show_parser.add_argument("--tail", type=count, metavar="N", help="the last N of these lines")
     stats_parser = command("stats", "count decisions, labels, escalations, models and policies")
     export_parser = command(
-        "export", "write a SQLite database with tables runs, requests, messages, verdicts, escalations and lost"
+        "export",
+        "write a SQLite database with tables runs, adapters, requests, messages, verdicts, escalations and lost",
     )
     export_parser.add_argument("--sqlite", type=Path, required=True, metavar="OUT.db", help="file to write")
     find_parser = command("find", "find the requests in which a text is a message, the prompt or the answer")

@@ -324,7 +324,10 @@ def query(path: Path, sql: str) -> list[tuple]:
 def test_export_writes_a_database_that_can_be_asked(so8t, log, tmp_path):
     db = tmp_path / "log.db"
     code, out, _ = so8t("export", log, "--sqlite", db)
-    assert code == 0 and f"wrote {db} (2 runs, 4 requests, 0 messages, 9 verdicts, 2 escalations, 0 lost)" in out
+    assert (
+        code == 0
+        and f"wrote {db} (2 runs, 0 adapters, 4 requests, 0 messages, 9 verdicts, 2 escalations, 0 lost)" in out
+    )
     assert [file.name for file in tmp_path.iterdir() if "partial" in file.name or "journal" in file.name] == []
     other = w.digest("other")
     assert query(db, "SELECT run, model_sha256, mode, policy_sha256, closed FROM runs ORDER BY run") == [

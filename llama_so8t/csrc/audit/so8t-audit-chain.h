@@ -12,6 +12,7 @@ class common_json;
 inline constexpr char SO8T_AUDIT_OPEN[]       = "open";       // a run of the server begins
 inline constexpr char SO8T_AUDIT_REQUEST[]    = "request";    // a request was judged
 inline constexpr char SO8T_AUDIT_ESCALATION[] = "escalation"; // a held answer was decided
+inline constexpr char SO8T_AUDIT_ADAPTERS[]   = "adapters";   // the scales of LoRA adapters were changed
 inline constexpr char SO8T_AUDIT_LOST[]       = "lost";       // records were dropped while the log could not be written
 inline constexpr char SO8T_AUDIT_ROTATE[]     = "rotate";     // the log goes on in the next file
 inline constexpr char SO8T_AUDIT_CLOSE[]      = "close";      // a run of the server ends

@@ -147,3 +147,16 @@ std::string so8t_tensor_hash(const std::string & path) {
     }
     return so8t_hex(hash.final());
 }
+
+std::string so8t_file_hash(const std::string & path) {
+    std::ifstream file(path, std::ios::binary);
+    so8t_sha256 hash;
+    std::vector<char> chunk(SO8T_CHUNK);
+    while (file.read(chunk.data(), chunk.size()) || file.gcount() > 0) {
+        hash.update(chunk.data(), file.gcount());
+    }
+    if (!file.eof()) {
+        throw std::runtime_error("so8t: '" + path + "' cannot be read to its end");
+    }
+    return so8t_hex(hash.final());
+}

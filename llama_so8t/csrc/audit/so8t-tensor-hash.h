@@ -7,3 +7,6 @@
 // order, joined by commas, without 1s at the end (but at least one); the digest as 32 raw bytes. On all cores.
 // Equals model_sha256 of llama_so8t/inspection/tensor_hash.py. Throws std::runtime_error.
 std::string so8t_tensor_hash(const std::string & path);
+
+// SHA-256 of the bytes of a file, in hex. Throws std::runtime_error: it cannot be read.
+std::string so8t_file_hash(const std::string & path);

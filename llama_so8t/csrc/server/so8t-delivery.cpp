@@ -23,9 +23,10 @@
 
 using partial_ptr = std::unique_ptr<server_task_result_cmpl_partial>;
 
-void so8t_delivery::begin(so8t_server & server) {
+void so8t_delivery::begin(so8t_server & server, const std::map<int, float> & lora) {
     *this        = {};
     this->server = &server;
+    this->lora   = lora;
     done         = false;
 }
 
@@ -199,6 +200,7 @@ void so8t_delivery::finish(
     record.answer   = text;
     record.n_answer = final->n_decoded;
     record.messages = guard->request().messages;
+    record.lora     = lora;
 
     const bool durable  = verdict->decision() != LLAMA_SO8T_ACTION_ALLOW;
     const bool recorded = server->record(record, *verdict, durable, verdict->audit);
@@ -313,6 +315,7 @@ void so8t_delivery::abandon(const so8t_guard * guard, const server_task & task, 
         record.answer   = text;
         record.n_answer = guard->n_generated();
         record.messages = guard->request().messages;
+        record.lora     = lora;
         server->record(record, *verdict, true, verdict->audit);
     }
     server->count(*verdict, record);

@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <deque>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -15,8 +16,8 @@
 // An answer on its way from a slot to its client. What happens is told at the top of so8t-delivery.cpp.
 class so8t_delivery {
   public:
-    // a slot takes a request
-    void begin(so8t_server & server);
+    // a slot takes a request; lora: adapters that it has chosen, by their index, and their scales
+    void begin(so8t_server & server, const std::map<int, float> & lora);
 
     // a prompt on its way into batches, for the heads that are read inside of it (so8t_guard); guard may be null
     int32_t n_reusable(const so8t_guard * guard, const server_tokens & prompt, int32_t n_cached) const;
@@ -62,6 +63,7 @@ class so8t_delivery {
         const std::string & text);
 
     so8t_server * server = nullptr;
+    std::map<int, float> lora;
     so8t_prompt_probs prompt_probs;
     llama_token prompt_token = LLAMA_TOKEN_NULL;
     int32_t i_prompt_token   = -1; // in the batch

@@ -101,8 +101,11 @@ bool so8t_server::load(const llama_model * m, const common_params & params) try 
     if (params.n_cache_reuse > 0 && policy->mode != SO8T_MODE_OFF) {
         LOG_WRN("so8t: --cache-reuse has no effect: the guard reads a prompt behind what it says, and no other\n");
     }
-    model                 = {so8t_meta(m, "general.architecture"), so8t_meta(m, "general.name"), params.model.path,
+    model = {so8t_meta(m, "general.architecture"), so8t_meta(m, "general.name"), params.model.path,
         so8t_served_name(params), ""};
+    for (const auto & adapter : params.lora_adapters) {
+        adapters.push_back({adapter.path, so8t_file_hash(adapter.path), adapter.scale});
+    }
     heads                 = so8t_heads_json(m, *policy);
     rotations             = so8t_rotations_json(m);
     policy_json           = so8t_policy_json(m, *policy);
@@ -127,7 +130,20 @@ void so8t_server::open_log(const common_params & params) {
     LOG_INF("so8t: hashing the tensors of the model for the audit log\n");
     model.sha256   = so8t_tensor_hash(params.model.path);
     audit_required = params.so8t.audit_required && policy->mode == SO8T_MODE_ENFORCE;
-    log            = std::make_unique<so8t_audit>(settings, model.to_json(false), policy_json);
+    json identity  = model.to_json(false);
+
+    identity["adapters"] = adapters_json();
+    log                  = std::make_unique<so8t_audit>(settings, identity, policy_json);
+}
+
+json so8t_server::adapters_json() const {
+    std::lock_guard<std::mutex> lock(adapters_mutex);
+    json result = json::array();
+    for (const auto & adapter : adapters) {
+        result.push_back(
+            json::object({{"path", adapter.path}, {"sha256", adapter.sha256}, {"scale", so8t_short(adapter.scale)}}));
+    }
+    return result;
 }
 
 void so8t_server::stop() {
@@ -228,6 +244,9 @@ json so8t_server::request_json(const so8t_request_record & request, const so8t_v
     }
     if (request.cancelled) {
         result["cancelled"] = true;
+    }
+    for (const auto & [index, scale] : request.lora) {
+        result["lora"].push_back(json::object({{"id", index}, {"scale", so8t_short(scale)}}));
     }
     return result;
 }
@@ -348,8 +367,10 @@ json so8t_server::info() const {
         const auto last = log->last();
         audit           = {{"path", log->path()}, {"seq", last.seq}, {"hash", last.hash}, {"failed", log->failed()}};
     }
+    json identity        = model.to_json(true);
+    identity["adapters"] = adapters_json();
     return {
-        {"model", model.to_json(true)},
+        {"model", identity},
         {"heads", heads},
         {"policy", policy_json},
         {"rotations", rotations},
@@ -545,12 +566,30 @@ void so8t_server::unload() {
     }
 }
 
-void so8t_server::set_adapters(const std::vector<common_adapter_lora_info> & adapters) {
-    std::lock_guard<std::mutex> lock(reader_mutex);
-    if (current_reader) {
-        current_reader->judge.set_adapters(adapters);
+void so8t_server::set_adapters(const std::vector<common_adapter_lora_info> & set) {
+    {
+        std::lock_guard<std::mutex> lock(reader_mutex);
+        if (current_reader) {
+            current_reader->judge.set_adapters(set);
+        }
+        memory.clear();
     }
-    memory.clear();
+    bool is_change = false;
+    {
+        std::lock_guard<std::mutex> lock(adapters_mutex);
+        for (size_t i = 0; i < std::min(set.size(), adapters.size()); ++i) {
+            is_change         |= adapters[i].scale != set[i].scale;
+            adapters[i].scale  = set[i].scale;
+        }
+    }
+    if (is_change && log) {
+        const json fields = {{"adapters", adapters_json()}};
+
+        std::lock_guard<std::mutex> lock(write_mutex);
+        if (!write(SO8T_AUDIT_ADAPTERS, fields, true)) {
+            keep(SO8T_AUDIT_ADAPTERS, fields); // before the next answer, if none may be given without a line
+        }
+    }
 }
 
 std::shared_ptr<so8t_server::reader> so8t_server::get_reader() {

@@ -33,8 +33,9 @@ struct so8t_request_record {
     std::string answer;
     int32_t n_answer;
     std::shared_ptr<const std::vector<so8t_text_digest>> messages;
-    bool judge     = false; // a text was judged
-    bool cancelled = false; // the answer has no end
+    bool judge     = false;    // a text was judged
+    bool cancelled = false;    // the answer has no end
+    std::map<int, float> lora; // adapters that the request has chosen: index and scale
 };
 
 // What llama-server knows of so8t: the model and its policy, the audit log, the answers that wait for a person, and
@@ -54,7 +55,8 @@ class so8t_server {
     // the model goes, at the end or for a sleep: no text is judged until prepare() is called again
     void unload();
 
-    // adapters of the model, as POST /lora-adapters has set them: what was read with others is forgotten
+    // adapters of the model, as POST /lora-adapters has set them: what was read with others is forgotten, and the audit
+    // log has a line of it
     void set_adapters(const std::vector<common_adapter_lora_info> & adapters);
 
     // before the queues of the server go
@@ -132,7 +134,15 @@ class so8t_server {
         so8t_trigger triggered;
     };
 
+    // a LoRA adapter, as it is now
+    struct adapter_info {
+        std::string path;
+        std::string sha256; // of the file
+        float scale;
+    };
+
     void open_log(const common_params & params);
+    json adapters_json() const;
     so8t_sampling_params sampling_params(const json & body, const server_tokens & prompt, task_response_type type);
     std::shared_ptr<reader> get_reader();
     std::vector<so8t_turn_verdict> read_turns(
@@ -159,6 +169,9 @@ class so8t_server {
 
     bool audit_required = false;
     model_info model;
+
+    mutable std::mutex adapters_mutex;
+    std::vector<adapter_info> adapters;
 
     // for info()
     json heads;
