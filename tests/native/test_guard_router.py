@@ -41,7 +41,10 @@ def logs(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def router(runtime, models, logs):
     audit = ("--so8t-audit", logs / "audit-{model}.jsonl", "--so8t-audit-checkpoint", logs / "note-{model}")
-    with Server(runtime / "llama-server", "--models-dir", models, *SMALL, *ENFORCE, *audit, key=KEY) as server:
+    gateways = ("--so8t-gateway", "litellm,agentgateway")
+    with Server(
+        runtime / "llama-server", "--models-dir", models, *SMALL, *ENFORCE, *audit, *gateways, key=KEY
+    ) as server:
         yield server
 
 
@@ -80,6 +83,21 @@ def test_texts_are_judged_by_the_model_that_is_named(router):
             assert [result["flagged"] for result in found["results"]] == [False, True]
             messages = [{"role": "user", "content": "bomb"}]
             assert router.post(f"/so8t/judge{where}", {"messages": messages, **body})["so8t"]["decision"] == "refuse"
+
+
+def test_gateways_name_the_model_that_judges(router):
+    litellm = "/beta/litellm_basic_guardrail_api"
+    body = {"input_type": "request", "texts": ["bomb"], "model": "the-model-of-the-gateway"}
+    for path, more in (
+        (f"{litellm}?model=first", {}),
+        (litellm, {"additional_provider_specific_params": {"model": "first"}}),
+    ):
+        assert router.post(path, body | more)["action"] == "BLOCKED"
+    messages = {"body": {"messages": [{"role": "user", "content": "bomb"}]}}
+    assert router.post("/request?model=first", messages)["action"]["status_code"] == 403
+    for path, asked in ((litellm, body), ("/request", messages), ("/response", {"body": {"choices": []}})):
+        reply = router.request("POST", path, asked)
+        assert reply.status == 400 and "names no model" in reply.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(
