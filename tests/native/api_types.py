@@ -22,7 +22,7 @@ ALWAYS = {
     "response": ("id", "object", "created_at", "status", "background", "completed_at", "error", "incomplete_details",
                  "instructions", "max_output_tokens", "model", "output", "parallel_tool_calls", "previous_response_id",
                  "reasoning", "service_tier", "store", "temperature", "text", "tool_choice", "tools", "top_logprobs",
-                 "top_p", "truncation", "usage", "user", "metadata"),
+                 "top_p", "truncation", "metadata"),
     "claude": ("id", "type", "role", "model", "content", "container", "stop_reason", "stop_sequence", "stop_details",
                "usage"),
     "claude usage": ("cache_creation", "cache_creation_input_tokens", "cache_read_input_tokens", "input_tokens",
@@ -112,6 +112,7 @@ def _choices(events: Sequence[Object]) -> None:
 def response(answer: Object) -> None:
     valid("openai.types.responses.Response", answer)
     has("response", answer)
+    assert answer["usage"]["total_tokens"] == answer["usage"]["input_tokens"] + answer["usage"]["output_tokens"]
     if answer["status"] == "completed":
         assert answer["incomplete_details"] is None
     if answer["status"] == "incomplete":
@@ -134,6 +135,7 @@ def response_stream(events: Sequence[Object]) -> None:
     last = events[-1]["response"]
     assert types[-1] == f"response.{last['status']}"
     response(last)
+    assert "usage" not in events[0]["response"]
     same = ("id", "created_at", "model", "tools")
     assert all(event["response"][key] == last[key] for event in events if "response" in event for key in same)
     _items(events, last)

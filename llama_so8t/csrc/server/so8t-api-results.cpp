@@ -170,7 +170,7 @@ json so8t_api_results::chunks(const json & result, bool is_last) {
             usage = chunk.at("usage");
             chunk.erase("usage");
         }
-        if (include_usage) {
+        if (include_usage && type == TASK_RESPONSE_TYPE_OAI_CHAT) { // not null in the schema of text completions
             chunk["usage"] = nullptr;
         }
         chunks.push_back(chunk);

@@ -149,10 +149,11 @@ void so8t_response_events::begin(const std::string & text, const std::string & m
         {"top_logprobs", 0},
         {"top_p", so8t_repeated(body, "top_p", &json::is_number, null)},
         {"truncation", "disabled"},
-        {"usage", null},
-        {"user", so8t_repeated(body, "user", &json::is_string, null)},
         {"metadata", so8t_repeated(body, "metadata", &json::is_object, json::object())},
     };
+    if (body.contains("user") && body.at("user").is_string()) { // it is a text or missing
+        base["user"] = body.at("user");
+    }
 }
 
 json so8t_response_events::fill_response(json response) const {
