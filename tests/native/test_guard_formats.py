@@ -5,6 +5,7 @@ of OpenAI's and Anthropic's SDKs (`api_types`).
 """
 
 import json
+import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,7 +14,7 @@ from scripted_model import scripted_gguf
 
 from . import api_types
 from .guard_rules import REFUSAL, Policy
-from .guard_server import CHAT, ENDPOINTS, HEADS, RESPONSES, TEXT
+from .guard_server import CHAT, ENDPOINTS, HEADS, RESPONSES, SMALL, TEXT, Server
 from .test_guard_paths import CALL, TOOLS, WITH_TOOLS
 
 POLICY = Policy(mode="enforce", holdback=1)
@@ -275,6 +276,36 @@ def test_errors_of_llama_cpp_stay_as_they_are(server):
     assert reply.status == 400 and reply.json()["error"]["code"] == 400
 
 
+# ---- through the router ----
+
+
+@pytest.fixture(scope="module")
+def router(runtime, guard_file, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("models")
+    shutil.copyfile(guard_file, directory / "first.gguf")
+    with Server(runtime / "llama-server", "--models-dir", directory, *SMALL, *POLICY.flags, key=KEY) as server:
+        yield server
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_router_changes_no_answer(router, name):
+    endpoint = ENDPOINTS[name]
+    for prompt in ("fine", "go"):
+        body = endpoint.body(prompt) | {"model": "first"}
+        api_types.WHOLE[name](router.post(endpoint.path, body))
+        api_types.STREAM[name](router.stream(endpoint.path, body).events)
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses", "/v1/messages", "/v1/moderations"])
+def test_an_error_of_the_router_or_of_a_model_has_the_form_of_its_api(router, path):
+    check = api_types.anthropic_error if path == "/v1/messages" else api_types.openai_error
+    for body in ({"model": "none"}, {}, {"model": "first", "messages": 1, "input": {}}):
+        reply = router.request("POST", path, body)
+        assert reply.status >= 400 or path == "/v1/messages"
+        if reply.status >= 400:
+            check(reply.json())
+
+
 # ---- what comes back ----
 
 
@@ -312,3 +343,10 @@ def test_a_part_that_is_a_refusal_is_text(server):
     evil = {"role": "assistant", "content": None, "refusal": "evil "}  # given text, which is judged
     reply = server.post(CHAT.path, {"messages": [{"role": "user", "content": "fine"}, evil, body["messages"][2]]})
     assert reply["so8t"]["triggered"]["reading"] == "given"
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "stream"])
+def test_responses_have_one_choice(server, streamed):
+    reply = server.request("POST", RESPONSES.path, RESPONSES.body("fine") | {"n": 2, "stream": streamed})
+    assert reply.status == 400 and '"n" is 2' in reply.json()["error"]["message"]
+    api_types.openai_error(reply.json())

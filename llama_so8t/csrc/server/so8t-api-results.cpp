@@ -6,6 +6,7 @@
 #include "server-task.h"
 
 #include <algorithm>
+#include <stdexcept>
 
 void so8t_api_results::begin(
     task_response_type type, const json & request, const std::string & body, const std::string & model) {
@@ -13,6 +14,9 @@ void so8t_api_results::begin(
     // names of llama.cpp, which has checked the values
     n_per_prompt  = std::max(1, json_value(request, "n_cmpl", json_value(request, "n", 1)));
     include_usage = json_value(json_value(request, "stream_options", json::object()), "include_usage", false);
+    if (type == TASK_RESPONSE_TYPE_OAI_RESP && n_per_prompt > 1) {
+        throw std::invalid_argument(string_format("\"n\" is %d, but a response has one choice", n_per_prompt));
+    }
     if (type == TASK_RESPONSE_TYPE_OAI_RESP) {
         responses.begin(body, model);
     }

@@ -15,6 +15,7 @@
 class so8t_api_results {
   public:
     // request: as llama.cpp reads it; body: as its client sent it
+    // throws std::invalid_argument: several choices of /v1/responses, which has one
     void begin(
         task_response_type type, const common_json & request, const std::string & body, const std::string & model);
 

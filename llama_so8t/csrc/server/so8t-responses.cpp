@@ -143,7 +143,7 @@ void so8t_response_events::begin(const std::string & text, const std::string & m
         {"service_tier", "default"},
         {"store", false},
         {"temperature", so8t_repeated(body, "temperature", &json::is_number, null)},
-        {"text", so8t_repeated(body, "text", &json::is_object, {{"format", {{"type", "text"}}}})},
+        {"text", {{"format", {{"type", "text"}}}}}, // llama.cpp reads no other format here
         {"tool_choice", so8t_tool_choice(body)},
         {"tools", so8t_tools(body)},
         {"top_logprobs", 0},
