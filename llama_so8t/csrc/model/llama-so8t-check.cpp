@@ -155,6 +155,33 @@ static void so8t_check_rotations(const llama_model_so8t & so8t) {
     }
 }
 
+static void so8t_check_finite(const ggml_tensor * tensor) {
+    if (!tensor) {
+        return;
+    }
+    const auto values = so8t_read(tensor);
+    const auto bad = std::find_if_not(values.begin(), values.end(), [](float value) { return std::isfinite(value); });
+    if (bad != values.end()) {
+        throw std::runtime_error(format("so8t: tensor '%s' has %f at %td, expected finite numbers", tensor->name, *bad,
+            std::distance(values.begin(), bad)));
+    }
+}
+
+static void so8t_check_heads(const llama_model & model) {
+    if (!model.so8t_heads) {
+        return;
+    }
+    for (const auto & stem : model.so8t_heads->stems) {
+        so8t_check_finite(stem.weight);
+        so8t_check_finite(stem.bias);
+        so8t_check_finite(stem.norm);
+    }
+    for (const auto & head : model.so8t_heads->heads) {
+        so8t_check_finite(head.weight);
+        so8t_check_finite(head.bias);
+    }
+}
+
 // so8t init writes heads of zeros, whose values say nothing of a text
 static void so8t_mark_unfitted(llama_model & model) {
     if (!model.so8t_heads) {
@@ -178,6 +205,7 @@ static void so8t_mark_unfitted(llama_model & model) {
 }
 
 void so8t_finish_load(llama_model & model) {
+    so8t_check_heads(model);
     so8t_mark_unfitted(model);
     if (model.arch != LLM_ARCH_SO8T) {
         return;

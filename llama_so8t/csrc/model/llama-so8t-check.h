@@ -4,7 +4,7 @@ struct ggml_tensor;
 struct llama_model;
 
 // call site in llama.cpp, after all data is loaded: throws std::runtime_error where a rotation is not in SO(8), or is not
-// exp of its stored generator. Generators are not among model.tensors_by_name from here on. Heads whose weights are all
+// exp of its stored generator, or a head or stem has a value that is not finite. Generators are not among model.tensors_by_name from here on. Heads whose weights are all
 // zeros are marked as not fitted.
 void so8t_finish_load(llama_model & model);
 
