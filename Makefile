@@ -108,18 +108,19 @@ test-vulkan: source ## rotations on a Vulkan device; Mesa's lavapipe will do, wi
 # asked for leaks (SO8T_ASAN_OPTIONS). The stack is larger, as its frames are: llama.cpp copies JSON by recursion.
 ASAN         := $(CURDIR)/build/cpu-debug
 ASAN_REPORTS := $(ASAN)/reports
-ASAN_ENV      = SO8T_LIBRARY_PATH=$(ASAN)/bin SO8T_REQUIRE=native \
+ASAN_UBSAN    = UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1:log_path=$(ASAN_REPORTS)/ubsan:suppressions=$(CURDIR)/tests/cpp/ubsan.supp
+ASAN_ENV      = $(ASAN_UBSAN) SO8T_LIBRARY_PATH=$(ASAN)/bin SO8T_REQUIRE=native \
     LD_PRELOAD=$$(gcc -print-file-name=libasan.so):$$(gcc -print-file-name=libstdc++.so) \
-    ASAN_OPTIONS=detect_leaks=0:log_path=$(ASAN_REPORTS)/asan SO8T_ASAN_OPTIONS=detect_leaks=1:log_path=$(ASAN_REPORTS)/asan \
-    UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1:log_path=$(ASAN_REPORTS)/ubsan:suppressions=$(CURDIR)/tests/cpp/ubsan.supp
+    ASAN_OPTIONS=detect_leaks=0:log_path=$(ASAN_REPORTS)/asan SO8T_ASAN_OPTIONS=detect_leaks=1:log_path=$(ASAN_REPORTS)/asan
 
-test-asan: source ## the tests of the guard under ASan and UBSan, with a build of their own
+test-asan: source ## the tests of the guard, and hostile files for the loader, under ASan and UBSan, with a build of their own
 	$(BIN)/cmake --preset cpu-debug -DPython3_EXECUTABLE=$(abspath $(BIN)/python) --log-level=WARNING
 	$(BIN)/cmake --build $(ASAN) --target llama-server llama-completion llama-cli so8t-session so8t-kernels \
-	    test-so8t-algebra test-so8t-audit
+	    test-so8t-algebra test-so8t-audit so8t-fuzz
 	rm -rf $(ASAN_REPORTS) && mkdir -p $(ASAN_REPORTS)
-	$(BIN)/ctest --test-dir $(ASAN)/tests/cpp --output-on-failure --no-tests=error -R '^so8t-(algebra|audit)$$'
-	ulimit -s 262144; env $(ASAN_ENV) $(BIN)/python -m pytest tests/native -k "(guard or scripted) and not ui"
+	env $(ASAN_UBSAN) ASAN_OPTIONS=detect_leaks=1:log_path=$(ASAN_REPORTS)/asan $(BIN)/ctest --test-dir $(ASAN)/tests/cpp \
+	    --output-on-failure --no-tests=error -R '^(so8t-(algebra|audit)|fuzz-(loader|policy|audit))$$'
+	ulimit -s 262144; env $(ASAN_ENV) $(BIN)/python -m pytest tests/native -k "(guard or scripted or hostile) and not ui"
 	@! grep -r . $(ASAN_REPORTS)
 
 CXX_SOURCES = $(filter %.cpp %.h %.cu %.cuh, $(shell git ls-files llama_so8t/csrc tests/cpp))

@@ -146,6 +146,7 @@ int main(int argc, char ** argv) {
         }
     }
     unlink(so8t_input_file.c_str());
-    printf("%s: %llu inputs, %.0f a second, no defect\n", argv[0], (unsigned long long) n_runs, n_runs / spent());
+    printf("%s: %zu seeds and %llu inputs, %.0f a second, no defect\n", argv[0], files.empty() ? seeds.size() : 0,
+        (unsigned long long) n_runs, n_runs / spent());
     return 0;
 }

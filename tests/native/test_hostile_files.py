@@ -1,0 +1,151 @@
+"""Files that contradict the format: the loader names the key or tensor that is wrong, on one line.
+
+`make test-asan` runs these under ASan and UBSan, beside the fuzzer of the loader; test_lora.py has hostile adapters.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from gguf_files import copy_gguf
+
+from llama_so8t.bindings import Session
+from llama_so8t.errors import RuntimeLibraryError
+
+KEYS = [
+    ("so8t.format_version", 2, "this program reads version 1"),
+    ("so8t.rotation.dimension", 4, "expected 8"),
+    ("so8t.base_architecture", "phi3", "expected qwen3, llama or qwen2"),
+    ("so8t.rotation.explicit", ["gate", "nose"], "expected gate, qk, v, heads or ffn"),
+    ("so8t.head.safety.actions", ["allow"], "expected the same number of each"),
+    ("so8t.head.safety.actions", ["allow", "explode"], "expected allow, escalate or refuse"),
+    ("so8t.head.safety.temperature", 0.0, "expected a number above 0"),
+    ("so8t.head.safety.debounce", 0, "expected 1 or more"),
+    ("so8t.head.safety.scope", "nowhere", "expected prompt, answer or both"),
+    ("so8t.attention.head_representation", [0, 1], "expected 9 entries of 0, 1 or 2"),
+    ("so8t.heads", ["safety", "safety"], "twice"),
+    ("so8t.heads", ["a\nb"], "has 'a?b', expected letters"),
+    ("so8t.heads", [b"\xff"], "has '?', expected letters"),
+    ("so8t.head.safety.labels", ["safe", "safe"], "has 'safe' at 1, expected different texts"),
+    ("so8t.head.safety.labels", ["safe", ""], "has '' at 1, expected different texts"),
+    ("so8t.head.safety.labels", ["safe", b"\xff\xfe"], "has '??' at 1, expected different texts in UTF-8"),
+    ("so8t.head.safety.labels", ["safe", b"\xed\xa0\x80"], "has '???' at 1"),
+    ("so8t.head.safety.labels", [str(i) for i in range(4097)], "has 4097 labels, expected at most 4096"),
+    ("so8t.head.safety.representation", 3, "so8t.head.safety.representation' is 3, expected 0, 1 or 2"),
+    ("so8t.pooling_type", 1, "so8t.pooling_type' is there"),
+    ("so8t.rotation.explicit", ["gate", "gate"], "names the site 'gate' twice"),
+    ("so8t.rotation.folded", ["qk"], "the site 'qk' is in 'so8t.rotation.explicit' and in 'so8t.rotation.folded'"),
+    ("so8t.rotation.explicit", ["x" * 1000], "names the site '" + "x" * 80 + "...', expected"),
+    ("so8t.attention.head_count_kv", 2, "are 9 and 2, expected numbers above 0, the first a multiple"),
+    ("so8t.heads", ["safety", "other"], "so8t.head.other.labels"),
+]
+"""Key, its value, and what the loader says of it."""
+
+STEMS = [
+    (("s", "gelu"), ("s", "tanh"), "share the stem 's' and have the activations 'gelu' and 'tanh', expected the same"),
+    (("s", "gelu"), ("s", "rmsnorm"), "have the activations 'gelu' and 'rmsnorm', expected the same"),
+    (("s", "gelu"), ("s", "relu"), "head 'authority' has the stem 's' and activation 'relu', expected gelu, tanh or"),
+    (("s", "gelu"), ("s", "none"), "head 'authority' has the stem 's' and activation 'none', expected gelu, tanh or"),
+    (("s", "gelu"), ("t", "relu"), "head 'authority' has the stem 't' and activation 'relu', expected gelu, tanh or"),
+    (("s", "relu"), ("s", "relu"), "head 'safety' has the stem 's' and activation 'relu', expected gelu, tanh or"),
+    (("a b", "gelu"), ("s", "gelu"), "so8t.head.safety.stem' is 'a b', expected letters"),
+]
+"""Stem and activation of both heads, and what the loader says of them."""
+
+
+def halved(values):
+    return values.astype(np.float16)
+
+
+def without_rows(values):
+    return values[:0]
+
+
+def spoiled(value):
+    def spoil(values):
+        values.reshape(-1)[3] = value
+
+    return spoil
+
+
+TENSORS = [
+    ("so8t_head.safety.weight", halved, "is f16, expected f32"),
+    ("so8t_head.safety.bias", halved, "is f16, expected f32"),
+    ("so8t_stem.x.weight", halved, "is f16, expected f32"),
+    ("blk.0.so8t_ffn_gen.weight", halved, "is f16, expected f32"),
+    ("blk.0.so8t_v_rot.weight", halved, "is f16, expected f32"),
+    ("so8t_stem.x.weight", without_rows, "has no rows, expected 1 or more"),
+    ("blk.0.so8t_ffn_gen.weight", without_rows, "has no rows, expected 1 or more"),
+    ("so8t_head.safety.weight", spoiled(np.nan), "has nan at 3, expected finite numbers"),
+    ("so8t_head.safety.weight", spoiled(-np.inf), "has -inf at 3, expected finite numbers"),
+    ("so8t_stem.x.weight", spoiled(np.nan), "has nan at 3, expected finite numbers"),
+    ("blk.1.so8t_v_rot.weight", spoiled(np.nan), "is not in SO(8)"),
+]
+"""Tensor, how it is changed, and what the loader says of it."""
+
+
+@pytest.fixture(scope="module")
+def file(make_model, to_gguf):
+    model = make_model("qwen3", hidden_size=256, num_attention_heads=9, num_key_value_heads=3, head_dim=64)
+    return to_gguf(model, "explicit")
+
+
+def on_stems(file: Path, path: Path, safety: tuple[str, str], authority: tuple[str, str]) -> Path:
+    """A copy whose two heads have these (stem, activation), the stems as wide as the hidden vector."""
+    from llama_so8t import upstream
+
+    width = upstream.gguf.GGUFReader(file).fields["so8t.embedding_length"].contents()
+    keys = {}
+    for head, (stem, activation) in (("safety", safety), ("authority", authority)):
+        keys |= {f"so8t.head.{head}.stem": stem, f"so8t.head.{head}.activation": activation}
+    stems = {stem: np.eye(width, dtype=np.float32) for stem, _ in (safety, authority)}
+    return copy_gguf(file, path, keys, {f"so8t_stem.{stem}.weight": weight for stem, weight in stems.items()})
+
+
+def assert_refused(bad: Path, words: str) -> None:
+    with pytest.raises(RuntimeLibraryError) as error:
+        Session(bad)
+    assert words in str(error.value), str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("key", "value", "words"), KEYS)
+def test_loader_names_the_key_that_is_wrong(file, tmp_path, key, value, words):
+    assert_refused(copy_gguf(file, tmp_path / "bad.gguf", {key: value}), words)
+
+
+@pytest.mark.parametrize("counts", [[9, 18], [9, 3]])
+def test_attention_heads_are_the_same_number_in_every_layer(file, tmp_path, counts):
+    from llama_so8t.upstream import gguf
+
+    value = gguf.GGUFValue(counts, gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.UINT32)
+    bad = copy_gguf(file, tmp_path / "bad.gguf", {"so8t.attention.head_count": value})
+    assert_refused(bad, f"layer 1 has {counts[1]} heads and 3 key-value heads")
+
+
+@pytest.mark.parametrize(("name", "change", "words"), TENSORS)
+def test_loader_names_the_tensor_that_is_wrong(file, tmp_path, name, change, words):
+    on = on_stems(file, tmp_path / "stems.gguf", ("x", "gelu"), ("x", "gelu"))
+    assert_refused(copy_gguf(on, tmp_path / "bad.gguf", tensors={name: change}), f"tensor '{name}")
+    assert_refused(tmp_path / "bad.gguf", words)
+
+
+def test_a_stem_that_is_missing_is_named(file, tmp_path):
+    keys = {"so8t.head.safety.stem": "x", "so8t.head.safety.activation": "gelu"}
+    assert_refused(copy_gguf(file, tmp_path / "bad.gguf", keys), "tensor 'so8t_stem.x.weight' is missing")
+
+
+@pytest.mark.parametrize(("safety", "authority", "words"), STEMS)
+def test_heads_of_one_stem_agree_on_a_known_activation(file, tmp_path, safety, authority, words):
+    assert_refused(on_stems(file, tmp_path / "bad.gguf", safety, authority), words)
+
+
+@pytest.mark.parametrize("activation", ["gelu", "tanh"])
+def test_heads_that_agree_share_a_stem(file, tmp_path, activation):
+    with Session(on_stems(file, tmp_path / "good.gguf", ("s", activation), ("s", activation))) as session:
+        assert [head.name for head in session.heads] == ["safety", "authority"]
+
+
+def test_the_number_of_files():
+    """None has left the tables unseen: `make test-asan` counts them."""
+    assert len(KEYS) + len(TENSORS) + len(STEMS) == 43
