@@ -122,7 +122,12 @@ def fold(suffix: str, tensor: np.ndarray, rotations: LayerRotations, sites: Coll
 
 
 def fold_pair(
-    suffix: str, a: np.ndarray, b: np.ndarray, rotations: LayerRotations, sites: Collection[str]
+    suffix: str,
+    a: np.ndarray,
+    b: np.ndarray,
+    rotations: LayerRotations,
+    sites: Collection[str],
+    inverse: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """`fold` for a change ``B A`` of a weight, as its two factors: ``A' = A R_before``, ``B' = R_after B``.
 
@@ -132,11 +137,12 @@ def fold_pair(
         b: ``(out, r)``.
         rotations: of this layer.
         sites: sites to absorb.
+        inverse: `compensate` instead: ``A' = A R_before^T``, ``B' = R_after^T B``.
 
     Returns:
         float32, in the shapes of ``a`` and ``b``.
     """
-    columns, rows = _sides(suffix, (b.shape[0], a.shape[1]), rotations, sites, inverse=False)
+    columns, rows = _sides(suffix, (b.shape[0], a.shape[1]), rotations, sites, inverse)
     return _turned(a, _combined(columns, None)), _turned(b, _combined(None, rows))
 
 

@@ -14,14 +14,19 @@ from typing import Any
 
 import numpy as np
 
+from llama_so8t.checkpoint import adapter
 from llama_so8t.checkpoint.adapter import CONFIG_NAME, WEIGHTS_NAME
 from llama_so8t.checkpoint.checkpoint import Checkpoint
-from llama_so8t.checkpoint.names import EMBEDDING, OUTPUT, so8t_tensors
+from llama_so8t.checkpoint.names import EMBEDDING, OUTPUT, layer_tensor, so8t_tensors
 from llama_so8t.errors import CheckpointError
 from llama_so8t.files import safetensors_file
 from llama_so8t.files.finite import check_finite, finite
 from llama_so8t.files.json_file import read_json
+from llama_so8t.folding import fold_pair, foldable_sites, is_rotated
 from llama_so8t.tensors import LazyTensor
+
+TRAINED_ON = MODEL, BASE = ("model", "base")
+"""What an adapter was trained on: the SO8T model, beside its rotations, or its base."""
 
 MERGE = "merge it with PEFT's merge_and_unload() and convert the result"
 
@@ -76,12 +81,21 @@ class Lora:
     replaced: Mapping[str, LazyTensor]
 
 
-def read_lora(path: Path, checkpoint: Checkpoint) -> Lora:
+def read_lora(path: Path, checkpoint: Checkpoint, trained_on: str | None = None) -> Lora:
     """Reads an adapter for a model; A and B are read, replaced tensors are not.
 
+    Args:
+        path: its directory.
+        checkpoint: the model.
+        trained_on: one of `TRAINED_ON`. The rotations of a compensated model leave the function of its base as it was,
+            so that an adapter for the base serves it too: A and B are then compensated as the weights are. None: the
+            model, where no adapter for the base could serve.
+
     Raises:
-        CheckpointError: it is no LoRA of PEFT, has something that is not supported, or does not fit the model.
+        CheckpointError: it is no LoRA of PEFT, has something that is not supported, or does not fit the model; or
+            ``trained_on`` is None where both are possible, or ``base`` where that is not.
     """
+    _check_trained_on(path, checkpoint, trained_on)
     file = path / CONFIG_NAME
     config = read_json(file)
     _check_config(file, config)
@@ -102,6 +116,13 @@ def read_lora(path: Path, checkpoint: Checkpoint) -> Lora:
     _check_replaced(path, checkpoint, pairs, replaced)
     if not pairs and not replaced:
         raise CheckpointError(f"{path / WEIGHTS_NAME}: found no tensor, expected A and B of some linear maps")
+    if trained_on == BASE:
+        pairs = {name: _compensated(checkpoint, pair) for name, pair in pairs.items()}
+        turned = [name for name in replaced if _is_turned(name)]
+        if turned:
+            raise CheckpointError(
+                f"{path}: found tensor {turned[0]!r} of the base as a whole, beside rotations; {MERGE}"
+            )
     return Lora(path, float(config["lora_alpha"]), pairs, replaced)
 
 
@@ -116,6 +137,39 @@ def merged(checkpoint: Checkpoint, lora: Lora) -> Checkpoint:
     for pair in lora.pairs.values():
         tensors[pair.name] = _changed(checkpoint.path, tensors[pair.name], pair)
     return replace(checkpoint, tensors=tensors)
+
+
+def _check_trained_on(path: Path, checkpoint: Checkpoint, trained_on: str | None) -> None:
+    directory = checkpoint.path
+    is_adapter = (directory / CONFIG_NAME).is_file()
+    is_compensated = is_adapter and adapter.read_fields(directory).get("so8t_compensated") is True
+    if trained_on not in (None, *TRAINED_ON):
+        raise CheckpointError(f"found trained_on {trained_on!r}, expected one of {', '.join(TRAINED_ON)}")
+    if is_compensated and trained_on is None:
+        raise CheckpointError(
+            f"{path}: the model {directory} computes what its base does, so it may have been trained on either: "
+            f"say --lora-trained-on model or --lora-trained-on base"
+        )
+    if not is_compensated and trained_on == BASE:
+        raise CheckpointError(
+            f"{path}: an adapter that was trained on the base fits an SO8T adapter that is compensated "
+            f"(so8t init --compensate --adapter), found {directory}"
+        )
+
+
+def _compensated(checkpoint: Checkpoint, pair: LoraPair) -> LoraPair:
+    found = layer_tensor(pair.name)
+    if found is None:
+        return pair
+    layer, suffix = found
+    sites = foldable_sites(checkpoint.spec)
+    a, b = fold_pair(suffix, pair.a, pair.b, checkpoint.layer_rotations(layer), sites, inverse=True)
+    return replace(pair, a=a, b=b)
+
+
+def _is_turned(name: str) -> bool:
+    found = layer_tensor(name)
+    return found is not None and is_rotated(found[1])
 
 
 def _changed(path: Path, tensor: LazyTensor, pair: LoraPair) -> LazyTensor:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llama_so8t.cli.values import count, size, words
-from llama_so8t.conversion.options import ARCHITECTURES, OUTTYPES, ROTATION_MODES, ConvertOptions
+from llama_so8t.conversion.options import ARCHITECTURES, LORA_TRAINED_ON, OUTTYPES, ROTATION_MODES, ConvertOptions
 from llama_so8t.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -70,6 +70,12 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
     )
     adapters.add_argument(
         "--merge-lora", type=Path, metavar="DIR", help="add this LoRA adapter of PEFT to the weights of the model first"
+    )
+    parser.add_argument(
+        "--lora-trained-on",
+        choices=LORA_TRAINED_ON,
+        help="what it was trained on: MODEL, beside its rotations, or the base, whose function a compensated adapter "
+        "leaves as it was (default: model; of a compensated adapter it must be said)",
     )
 
 
@@ -194,6 +200,7 @@ def _options(args: argparse.Namespace, config: "ConfigFile", model: Path) -> Con
         arch=args.arch,
         base=args.base,
         merge_lora=args.merge_lora,
+        lora_trained_on=args.lora_trained_on,
         model_name=args.model_name,
         drop_sites=args.drop_sites,
         keep=config.keep if args.keep is None else args.keep,

@@ -79,7 +79,7 @@ def plan(options: ConvertOptions) -> Plan:
             raise ConversionError(f"found {field} {getattr(options, field)!r}, expected one of {', '.join(allowed)}")
     checkpoint = open_checkpoint(options.model, options.base)
     if options.merge_lora is not None:
-        checkpoint = merged(checkpoint, read_lora(options.merge_lora, checkpoint))
+        checkpoint = merged(checkpoint, read_lora(options.merge_lora, checkpoint, options.lora_trained_on))
     spec, stock = checkpoint.spec, options.arch == "stock"
     folded: tuple[str, ...]
     explicit: tuple[str, ...] = ()

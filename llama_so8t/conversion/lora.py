@@ -51,7 +51,7 @@ def plan_lora(options: ConvertOptions, directory: Path) -> LoraPlan:
     """
     _check_options(options)
     checkpoint = open_checkpoint(options.model, options.base)
-    lora = read_lora(directory, checkpoint)
+    lora = read_lora(directory, checkpoint, options.lora_trained_on)
     _check_tensors(checkpoint, lora)
     stock = options.arch == "stock"
     if not stock and not checkpoint.is_so8t:

@@ -17,6 +17,9 @@ OUTTYPES = (
 ROTATION_MODES = ("fold", "explicit")
 ARCHITECTURES = ("so8t", "stock")
 
+LORA_TRAINED_ON = ("model", "base")
+"""`checkpoint.lora.TRAINED_ON`, for the command line, which imports no numpy."""
+
 
 @dataclass(frozen=True)
 class ConvertOptions:
@@ -25,7 +28,8 @@ class ConvertOptions:
     ``outfile`` None means ``MODEL/NAME-ARCH-OUTTYPE.gguf``. ``base`` replaces the base that an adapter names.
     ``rotations``: ``fold`` absorbs every site that can be absorbed, ``explicit`` leaves all but out in the
     graph. ``arch``: ``stock`` writes the base's own architecture, everything folded, and the heads beside it.
-    ``merge_lora``: directory of a LoRA adapter of PEFT, to be added to the weights before anything is folded.
+    ``merge_lora``: directory of a LoRA adapter of PEFT, to be added to the weights before anything is folded;
+    ``lora_trained_on``: one of `LORA_TRAINED_ON`, None where the model leaves no choice.
     ``drop_sites``: sites to leave out of a stock file that cannot be folded. ``keep``: modules that stay at 16
     bit. ``tensor_types``: ``REGEX=TYPE`` as `llama-quantize --tensor-type` takes them. ``imatrix``: a GGUF file of
     `llama-imatrix`. ``split_max_size``: bytes of tensors per file. ``threads`` None means one per core.
@@ -38,6 +42,7 @@ class ConvertOptions:
     arch: str = "so8t"
     base: str | None = None
     merge_lora: Path | None = None
+    lora_trained_on: str | None = None
     model_name: str | None = None
     drop_sites: tuple[str, ...] = ()
     keep: tuple[str, ...] = ()
