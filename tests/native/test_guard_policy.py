@@ -129,6 +129,13 @@ def test_texts_are_taken_as_they_are(serve, guard_file, policy_file):
     assert CHAT.ask(server, "bomb").refusal == text and CHAT.ask_stream(server, "bomb").text == text
 
 
+def test_a_file_of_a_server_hides_no_refusal_from_the_command_line(runtime, guard_file, policy_file):
+    """llama-cli shows the content of an answer, wherever a server tells a refusal."""
+    file = policy_file({"mode": "enforce", "refusal_in": "refusal", "refusal": "No."})
+    result = start(runtime, guard_file, "--so8t-policy-file", file, "-p", "bomb", tool="llama-cli")
+    assert result.returncode == 0 and "No." in result.stdout
+
+
 MALFORMED = {
     "no JSON": (b"mode: enforce", "is no JSON"),
     "half of it": (b'{"mode": "enforce"', "is no JSON"),

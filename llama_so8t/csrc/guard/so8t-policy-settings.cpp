@@ -142,8 +142,9 @@ std::shared_ptr<const so8t_policy> so8t_policy_init(const llama_model * model, c
     if (policy->holdback == SO8T_HOLDBACK_AUTO) {
         policy->holdback = policy->holdback_needed();
     }
-    if (!params.has_reviewers) {
+    if (!params.has_reviewers) { // no server: llama-cli shows the content
         policy->escalation_wait = 0;
+        policy->refusal_in      = SO8T_REFUSAL_IN_BOTH;
     }
     policy->eog = so8t_find_eog(llama_model_get_vocab(model));
     if (policy->mode == SO8T_MODE_ENFORCE && policy->eog == LLAMA_TOKEN_NULL) {

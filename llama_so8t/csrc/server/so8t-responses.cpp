@@ -119,7 +119,7 @@ static json so8t_tool_choice(const json & body) {
 }
 
 void so8t_response_events::begin(const std::string & text, const std::string & model) {
-    const json parsed = json::parse_no_throw(text);
+    const json parsed = so8t_json_too_deep(text) ? json::object() : json::parse_no_throw(text);
     const json body   = parsed.is_discarded() || !parsed.is_object() ? json::object() : parsed;
     const json null   = nullptr;
 

@@ -21,7 +21,8 @@ void so8t_response_cut(common_json & response);
 // One answer on its way: fields that the format always has, most of which repeat what was asked, and the numbers of events.
 class so8t_response_events {
   public:
-    // body: the request as its client sent it; what is not of the type of a field counts for nothing
+    // body: the request as its client sent it; what is not of the type of a field counts for nothing,
+    // nor does a body that is nested too deep to be repeated
     void begin(const std::string & body, const std::string & model);
 
     common_json fill_response(common_json response) const; // the whole object
