@@ -187,7 +187,8 @@ def _check_config(file: Path, config: Mapping[str, Any]) -> None:
         raise CheckpointError(f"{file}: found peft_type {reprlib.repr(kind)}, expected 'LORA'; {MERGE}")
     for key, value in config.items():
         if key not in _READ and value not in (None, False, "", [], {}):
-            raise CheckpointError(f"{file}: found {key} {reprlib.repr(value)}, which is not supported; {MERGE}")
+            field = f"{reprlib.repr(key)} {reprlib.repr(value)}"
+            raise CheckpointError(f"{file}: found {field}, which is not supported; {MERGE}")
     initial = config.get("init_lora_weights")
     if not any(initial is value or (isinstance(value, str) and initial == value) for value in _INITIALIZATIONS):
         raise CheckpointError(

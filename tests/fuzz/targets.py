@@ -20,6 +20,7 @@ import numpy as np
 from audit_writer import run, write
 from gguf_files import write_gguf
 from hypothesis import strategies as st
+from lora_adapters import write_lora
 from tiny_models import write_base
 
 from llama_so8t.algebra import random_generators
@@ -28,8 +29,11 @@ from llama_so8t.audit.anchor import read_anchor
 from llama_so8t.audit.records import read_record
 from llama_so8t.audit.statistics import render_statistics, statistics
 from llama_so8t.checkpoint import open_checkpoint
+from llama_so8t.checkpoint.adapter import WEIGHTS_NAME
 from llama_so8t.checkpoint.initialize import InitializeOptions, initialize
+from llama_so8t.checkpoint.lora import merged, read_lora
 from llama_so8t.conversion.convert import plan
+from llama_so8t.conversion.lora import plan_lora
 from llama_so8t.conversion.options import ConvertOptions
 from llama_so8t.diagnosis import diagnose
 from llama_so8t.errors import So8tError
@@ -212,7 +216,7 @@ def _gguf_seeds() -> list[bytes]:
             Keys.FORMAT_VERSION: 1,
             Keys.BASE_ARCHITECTURE: "llama",
             Keys.ROTATION_DIMENSION: 8,
-            Keys.ROTATION_FOLDED: ["ffn", "out"],
+            Keys.ROTATION_FOLDED: ["ffn"],
             Keys.ATTN_HEAD_REPRESENTATION: [0, 1],
             Keys.ATTN_HEAD_KV_REPRESENTATION: [0],
             Keys.HEADS: ["safety"],
@@ -354,6 +358,48 @@ def _read_config(path: Path) -> None:
         inspect(directory)
 
 
+# --- LoRA adapters of PEFT -----------------------------------------------------------------
+
+
+@cache
+def _lora() -> Path:
+    """A LoRA adapter for `_model`, with every field that is read."""
+    directory = Path(_kept().name) / "lora"
+    fields = {
+        "use_rslora": True,
+        "rank_pattern": {"q_proj": 2},
+        "alpha_pattern": {"mlp.*": 4},
+        "init_lora_weights": True,
+    }
+    return write_lora(directory, _model(), ["q_proj", "down_proj"], modules_to_save=None, **fields)
+
+
+def _lora_inputs() -> st.SearchStrategy[bytes]:
+    """A configuration behind its length, and the weights behind that: one of them is changed."""
+    config, weights = (_lora() / "adapter_config.json").read_bytes(), (_lora() / WEIGHTS_NAME).read_bytes()
+    configs = changed_json(json.loads(config)).map(lambda value: json.dumps(value).encode("utf-8", "surrogatepass"))
+
+    def joined(config: bytes, weights: bytes) -> bytes:
+        return len(config).to_bytes(4, "little") + config + weights
+
+    return configs.map(lambda changed: joined(changed, weights)) | changed([weights]).map(lambda w: joined(config, w))
+
+
+def _read_lora(path: Path) -> None:
+    """As `so8t convert --lora` and `--merge-lora` read it."""
+    data, directory = path.read_bytes(), path.parent / "lora"
+    directory.mkdir()
+    n = int.from_bytes(data[:4], "little")
+    (directory / "adapter_config.json").write_bytes(data[4 : 4 + n])
+    (directory / WEIGHTS_NAME).write_bytes(data[4 + n :])
+    checkpoint = open_checkpoint(_model())
+    lora = read_lora(directory, checkpoint)
+    for name in lora.pairs:
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused
+            merged(checkpoint, lora).load(name)
+    plan_lora(ConvertOptions(_model(), path.parent / "out.gguf", "f32"), directory)
+
+
 TARGETS = {
     target.name: target
     for target in (
@@ -365,5 +411,6 @@ TARGETS = {
         Target("audit", lambda: changed(_audit_seeds()), _read_audit),
         Target("anchor", lambda: changed([_ANCHOR]), _read_anchor),
         Target("config", _config_inputs, _read_config),
+        Target("lora", _lora_inputs, _read_lora),
     )
 }
