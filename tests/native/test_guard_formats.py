@@ -350,3 +350,19 @@ def test_responses_have_one_choice(server, streamed):
     reply = server.request("POST", RESPONSES.path, RESPONSES.body("fine") | {"n": 2, "stream": streamed})
     assert reply.status == 400 and '"n" is 2' in reply.json()["error"]["message"]
     api_types.openai_error(reply.json())
+
+
+@pytest.mark.parametrize("path", [*PATHS, "/completion", "/tokenize", "/apply-template"])
+def test_a_body_that_is_nested_too_deep_is_an_error_and_no_end(server, path):
+    """llama.cpp copies it, which would overflow the stack of the thread."""
+    deep = b'{"a":' * 200_000 + b"1" + b"}" * 200_000
+    body = b'{"prompt": "a", "input": "a", "content": "a", "max_tokens": 1, "messages": [], "metadata": ' + deep + b"}"
+    reply = server.request("POST", path, body)
+    assert reply.status in (400, 404)
+    assert reply.status == 404 or "nested too deep" in json.dumps(reply.json())
+    assert CHAT.ask(server, "fine").text == "all is well here"
+    nested = {"type": "object", "properties": {}}
+    for _ in range(100):
+        nested = {"type": "object", "properties": {"a": nested}}
+    tools = [{"type": "function", "name": "run", "parameters": nested}]
+    assert server.request("POST", RESPONSES.path, RESPONSES.body("fine") | {"metadata": tools}).status == 200

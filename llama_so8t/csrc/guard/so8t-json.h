@@ -7,8 +7,11 @@
 // Copying and printing a JSON value recurses, so a text that is nested some ten thousand times would end the program.
 static const int SO8T_JSON_MAX_DEPTH = 32;
 
+// of the body of any request: schemas of tools are nested
+static const int SO8T_BODY_MAX_DEPTH = 1000;
+
 // before it is parsed; text may be anything
-inline bool so8t_json_too_deep(const std::string & text) {
+inline bool so8t_json_too_deep(const std::string & text, int max_depth = SO8T_JSON_MAX_DEPTH) {
     int depth      = 0;
     bool in_string = false;
     for (size_t i = 0; i < text.size(); ++i) {
@@ -19,7 +22,7 @@ inline bool so8t_json_too_deep(const std::string & text) {
         } else if (c == '"') {
             in_string = true;
         } else if (c == '{' || c == '[') {
-            if (++depth > SO8T_JSON_MAX_DEPTH) {
+            if (++depth > max_depth) {
                 return true;
             }
         } else if (c == '}' || c == ']') {
