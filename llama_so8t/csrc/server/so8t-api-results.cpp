@@ -11,7 +11,7 @@
 void so8t_api_results::begin(
     task_response_type type, const json & request, const std::string & body, const std::string & model) {
     this->type = type;
-    // names of llama.cpp, which has checked the values
+    // as llama.cpp names them; it checks the values later
     n_per_prompt  = std::max(1, json_value(request, "n_cmpl", json_value(request, "n", 1)));
     include_usage = json_value(json_value(request, "stream_options", json::object()), "include_usage", false);
     if (type == TASK_RESPONSE_TYPE_OAI_RESP && n_per_prompt > 1) {
