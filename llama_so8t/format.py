@@ -5,6 +5,7 @@ exists here once; `format_header` writes the same names and rows for C++ (`csrc/
 `docs/howto.md` says what else a new row needs.
 """
 
+import json
 import math
 import reprlib
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -16,7 +17,8 @@ from llama_so8t.algebra.triality import REPRESENTATIONS, SPINOR_MINUS, SPINOR_PL
 from llama_so8t.errors import ConfigError
 
 ARCH = "so8t"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""The version that is written. Those before it are read for ever; docs/format.md says what each of them lacks."""
 
 # --- sites -----------------------------------------------------------------------------------
 
@@ -273,6 +275,20 @@ _HEAD_FORMS = (
 HEAD_FORMS: Mapping[str, HeadForm] = {form.activation: form for form in _HEAD_FORMS}
 """Head forms by the name of their activation; ``gelu`` is the exact one (erf)."""
 
+FORMS = LINEAR, MLP = ("linear", "mlp")
+"""What stands between the taps of a head and its values: nothing, or a stem."""
+
+FINAL_NORM = -1
+"""The tap after the final norm. Tap k, from 0 to the number of layers, is the residual stream that enters layer k."""
+
+TAP_NORMS = TAP_NORM_NONE, TAP_NORM_RMS = ("none", "rms")
+"""What is done to each tap: nothing, or ``x / sqrt(mean(x^2) + TAP_NORM_EPS)``, which has no weight."""
+
+TAP_NORM_EPS = 1e-6
+
+LINKS = SOFTMAX, SIGMOID = ("softmax", "sigmoid")
+"""Probabilities of a head from its values: one label holds, or each holds or not by itself."""
+
 ACTIONS = ("allow", "escalate", "refuse")
 SCOPES = ("prompt", "answer", "both")
 
@@ -281,6 +297,9 @@ RULES = THRESHOLD, ARGMAX = ("threshold", "argmax")
 
 MAX_LABELS = 4096
 """Labels of a head: more than any classifier has, few enough for a hostile file."""
+
+MAX_DEBOUNCE = 1 << 16
+"""Positions in a row: more than anybody waits for, few enough that -1 written as a u32 is refused."""
 
 
 def _is_name(value: Any) -> bool:
@@ -320,19 +339,34 @@ def _one_of(allowed: Collection[str]) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, str) and value in allowed
 
 
+def _is_json_object(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and isinstance(json.loads(value), dict) and bool(value.encode("utf-8"))
+    except (ValueError, RecursionError):
+        return False
+
+
 _HEAD_FIELDS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("name", _is_name, "letters, digits, '_' and '-' only"),
-    ("labels", _all(_is_label, 2), f"two or more different ones, {MAX_LABELS} at most: texts that are not empty"),
+    ("labels", _all(_is_label, 1), f"different ones, {MAX_LABELS} at most: texts that are not empty"),
     ("actions", _all(_one_of(ACTIONS)), f"for each label one of {', '.join(ACTIONS)}"),
     ("thresholds", _all(_is_number), "finite numbers"),
     ("representation", lambda v: _is_whole(v) and v < len(REPRESENTATIONS), "0, 1 or 2"),
     ("activation", _one_of(HEAD_FORMS), f"one of {', '.join(HEAD_FORMS)}"),
     ("stem", lambda v: v is None or _is_name(v), "letters, digits, '_' and '-' only"),
     ("temperature", lambda v: _is_number(v) and v > 0, "a number above 0"),
-    ("debounce", lambda v: _is_number(v) and v >= 1, "1 or more"),
+    ("debounce", lambda v: _is_number(v) and 1 <= v <= MAX_DEBOUNCE, f"1 to {MAX_DEBOUNCE}"),
     ("scope", _one_of(SCOPES), f"one of {', '.join(SCOPES)}"),
     ("rule", _one_of(RULES), f"one of {', '.join(RULES)}"),
     ("prompt_token", lambda v: v is None or _is_whole(v), "the id of a token"),
+    (
+        "taps",
+        lambda v: _all(lambda tap: _is_whole(tap, FINAL_NORM), 1)(v) and len(set(v)) == len(v),
+        "different layers, -1 for the final norm",
+    ),
+    ("tap_norm", _one_of(TAP_NORMS), f"one of {', '.join(TAP_NORMS)}"),
+    ("link", _one_of(LINKS), f"one of {', '.join(LINKS)}"),
+    ("provenance", lambda v: v is None or _is_json_object(v), "a JSON object as text"),
 )
 
 
@@ -340,9 +374,13 @@ _HEAD_FIELDS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
 class HeadSpec:
     """A classification head: what its rows mean and when they act.
 
-    ``probability = softmax(logits / temperature)``; by the rule ``threshold`` a label acts when its probability
+    ``probability = link(logits / temperature)``; by the rule ``threshold`` a label acts when its probability
     reaches its threshold, by ``argmax`` when none of the head is larger (the first of equal ones), whatever the
     thresholds. ``gelu`` is the exact one (erf). ``stem`` names the shared first layer of an MLP head.
+
+    ``taps`` are the places of the residual stream that the head reads, one behind the other in this order, each
+    after ``tap_norm`` and the rotation of ``representation``. ``provenance`` is a JSON object as text: how the head
+    was fitted, on what, and its figures.
     """
 
     name: str
@@ -357,6 +395,10 @@ class HeadSpec:
     scope: str = "both"
     rule: str = THRESHOLD
     prompt_token: int | None = None
+    taps: tuple[int, ...] = (FINAL_NORM,)
+    tap_norm: str = TAP_NORM_NONE
+    link: str = SOFTMAX
+    provenance: str | None = None
 
     def __post_init__(self) -> None:
         where = f"head {self.name!r}"
@@ -364,8 +406,15 @@ class HeadSpec:
             value = getattr(self, key)
             if not is_right(value):
                 raise ConfigError(f"{where}: found {key} {reprlib.repr(value)}, expected {expected}")
-        for key in ("labels", "actions", "thresholds"):
+        for key in ("labels", "actions", "thresholds", "taps"):
             object.__setattr__(self, key, tuple(getattr(self, key)))
+        if self.link == SOFTMAX and len(self.labels) < 2:
+            raise ConfigError(f"{where}: found 1 label, expected two or more with the link {SOFTMAX}")
+        if self.link == SIGMOID and self.rule == ARGMAX:
+            raise ConfigError(
+                f"{where}: found link {SIGMOID} and rule {ARGMAX}, expected rule {THRESHOLD} "
+                "for labels of which several may hold"
+            )
         if len(set(self.labels)) != len(self.labels):
             twice = next(label for label in self.labels if self.labels.count(label) > 1)
             raise ConfigError(f"{where}: found labels with {twice!r} twice, expected two or more different ones")
@@ -376,6 +425,25 @@ class HeadSpec:
                 )
         if (self.stem is not None) != HEAD_FORMS[self.activation].stem:
             raise ConfigError(f"{where}: an activation needs a stem, and a stem an activation")
+
+    @property
+    def form(self) -> str:
+        """One of `FORMS`."""
+        return LINEAR if self.stem is None else MLP
+
+    @property
+    def source(self) -> tuple[tuple[int, ...], str]:
+        """Taps and their norm: heads on the same stem have the same."""
+        return self.taps, self.tap_norm
+
+    def check_taps(self, n_layer: int) -> None:
+        """Compares the taps with the layers of a model.
+
+        Raises:
+            ConfigError: a tap is behind the last layer.
+        """
+        if max(self.taps) > n_layer:
+            raise ConfigError(f"head {self.name!r}: found tap {max(self.taps)}, expected -1 to {n_layer}")
 
     @classmethod
     def from_dict(cls, name: str, fields: dict[str, Any]) -> "HeadSpec":
@@ -391,12 +459,17 @@ class HeadSpec:
                 f"so8t_heads[{name!r}]: found keys {found}, expected labels, actions, thresholds "
                 f"and optionally {', '.join(sorted(known - {'labels', 'actions', 'thresholds'}))}"
             )
+        provenance = fields.get("provenance")
+        if isinstance(provenance, dict):
+            fields = fields | {"provenance": json.dumps(provenance)}
         return cls(name=name, **fields)
 
     def to_dict(self) -> dict[str, Any]:
         """The entry in ``so8t_heads``: everything but the name; absent options left out."""
         fields = asdict(self)
         del fields["name"]
+        if self.provenance is not None:
+            fields["provenance"] = json.loads(self.provenance)
         return {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items() if v is not None}
 
 
@@ -469,7 +542,55 @@ class Keys:
     HEAD_SCOPE = "so8t.head.{name}.scope"
     HEAD_RULE = "so8t.head.{name}.rule"
     HEAD_PROMPT_TOKEN = "so8t.head.{name}.prompt_token"
+    HEAD_TAPS = "so8t.head.{name}.taps"
+    HEAD_TAP_NORM = "so8t.head.{name}.tap_norm"
+    HEAD_FORM = "so8t.head.{name}.form"
+    HEAD_LINK = "so8t.head.{name}.link"
+    HEAD_PROVENANCE = "so8t.head.{name}.provenance"
     LORA_FOLDED = "so8t.lora.folded"  # of a LoRA adapter
+
+    HEAD_PREFIX = "so8t.head."
+    """Before the name of a head, in every key of a head."""
+
+
+@dataclass(frozen=True)
+class HeadKey:
+    """A key ``so8t.head.NAME.FIELD``: the field of `HeadSpec` with its value, its GGUF type, its first version.
+
+    ``type`` is a name of docs/format.md: str, f32, u32, i32, or an array of them. A ``required`` key is in every file.
+    """
+
+    field: str
+    type: str
+    since: int = 1
+    required: bool = False
+
+    def of(self, name: str) -> str:
+        """The whole key for the head ``name``."""
+        return f"{Keys.HEAD_PREFIX}{name}.{self.field}"
+
+
+_HEAD_KEYS = (
+    HeadKey("labels", "str[]", required=True),
+    HeadKey("actions", "str[]", required=True),
+    HeadKey("thresholds", "f32[]", required=True),
+    HeadKey("temperature", "f32"),
+    HeadKey("debounce", "u32"),
+    HeadKey("representation", "i32"),
+    HeadKey("activation", "str"),
+    HeadKey("stem", "str"),
+    HeadKey("scope", "str"),
+    HeadKey("rule", "str"),
+    HeadKey("prompt_token", "i32"),
+    HeadKey("taps", "i32[]", since=2),
+    HeadKey("tap_norm", "str", since=2),
+    HeadKey("form", "str", since=2),
+    HeadKey("link", "str", since=2),
+    HeadKey("provenance", "str", since=2),
+)
+
+HEAD_KEYS: Mapping[str, HeadKey] = {key.field: key for key in _HEAD_KEYS}
+"""Keys of a head by the last part of their names, in the order of a file. Any other is an error."""
 
 
 class Tensors:
@@ -478,8 +599,8 @@ class Tensors:
     GENERATOR = "blk.{layer}.so8t_{name}_gen.weight"  # [28, n]
     ROTATION = "blk.{layer}.so8t_{name}_rot.weight"  # [8, 8, n]; element [j, i, b] = R_b[i][j]
     OUT_GENERATOR = "so8t_out_gen.weight"  # [28, nb]
-    HEAD_WEIGHT = "so8t_head.{name}.weight"  # [d or inner, labels]
+    HEAD_WEIGHT = "so8t_head.{name}.weight"  # [taps * d or inner, labels]
     HEAD_BIAS = "so8t_head.{name}.bias"  # [labels]
-    STEM_WEIGHT = "so8t_stem.{stem}.weight"  # [d, inner]
+    STEM_WEIGHT = "so8t_stem.{stem}.weight"  # [taps * d, inner]
     STEM_BIAS = "so8t_stem.{stem}.bias"  # [inner]
     STEM_NORM = "so8t_stem.{stem}.norm.weight"  # [inner]

@@ -11,7 +11,10 @@ _TENSORS = {
     "LAYER_GEN": (format.Tensors.GENERATOR, 'after "blk.N." [28, n]'),
     "LAYER_ROT": (format.Tensors.ROTATION, 'after "blk.N." [8, 8, n], element [j, i, b] = R_b[i][j]'),
     "OUT_GEN": (format.Tensors.OUT_GENERATOR, 'after "so8t_out_gen." [28, nb]'),
-    "WEIGHT": (format.Tensors.HEAD_WEIGHT, 'after "so8t_head." [d or inner, labels], "so8t_stem." [d, inner]'),
+    "WEIGHT": (
+        format.Tensors.HEAD_WEIGHT,
+        'after "so8t_head." [n, labels], "so8t_stem." [n, inner], n: taps * d or inner',
+    ),
     "BIAS": (format.Tensors.HEAD_BIAS, 'after "so8t_head." [labels], "so8t_stem." [inner]'),
     "NORM": (format.Tensors.STEM_NORM, 'after "so8t_stem." [inner]'),
 }
@@ -34,12 +37,20 @@ def header() -> str:
     (without_stem,) = (form.activation for form in format.HEAD_FORMS.values() if not form.stem)
     parts = [
         "#pragma once",
+        "#include <cstdint>",
         "// Names and rows of the GGUF format (docs/format.md), from llama_so8t/format.py: `make format-header`\n"
         "// writes this file. Do not edit it.",
         "// clang-format off",
         f"#define SO8T_FORMAT_VERSION {format.FORMAT_VERSION}\n"
-        f"#define SO8T_MAX_LABELS     {format.MAX_LABELS} // of a head",
+        f"#define SO8T_MAX_LABELS     {format.MAX_LABELS} // of a head\n"
+        f"#define SO8T_MAX_DEBOUNCE   {format.MAX_DEBOUNCE}\n"
+        f"#define SO8T_TAP_FINAL_NORM ({format.FINAL_NORM})\n"
+        f"#define SO8T_TAP_NORM_EPS   {format.TAP_NORM_EPS}f",
         "// keys; those of verdict heads, HEAD_*, keep the literal prefix so8t. in every architecture\n" + _keys(),
+        "// keys of a head: what stands after its name, and the first version that has it; any other is an error\n"
+        "struct so8t_head_key_row {\n    const char * field;\n    uint32_t     since;\n};\n\n"
+        "inline constexpr so8t_head_key_row so8t_head_key_rows[] = "
+        + _rows((f'"{key.field}"', str(key.since)) for key in format.HEAD_KEYS.values()),
         "// tensors, always F32. The part before the first dot is registered in llama-arch (LLM_TENSOR_SO8T_*),\n"
         "// the suffixes below follow it.\n" + _tensors(),
         "// how many matrices a rotation has: one for each block of 8 of the hidden vector, or one for all of them;\n"
@@ -75,6 +86,10 @@ def header() -> str:
         "inline constexpr const char * so8t_action_names[] = " + _names(format.ACTIONS),
         "inline constexpr const char * so8t_scope_names[] = " + _names(format.SCOPES),
         "inline constexpr const char * so8t_rule_names[] = " + _names(format.RULES),
+        "// values of enum llama_so8t_form, of enum llama_so8t_tap_norm, of enum llama_so8t_link\n"
+        "inline constexpr const char * so8t_form_names[] = " + _names(format.FORMS),
+        "inline constexpr const char * so8t_tap_norm_names[] = " + _names(format.TAP_NORMS),
+        "inline constexpr const char * so8t_link_names[] = " + _names(format.LINKS),
         "// clang-format on",
     ]
     return "\n\n".join(parts) + "\n"

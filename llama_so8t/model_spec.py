@@ -104,10 +104,13 @@ class ModelSpec:
             name: head if enabled[head.representation] else replace(head, representation=VECTOR)
             for name, head in specs.items()
         }
+        n_layer = _positive(config, "num_hidden_layers", largest=2**63)  # `base_tensors` has the limit
+        for head in specs.values():
+            head.check_taps(n_layer)
         return cls(
             base_model_type=base,
             hidden_size=hidden_size,
-            n_layer=_positive(config, "num_hidden_layers", largest=2**63),  # `base_tensors` has the limit
+            n_layer=n_layer,
             n_head=n_head,
             n_head_kv=n_head_kv,
             head_dim=head_dim,
@@ -204,7 +207,7 @@ def _stem_sizes(config: Mapping[str, Any], heads: Mapping[str, HeadSpec]) -> dic
         if head.stem is None:
             continue
         first = stems.setdefault(head.stem, head)
-        for key in ("activation", "representation"):
+        for key in ("activation", "representation", "taps", "tap_norm"):
             if getattr(first, key) != getattr(head, key):
                 raise ConfigError(
                     f"config.json: heads {first.name!r} and {head.name!r} share the stem {head.stem!r}: "

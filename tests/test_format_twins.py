@@ -24,8 +24,10 @@ def test_the_header_is_the_one_that_is_made():
 def test_the_header_has_every_key_and_row():
     text = format_header.header()
     defined = dict(re.findall(r'#define SO8T_KV_(\w+)\s+"([^"]+)"', text))
-    assert len(python_keys()) == 20 and defined == python_keys()
+    assert len(python_keys()) == 26 and defined == python_keys()
     assert int(re.search(r"#define SO8T_FORMAT_VERSION (\d+)", text)[1]) == format.FORMAT_VERSION
+    rows = re.search(r"so8t_head_key_rows\[\] = \{(.*?)\n\};", text, re.DOTALL)[1]
+    assert dict(re.findall(r'\{"(\w+)", (\d)\}', rows)) == {k.field: str(k.since) for k in format.HEAD_KEYS.values()}
     for site in format.SITES.values():
         assert f"SO8T_SITE_{site.name.upper()}," in text
         for rotation in site.rotations:
@@ -39,6 +41,13 @@ def test_the_header_has_every_key_and_row():
     assert len(re.findall(r'{"\w+\.weight", SO8T_GENERATOR_', text)) == 12
     assert all(f'X("{family}", ' in text for family in format.FAMILIES)
     assert all(f"X({form.activation}, " in text for form in format.HEAD_FORMS.values() if form.stem)
+
+
+def test_every_key_of_a_head_is_a_row_and_a_field():
+    named = {key for name, key in vars(format.Keys).items() if name.startswith("HEAD_") and name != "HEAD_PREFIX"}
+    assert named == {key.of("{name}") for key in format.HEAD_KEYS.values()}
+    assert set(format.HEAD_KEYS) - {"form"} == set(format.HeadSpec.__dataclass_fields__) - {"name"}
+    assert max(key.since for key in format.HEAD_KEYS.values()) == format.FORMAT_VERSION
 
 
 @pytest.mark.parametrize("name", ["a-b", "8th", "R_safe[0]", ""])
@@ -83,7 +92,22 @@ def test_the_format_page_has_every_site_family_and_form():
     assert set(format.SITES) - {row[0] for row in cells} == set()
     meaning = {row[0]: set(re.findall(r"\w+", row[-1])) for row in cells}
     assert set(format.FAMILIES) - meaning[format.Keys.BASE_ARCHITECTURE] == set()
-    assert set(format.HEAD_FORMS) - meaning[format.Keys.HEAD_ACTIVATION.format(name="NAME")] == set()
+    for names, key in (
+        (format.HEAD_FORMS, format.Keys.HEAD_ACTIVATION),
+        (format.FORMS, format.Keys.HEAD_FORM),
+        (format.LINKS, format.Keys.HEAD_LINK),
+        (format.TAP_NORMS, format.Keys.HEAD_TAP_NORM),
+        (format.RULES, format.Keys.HEAD_RULE),
+    ):
+        assert set(names) - meaning[key.format(name="NAME")] == set()
+
+
+def test_the_format_page_has_the_type_and_version_of_every_key_of_a_head():
+    page = (ROOT / "docs/format.md").read_text()
+    for key in format.HEAD_KEYS.values():
+        (row,) = re.findall(rf"^\| {re.escape(key.of('NAME'))} \| (\S+) \| (.*) \|$", page, re.MULTILINE)
+        assert row[0] == key.type
+        assert ("(version 2)" in row[1]) == (key.since == 2)
 
 
 def expanded(name: str) -> list[str]:

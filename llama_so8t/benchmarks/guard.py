@@ -138,13 +138,13 @@ def without_heads(model: Path, out: Path) -> Path:
         So8tError: it has no heads.
     """
     file = read_gguf(model)
-    if "so8t.heads" not in file.metadata:
+    if Keys.HEADS not in file.metadata:
         raise So8tError(f"{model}: found no heads (key so8t.heads), expected a model with heads")
     writer = upstream.gguf.GGUFWriter(out, arch=str(file.get("general.architecture")))
     keys = {
         key: value.for_writer()
         for key, value in file.metadata.items()
-        if not key.startswith(("so8t.heads", "so8t.head.")) and not value.is_empty_array
+        if not key.startswith((Keys.HEADS, Keys.HEAD_PREFIX)) and not value.is_empty_array
     }
     upstream.put_keys(writer, keys)
     for tensor in upstream.gguf.GGUFReader(model).tensors:

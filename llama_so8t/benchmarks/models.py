@@ -17,7 +17,7 @@ from llama_so8t.checkpoint.names import base_tensors, so8t_tensors
 from llama_so8t.checkpoint.vocabulary import Vocabulary
 from llama_so8t.conversion.header import Shard, ggml_type, n_bytes, write_header
 from llama_so8t.conversion.options import ROTATION_MODES, ConvertOptions
-from llama_so8t.conversion.so8t_keys import so8t_keys
+from llama_so8t.conversion.so8t_keys import head_keys, so8t_keys
 from llama_so8t.conversion.tensor_types import choose_types, file_type
 from llama_so8t.conversion.tensors import plan_heads, plan_stock_tensors, plan_tensors
 from llama_so8t.folding import foldable_sites
@@ -155,7 +155,7 @@ def _extras(checkpoint: Checkpoint, arm: Arm) -> tuple[dict[str, Any], list[Lazy
     """Keys and tensors that this arm has beside the base's."""
     spec = checkpoint.spec
     if arm.rotations is None:
-        keys = {key: value for key, value in so8t_keys(spec, (), ()).items() if key.startswith("so8t.head")}
+        keys = head_keys(spec.heads.values()) if spec.heads else {}
         # the rotation before the heads is in their weights; a base architecture has no tensor for its generator
         tensors = [tensor for tensor in plan_heads(checkpoint) if tensor.name != Tensors.OUT_GENERATOR]
         return keys, tensors

@@ -99,7 +99,8 @@ def part_of(node: Node, sites: bool = False) -> str:
     weight = _WEIGHT.fullmatch(node.operand)
     if node.op in _EMPTY:
         return VIEWS
-    if node.name in ("so8t_head", "so8t_heads", "so8t_stem") or node.operand.startswith(("so8t_head.", "so8t_stem.")):
+    of_heads = node.name in ("so8t_head", "so8t_heads", "so8t_stem") or node.name.startswith("so8t_tap")
+    if of_heads or node.operand.startswith(("so8t_head.", "so8t_stem.")):
         return HEADS
     if node.is_rotation:
         return weight[1].removesuffix("_rot") if sites and weight else ROTATIONS

@@ -8,7 +8,7 @@ from typing import Any
 
 from llama_so8t.errors import RuntimeLibraryError
 
-VERSION = 2
+VERSION = 3
 """SO8T_SESSION_VERSION of so8t-session.h."""
 
 
@@ -71,8 +71,8 @@ _PROTOTYPES = {
     "label_name": (c.c_char_p, [c.c_void_p, c.c_int32, c.c_int32]),
     # int32_t so8t_session_tokenize(session, const char * text, bool add_special, int32_t * tokens, int32_t n_max)
     "tokenize": (c.c_int32, [c.c_void_p, c.c_char_p, c.c_bool, _INT32S, c.c_int32]),
-    # int32_t so8t_session_decode(session, const int32_t * tokens, positions, sequences, int32_t n)
-    "decode": (c.c_int32, [c.c_void_p, _INT32S, _INT32S, _INT32S, c.c_int32]),
+    # int32_t so8t_session_decode(session, const int32_t * tokens, positions, sequences, const bool * outputs, n)
+    "decode": (c.c_int32, [c.c_void_p, _INT32S, _INT32S, _INT32S, c.POINTER(c.c_bool), c.c_int32]),
     # double so8t_session_time(session, const int32_t * tokens, int32_t n, bool one_by_one)
     "time": (c.c_double, [c.c_void_p, _INT32S, c.c_int32, c.c_bool]),
     # void so8t_session_set_threads(struct so8t_session * session, int32_t n_threads)

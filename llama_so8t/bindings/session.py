@@ -129,7 +129,7 @@ class Session:
         self._handle = call("init", os.fsencode(Path(path)), c.byref(params))
         if not self._handle:
             raise RuntimeLibraryError(f"{path}: llama.cpp did not load it: {_error()}")
-        self._n_tokens = 0
+        self._outputs: list[int] = []
         self.n_vocab: int = call("n_vocab", self._handle)
         self.n_embd: int = call("n_embd", self._handle)
         self.heads = tuple(self._read_head(index) for index in range(call("n_heads", self._handle)))
@@ -161,14 +161,16 @@ class Session:
         position: int = 0,
         sequence: int | Sequence[int] = 0,
         positions: Sequence[int] | None = None,
+        outputs: Sequence[bool] | None = None,
     ) -> None:
-        """Evaluates tokens; every one becomes an output.
+        """Evaluates tokens.
 
         Args:
             tokens: ids, at most n_batch.
             position: position of the first token, the others follow.
             sequence: sequence of all tokens, or one for each.
             positions: a position for each token, instead of `position`.
+            outputs: which tokens become outputs; all of them by default, and always with ``embeddings=True``.
 
         Raises:
             RuntimeLibraryError: the batch is empty, too large, or holds an id that does not exist.
@@ -177,10 +179,11 @@ class Session:
         positions = list(range(position, position + n)) if positions is None else list(positions)
         sequences = [sequence] * n if isinstance(sequence, int) else list(sequence)
         int32s = c.c_int32 * n
-        status = call("decode", self._handle, int32s(*tokens), int32s(*positions), int32s(*sequences), n)
+        flags = None if outputs is None else (c.c_bool * n)(*outputs)
+        status = call("decode", self._handle, int32s(*tokens), int32s(*positions), int32s(*sequences), flags, n)
         if status != 0:
             raise RuntimeLibraryError(f"decode of {n} tokens failed with status {status}: {_error()}")
-        self._n_tokens = n
+        self._outputs = [i for i in range(n) if outputs is None or outputs[i]]
 
     def time(self, tokens: Sequence[int], *, one_by_one: bool = False) -> float:
         """Seconds to evaluate tokens after those of sequence 0, as the tests pp and tg of llama-bench do.
@@ -211,25 +214,25 @@ class Session:
         return found
 
     def logits(self) -> np.ndarray:
-        """Task logits of the last `decode`: ``(n_tokens, n_vocab)`` float32."""
+        """Task logits of the last `decode`: ``(n_outputs, n_vocab)`` float32."""
         return self._rows(self.n_vocab, lambda i: call("logits", self._handle, i))
 
     def embeddings(self) -> np.ndarray:
-        """Hidden states after the final norm: ``(n_tokens, n_embd)`` float32; needs ``embeddings=True``."""
+        """Hidden states after the final norm: ``(n_outputs, n_embd)`` float32; needs ``embeddings=True``."""
         return self._rows(self.n_embd, lambda i: call("embedding", self._handle, i))
 
     def head_logits(self, name: str) -> np.ndarray:
-        """Values of one head: ``(n_tokens, n_labels)`` float32."""
+        """Values of one head: ``(n_outputs, n_labels)`` float32."""
         index = [head.name for head in self.heads].index(name)
         return self._rows(len(self.heads[index].labels), lambda i: call("head_logits", self._handle, index, i))
 
     def _rows(self, width: int, row: Callable[[int], Any]) -> np.ndarray:
-        result = np.empty((self._n_tokens, width), dtype=np.float32)
-        for i in range(self._n_tokens):
+        result = np.empty((len(self._outputs), width), dtype=np.float32)
+        for number, i in enumerate(self._outputs):
             pointer = row(i)
             if not pointer:
                 raise RuntimeLibraryError(f"token {i} of the last decode has no such output")
-            result[i] = np.ctypeslib.as_array(pointer, (width,))
+            result[number] = np.ctypeslib.as_array(pointer, (width,))
         return result
 
     def forget(self, sequence: int = 0, start: int = 0, stop: int = -1, shift: int = 0) -> None:

@@ -115,10 +115,11 @@ def so8t_tensors(spec: ModelSpec) -> dict[str, Expected]:
     """Every tensor that SO8T adds: generators, stems, heads. An inner size of None is decided by the file."""
     tensors = {name: Expected(shape) for name, shape in spec.generator_shapes().items()}
     for head in spec.heads.values():
-        columns: int | None = spec.hidden_size
+        columns: int | None = len(head.taps) * spec.hidden_size
         if head.stem is not None:
-            prefix, columns = stem_tensor_prefix(head.stem), spec.stem_sizes.get(head.stem)
-            tensors[f"{prefix}.weight"] = Expected((columns, spec.hidden_size))
+            prefix, inner = stem_tensor_prefix(head.stem), spec.stem_sizes.get(head.stem)
+            tensors[f"{prefix}.weight"] = Expected((inner, columns))
+            columns = inner
             tensors[f"{prefix}.bias"] = Expected((columns,), required=False)
             if HEAD_FORMS[head.activation].norm:
                 tensors[f"{prefix}.norm.weight"] = Expected((columns,))

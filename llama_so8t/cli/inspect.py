@@ -26,9 +26,9 @@ The object of --json:
     triality_residual      sites qk, v and out, else null
     commutator_norm        largest Frobenius norm of [R_safe, R_cmd], site gate, else null
   heads                    one object per head: name, labels, actions, thresholds, representation,
-                           temperature, debounce, scope, rule, activation, weight_shape, weight_norm,
-                           has_bias, fitted (false: weights of zeros, which do not act), and stem and
-                           prompt_token where set
+                           temperature, debounce, scope, rule, form, activation, taps, tap_norm, link,
+                           weight_shape, weight_norm, has_bias, fitted (false: weights of zeros, which
+                           do not act), and stem, prompt_token and provenance where set
 A number that is not finite is null. The exit code is 1 if ok is false.
 """
 

@@ -15,7 +15,8 @@ The object of --out FILE.json:
   model                    architecture, name, path
   heads                    name -> labels, actions, rule ("threshold", or "argmax": the largest acts), thresholds (null
                            where the rule has none), fitted (false: its weights are zeros, so it does not act),
-                           debounce, temperature, scope, representation
+                           debounce, temperature, scope, representation,
+                           form, taps, tap_norm, link
   triggers                 where a head acts first in a part: part, position, head, label, action, probability
   trace                    one object per token: part ("prompt", "think" or "answer"), position in the part, id,
                            text, and heads: name -> label -> probability after this token

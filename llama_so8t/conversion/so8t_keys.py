@@ -1,12 +1,12 @@
 """The ``so8t.*`` keys of a file: section 4 of the format."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from llama_so8t import upstream
 from llama_so8t.algebra import DIM
 from llama_so8t.errors import ConversionError
-from llama_so8t.format import FORMAT_VERSION, HeadSpec, Keys
+from llama_so8t.format import FORMAT_VERSION, HEAD_KEYS, HeadSpec, Keys
 from llama_so8t.model_spec import ModelSpec
 
 _FLOAT32_LIMIT = 2.0**128
@@ -25,15 +25,22 @@ def so8t_keys(spec: ModelSpec, explicit: Sequence[str], folded: Sequence[str]) -
     """
     keys: dict[str, Any] = {}
     put = _Putter(keys)
-    put.uint(Keys.FORMAT_VERSION, FORMAT_VERSION)
     put.text(Keys.BASE_ARCHITECTURE, spec.base_model_type)
     put.uint(Keys.ROTATION_DIMENSION, DIM)
     put.texts(Keys.ROTATION_EXPLICIT, explicit)
     put.texts(Keys.ROTATION_FOLDED, folded)
     put.ints(Keys.ATTN_HEAD_REPRESENTATION, spec.head_representation)
     put.ints(Keys.ATTN_HEAD_KV_REPRESENTATION, spec.head_kv_representation)
-    put.texts(Keys.HEADS, list(spec.heads))
-    for head in spec.heads.values():
+    return head_keys(spec.heads.values()) | keys
+
+
+def head_keys(heads: Collection[HeadSpec]) -> dict[str, Any]:
+    """The version of the format and the keys of the heads, which a file of any architecture may have."""
+    keys: dict[str, Any] = {}
+    put = _Putter(keys)
+    put.uint(Keys.FORMAT_VERSION, FORMAT_VERSION)
+    put.texts(Keys.HEADS, [head.name for head in heads])
+    for head in heads:
         _put_head(put, head)
     return keys
 
@@ -50,20 +57,17 @@ def stock_keys(folded: Sequence[str]) -> dict[str, Any]:
 
 
 def _put_head(put: "_Putter", head: HeadSpec) -> None:
-    name = head.name
-    put.texts(Keys.HEAD_LABELS.format(name=name), head.labels)
-    put.texts(Keys.HEAD_ACTIONS.format(name=name), head.actions)
-    put.floats(Keys.HEAD_THRESHOLDS.format(name=name), head.thresholds)
-    put.float(Keys.HEAD_TEMPERATURE.format(name=name), head.temperature)
-    put.uint(Keys.HEAD_DEBOUNCE.format(name=name), head.debounce)
-    put.int(Keys.HEAD_REPRESENTATION.format(name=name), head.representation)
-    put.text(Keys.HEAD_ACTIVATION.format(name=name), head.activation)
-    put.text(Keys.HEAD_SCOPE.format(name=name), head.scope)
-    put.text(Keys.HEAD_RULE.format(name=name), head.rule)
-    if head.stem is not None:
-        put.text(Keys.HEAD_STEM.format(name=name), head.stem)
-    if head.prompt_token is not None:
-        put.int(Keys.HEAD_PROMPT_TOKEN.format(name=name), head.prompt_token)
+    writers: dict[str, Callable[[str, Any], None]] = {
+        "str": put.text,
+        "f32": put.float,
+        "u32": put.uint,
+        "i32": put.int,
+    }
+    writers |= {"str[]": put.texts, "f32[]": put.floats, "i32[]": put.ints}
+    for key in HEAD_KEYS.values():
+        value = getattr(head, key.field)
+        if value is not None:
+            writers[key.type](key.of(head.name), value)
 
 
 class _Putter:

@@ -36,6 +36,8 @@ def plan_tensors(
     """
     rotations = checkpoint.rotations()
     layer = -1
+    # before the layers: an estimator of memory takes what stands behind them for one more layer
+    yield from plan_heads(checkpoint)
     for name in _present(checkpoint):
         found = layer_tensor(name)
         if (found[0] if found else -1) != layer:
@@ -44,7 +46,6 @@ def plan_tensors(
             layer = found[0] if found else -1
         tensor = _folded(checkpoint, rotations, name, folded, allow_nonfinite)
         yield tensor.renamed(gguf_name(name, checkpoint.spec))
-    yield from plan_heads(checkpoint)
 
 
 def plan_stock_tensors(
@@ -140,4 +141,7 @@ def _part(checkpoint: Checkpoint, name: str, representation: int | None) -> Iter
 
 
 def _before_heads(checkpoint: Checkpoint, weight: np.ndarray, representation: int) -> np.ndarray:
-    return folding.rotate_columns(weight, rotation(checkpoint.load_generator(OUT_GENERATOR), representation))
+    rotations = rotation(checkpoint.load_generator(OUT_GENERATOR), representation)
+    n_taps = weight.shape[1] // checkpoint.spec.hidden_size
+    # one rotation for all blocks serves any number of taps; one for each block begins anew with every tap
+    return folding.rotate_columns(weight, rotations if len(rotations) == 1 else np.tile(rotations, (n_taps, 1, 1)))

@@ -30,7 +30,17 @@ from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from llama_so8t.format import HEAD_FORMS, OUT_GENERATOR, Family, generator_name, head_tensor_prefix
+from llama_so8t.format import (
+    FINAL_NORM,
+    HEAD_FORMS,
+    OUT_GENERATOR,
+    TAP_NORM_EPS,
+    TAP_NORM_RMS,
+    Family,
+    HeadSpec,
+    generator_name,
+    head_tensor_prefix,
+)
 from llama_so8t.hf.configuration_so8t import SO8TTransformerConfig
 from llama_so8t.hf.torch_rotation import mix_heads, rotate_blocks, rotate_heads, rotation
 from llama_so8t.model_spec import ModelSpec
@@ -197,6 +207,16 @@ class SO8TPreTrainedModel(PreTrainedModel):
             super()._init_weights(module)
 
 
+@dataclass
+class SO8TModelOutput(BaseModelOutputWithPast):
+    """``taps``: layer -> the residual stream that enters it, ``(batch, seq, d)``, for each layer that a head reads.
+
+    The number of layers stands for the end of the last one, before the final norm.
+    """
+
+    taps: dict[int, torch.Tensor] | None = None
+
+
 class SO8TTransformerModel(SO8TPreTrainedModel):
     """The decoder without heads."""
 
@@ -209,6 +229,7 @@ class SO8TTransformerModel(SO8TPreTrainedModel):
         )
         self.norm = Qwen3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.rotary_emb = Qwen3RotaryEmbedding(config=config)
+        self.tapped = {tap for head in spec.heads.values() for tap in head.taps}
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -223,7 +244,7 @@ class SO8TTransformerModel(SO8TPreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> BaseModelOutputWithPast:
+    ) -> "SO8TModelOutput":
         """Hidden vectors ``(batch, seq, d)`` after the final norm, for ``input_ids`` ``(batch, seq)``.
 
         Raises:
@@ -255,8 +276,11 @@ class SO8TTransformerModel(SO8TPreTrainedModel):
                 masks["sliding_attention"] = create_sliding_window_causal_mask(**mask_arguments)
 
         hidden_states = inputs_embeds
+        taps = {}
         position_embeddings = self.rotary_emb(hidden_states, position_ids)
-        for layer, layer_type in zip(self.layers, layer_types, strict=True):
+        for index, (layer, layer_type) in enumerate(zip(self.layers, layer_types, strict=True)):
+            if index in self.tapped:  # diff with Qwen3: what heads read
+                taps[index] = hidden_states
             hidden_states = layer(
                 hidden_states,
                 attention_mask=masks[layer_type],
@@ -266,9 +290,11 @@ class SO8TTransformerModel(SO8TPreTrainedModel):
                 use_cache=use_cache,
                 **kwargs,
             )
-        return BaseModelOutputWithPast(
+        taps[len(self.layers)] = hidden_states
+        return SO8TModelOutput(
             last_hidden_state=self.norm(hidden_states),
             past_key_values=past_key_values if use_cache else None,
+            taps={tap: taps[tap] for tap in self.tapped if tap != FINAL_NORM},
         )
 
 
@@ -321,9 +347,10 @@ class SO8TTransformerForCausalLM(SO8TPreTrainedModel, GenerationMixin):
         self.stems = nn.ModuleDict()
         self.heads = nn.ModuleDict()
         for name, head in self.head_specs.items():
-            width = spec.stem_sizes[head.stem] if head.stem else spec.hidden_size
+            read = len(head.taps) * spec.hidden_size
+            width = spec.stem_sizes[head.stem] if head.stem else read
             if head.stem and head.stem not in self.stems:
-                stem = SO8TStem(spec.hidden_size, width, head.activation, config.rms_norm_eps)
+                stem = SO8TStem(read, width, head.activation, config.rms_norm_eps)
                 self.stems[head.stem] = stem
             bias = HEAD_FORMS[head.activation].bias
             linear = nn.Linear(width, len(head.labels), bias=bias, dtype=torch.float32)
@@ -331,28 +358,40 @@ class SO8TTransformerForCausalLM(SO8TPreTrainedModel, GenerationMixin):
             self.get_submodule(parent).add_module(leaf, linear)
         self.post_init()
 
-    def verdicts(self, hidden_states: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Values of every head: ``W z + b`` (or behind a stem) of ``z = diag(R_rep) f``.
+    def verdicts(
+        self, hidden_states: torch.Tensor, taps: dict[int, torch.Tensor] | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Values of every head: ``W z + b`` (or behind a stem), z the taps of the head one behind the other.
+
+        A tap is ``diag(R_rep) norm(x)`` of the residual stream x; the norm is that of the head, and x of the tap -1
+        the final norm.
 
         Args:
-            hidden_states: f, ``(batch, seq, d)``, after the final norm.
+            hidden_states: after the final norm, ``(batch, seq, d)``.
+            taps: layer -> what enters it, ``(batch, seq, d)``, for each layer that a head reads.
 
         Returns:
             name -> ``(batch, seq, labels)``, in the dtype of the heads (float32 unless the caller cast them).
         """
-        hidden_states = hidden_states.to(self.so8t.out.dtype)
-        rotated, stems, logits = {}, {}, {}
+        streams = {**(taps or {}), FINAL_NORM: hidden_states}
+        read, stems, logits = {}, {}, {}
         for name, head in self.head_specs.items():
-            t = head.representation
-            if t not in rotated:
-                rotated[t] = rotate_blocks(hidden_states, rotation(self.so8t.out, t))  # (batch, seq, d)
-            features = rotated[t]
+            source = (*head.source, head.representation)
+            if source not in read:
+                read[source] = torch.cat([self._tap(streams[tap], head) for tap in head.taps], dim=-1)
+            features = read[source]  # (batch, seq, taps * d)
             if head.stem:
                 if head.stem not in stems:
                     stems[head.stem] = self.stems[head.stem](features)  # (batch, seq, inner)
                 features = stems[head.stem]
             logits[name] = self.get_submodule(head_tensor_prefix(name))(features)  # (batch, seq, labels)
         return logits
+
+    def _tap(self, stream: torch.Tensor, head: HeadSpec) -> torch.Tensor:
+        stream = stream.to(self.so8t.out.dtype)
+        if head.tap_norm == TAP_NORM_RMS:
+            stream = nn.functional.rms_norm(stream, stream.shape[-1:], eps=TAP_NORM_EPS)
+        return rotate_blocks(stream, rotation(self.so8t.out, head.representation))
 
     @can_return_tuple
     def forward(
@@ -383,7 +422,7 @@ class SO8TTransformerForCausalLM(SO8TPreTrainedModel, GenerationMixin):
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.vocab_size, **kwargs)
-        head_logits = self.verdicts(hidden_states)  # diff with Qwen3
+        head_logits = self.verdicts(hidden_states, outputs.taps)  # diff with Qwen3
         return SO8TCausalLMOutput(
             loss=loss,
             logits=logits,

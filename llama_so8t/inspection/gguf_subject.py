@@ -11,7 +11,6 @@ from llama_so8t.errors import CheckpointError
 from llama_so8t.files.gguf_file import GgufFile, read_gguf
 from llama_so8t.format import (
     ARCH,
-    FORMAT_VERSION,
     OUT,
     PER_HEAD,
     PER_HEAD_KV,
@@ -20,6 +19,7 @@ from llama_so8t.format import (
     Keys,
     Tensors,
 )
+from llama_so8t.inspection.gguf_heads import format_version, read_heads
 from llama_so8t.inspection.subject import (
     Generator,
     HeadTensors,
@@ -64,16 +64,13 @@ class _Reader:
         )
 
     def subject(self) -> Subject:
-        specs = self._head_specs()
+        specs = read_heads(self.file, self.n_layer)
         base, version = self.arch, None
         generators: list[Generator] = []
         if self.arch == ARCH:
             base = self._get(Keys.BASE_ARCHITECTURE, str)
-            version = self._get(Keys.FORMAT_VERSION, int)
-            if version != FORMAT_VERSION:
-                raise CheckpointError(
-                    f"{self.path}: found {Keys.FORMAT_VERSION} {version}, this program reads {FORMAT_VERSION}"
-                )
+            self._get(Keys.FORMAT_VERSION, int)  # required here
+            version = format_version(self.file)
             dimension = self._get(Keys.ROTATION_DIMENSION, int)
             if dimension != DIM:
                 raise CheckpointError(f"{self.path}: found {Keys.ROTATION_DIMENSION} {dimension}, expected {DIM}")
@@ -131,43 +128,6 @@ class _Reader:
             if site in sites[:index]:
                 raise CheckpointError(f"{self.path}: key {key} names site {site} twice")
         return sites
-
-    def _head_specs(self) -> dict[str, HeadSpec]:
-        specs = {}
-        for name in self._list(Keys.HEADS, str) if Keys.HEADS in self.file.metadata else []:
-            if name in specs:
-                raise CheckpointError(f"{self.path}: key {Keys.HEADS} names {name!r} twice")
-            options = {
-                "temperature": (Keys.HEAD_TEMPERATURE, float),
-                "debounce": (Keys.HEAD_DEBOUNCE, int),
-                "representation": (Keys.HEAD_REPRESENTATION, int),
-                "activation": (Keys.HEAD_ACTIVATION, str),
-                "stem": (Keys.HEAD_STEM, str),
-                "scope": (Keys.HEAD_SCOPE, str),
-                "rule": (Keys.HEAD_RULE, str),
-                "prompt_token": (Keys.HEAD_PROMPT_TOKEN, int),
-            }
-            fields = {
-                field: self._get(key.format(name=name), kind)
-                for field, (key, kind) in options.items()
-                if key.format(name=name) in self.file.metadata
-            }
-            specs[name] = HeadSpec(
-                name=name,
-                labels=tuple(self._list(Keys.HEAD_LABELS.format(name=name), str)),
-                actions=tuple(self._list(Keys.HEAD_ACTIONS.format(name=name), str)),
-                thresholds=tuple(self._list(Keys.HEAD_THRESHOLDS.format(name=name), float)),
-                **fields,
-            )
-        stems: dict[str, HeadSpec] = {}
-        for spec in specs.values():
-            first = stems.setdefault(spec.stem, spec) if spec.stem is not None else spec
-            if first.activation != spec.activation:
-                raise CheckpointError(
-                    f"{self.path}: heads {first.name} and {spec.name} share the stem {spec.stem}: "
-                    f"found activations {first.activation} and {spec.activation}, expected the same"
-                )
-        return specs
 
     # --- tensors -----------------------------------------------------------------------------
 
@@ -240,11 +200,13 @@ class _Reader:
     def _head(self, spec: HeadSpec) -> HeadTensors:
         weight_name = Tensors.HEAD_WEIGHT.format(name=spec.name)
         bias_name = Tensors.HEAD_BIAS.format(name=spec.name)
-        width = self.hidden_size
+        width = len(spec.taps) * self.hidden_size
         if spec.stem is not None:
             stem = self.file.tensors.get(Tensors.STEM_WEIGHT.format(stem=spec.stem))
-            if stem is None or len(stem.shape) != 2:
-                raise CheckpointError(f"{self.path}: stem {spec.stem} of head {spec.name} has no weight [d, inner]")
+            if stem is None or len(stem.shape) != 2 or stem.shape[1] != width:
+                raise CheckpointError(
+                    f"{self.path}: stem {spec.stem} of head {spec.name} has no weight [{width}, inner]"
+                )
             width = stem.shape[0]
         weight = self._array(weight_name, (None, None), MAX_WIDTH)
         bias = self._array(bias_name, (None,), MAX_WIDTH) if bias_name in self.file.tensors else None

@@ -69,6 +69,7 @@ class Report:
                 "name": head.spec.name,
                 **head.spec.to_dict(),
                 "representation": representation_name(head.spec.representation),
+                "form": head.spec.form,
                 "weight_shape": list(head.weight_shape),
                 "weight_norm": _finite(head.weight_norm),
                 "has_bias": head.has_bias,

@@ -1,11 +1,12 @@
 """The report as text: one line per generator and range of alike layers, with the worst values."""
 
+import json
 import math
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 
 from llama_so8t.algebra import TOLERANCE
-from llama_so8t.format import THRESHOLD, unfitted_warning
+from llama_so8t.format import FINAL_NORM, SOFTMAX, TAP_NORM_NONE, THRESHOLD, HeadSpec, unfitted_warning
 from llama_so8t.inspection.measure import ANGLE_FLOOR, Report, SiteMeasure
 from llama_so8t.inspection.subject import HeadTensors, Subject, representation_name
 from llama_so8t.text_table import aligned
@@ -38,6 +39,8 @@ def render(report: Report) -> str:
         heads: list[tuple[str, ...]] = [("head", "reads", "form", "labels", "scope", "debounce", "temperature")]
         heads += [_head_row(head) for head in report.subject.heads]
         parts += [*aligned(heads, left=7), ""]
+        told = {head.spec.name: head.spec.provenance for head in report.subject.heads if head.spec.provenance}
+        parts += [f"{name}: {json.dumps(json.loads(text))}" for name, text in told.items()] + [""] * bool(told)
     if report.subject.unfitted_heads:
         parts.append(unfitted_warning(report.subject.unfitted_heads))
     parts += [f"PROBLEM {problem}" for problem in report.problems]
@@ -117,9 +120,21 @@ def _number(value: float | None, form: str) -> str:
     return "-" if value is None else f"{value:{form}}"
 
 
+def _reads(spec: HeadSpec) -> str:
+    """What a head reads: the final norm by its representation alone, taps by their layers."""
+    parts = [representation_name(spec.representation)] if spec.taps == (FINAL_NORM,) or spec.representation else []
+    if spec.taps != (FINAL_NORM,):
+        parts.append("taps " + ", ".join("norm" if tap == FINAL_NORM else str(tap) for tap in spec.taps))
+    if spec.tap_norm != TAP_NORM_NONE:
+        parts.append(spec.tap_norm)
+    return "; ".join(parts)
+
+
 def _head_row(head: HeadTensors) -> tuple[str, ...]:
     spec = head.spec
-    form = "linear" if spec.stem is None else f"{spec.activation} ({spec.stem})"
+    form = spec.form if spec.stem is None else f"{spec.activation} ({spec.stem})"
+    if spec.link != SOFTMAX:
+        form += f", {spec.link}"
     if not head.fitted:
         form += ", not fitted"
     labels = [
@@ -132,7 +147,7 @@ def _head_row(head: HeadTensors) -> tuple[str, ...]:
     ]
     return (
         spec.name,
-        representation_name(spec.representation),
+        _reads(spec),
         form,
         " | ".join(labels),
         spec.scope,

@@ -44,6 +44,10 @@ def _head(head: HeadSpec, is_fitted: bool) -> dict[str, Any]:
         "temperature": head.temperature,
         "scope": head.scope,
         "representation": head.representation,
+        "form": head.form,
+        "taps": list(head.taps),
+        "tap_norm": head.tap_norm,
+        "link": head.link,
     }
 
 

@@ -2,7 +2,7 @@
 
 import unicodedata
 
-from llama_so8t.format import THRESHOLD, HeadSpec
+from llama_so8t.format import FINAL_NORM, THRESHOLD, HeadSpec
 from llama_so8t.tracing.rule import PROMPT, Trigger, acting
 
 ACTION_COLORS = {"refuse": "#d5402b", "escalate": "#d99000"}
@@ -46,7 +46,12 @@ def rule_text(head: HeadSpec, is_fitted: bool = True) -> str:
     where = {"both": "prompt and answer", "prompt": "the prompt", "answer": "the answer"}[head.scope]
     if head.debounce > 1 and head.scope != PROMPT:
         rules.append(f"{head.debounce} tokens in a row")
-    return f"{'; '.join(rules)}; judges {where}"
+    reads = "" if head.taps == (FINAL_NORM,) else f"reads layers {', '.join(map(_tap, head.taps))}; "
+    return f"{'; '.join(rules)}; {reads}judges {where}"
+
+
+def _tap(tap: int) -> str:
+    return "norm" if tap == FINAL_NORM else str(tap)
 
 
 def trigger_text(trigger: Trigger) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llama_so8t.format import ACTIONS, ARGMAX, HeadSpec
+from llama_so8t.format import ACTIONS, ARGMAX, SIGMOID, HeadSpec
 
 PROMPT, THINK, ANSWER = "prompt", "think", "answer"
 
@@ -31,18 +31,20 @@ class Trigger:
     probability: float | None
 
 
-def probabilities(values: np.ndarray, temperature: float) -> np.ndarray:
-    """``softmax(values / temperature)``.
+def probabilities(head: HeadSpec, values: np.ndarray) -> np.ndarray:
+    """``link(values / temperature)``: the softmax of a row, or ``1 / (1 + exp(-x))`` of each value.
 
     Args:
-        values: of one head, ``(n, labels)``.
-        temperature: of the head.
+        head: what the values mean.
+        values: ``(n, labels)``.
 
     Returns:
         ``(n, labels)`` float64; a row with a value that is not finite is NaN.
     """
     finite = np.isfinite(values).all(-1, keepdims=True)
-    scaled = np.where(finite, values, 0.0).astype(np.float64) / temperature
+    scaled = np.where(finite, values, 0.0).astype(np.float64) / head.temperature
+    if head.link == SIGMOID:
+        return np.where(finite, 0.5 + 0.5 * np.tanh(scaled / 2), np.nan)
     e = np.exp(scaled - scaled.max(-1, keepdims=True))
     return np.where(finite, e / e.sum(-1, keepdims=True), np.nan)
 

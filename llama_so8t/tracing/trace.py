@@ -222,4 +222,4 @@ class _Reader:
         self.n_past += len(tokens)
         self._bar.update(len(tokens))
         for head in self.heads:
-            self._rows[head.name].append(probabilities(self.session.head_logits(head.name), head.temperature))
+            self._rows[head.name].append(probabilities(head, self.session.head_logits(head.name)))

@@ -22,7 +22,8 @@ SO8T_KEYS = {
     "so8t.format_version", "so8t.base_architecture", "so8t.rotation.dimension", "so8t.rotation.folded",
     "so8t.attention.head_representation", "so8t.attention.head_kv_representation", "so8t.heads",
     *(f"so8t.head.{name}.{key}" for name in ("safety", "authority") for key in (
-        "labels", "actions", "thresholds", "temperature", "debounce", "representation", "activation", "scope", "rule")),
+        "labels", "actions", "thresholds", "temperature", "debounce", "representation", "activation", "scope", "rule",
+        "taps", "tap_norm", "form", "link")),
 }  # fmt: skip
 
 

@@ -199,7 +199,7 @@ def test_stems_read_the_rotated_state_and_their_heads_do_not(models, copied, con
 def test_so8t_keys_say_what_the_model_is(models, convert_to):
     file = read_gguf(convert_to(models["Tiny-Qwen3-0.1M-Instruct", "random"], "q8_0"))
     expected = {
-        "so8t.format_version": (1, 4),
+        "so8t.format_version": (2, 4),
         "so8t.base_architecture": ("qwen3", 8),
         "so8t.rotation.dimension": (8, 4),
         "so8t.rotation.explicit": (["qk"], 9),
@@ -216,6 +216,10 @@ def test_so8t_keys_say_what_the_model_is(models, convert_to):
         "so8t.head.safety.activation": ("none", 8),
         "so8t.head.safety.scope": ("both", 8),
         "so8t.head.safety.rule": ("threshold", 8),
+        "so8t.head.safety.taps": ([-1], 9),
+        "so8t.head.safety.tap_norm": ("none", 8),
+        "so8t.head.safety.form": ("linear", 8),
+        "so8t.head.safety.link": ("softmax", 8),
         "so8t.head.authority.actions": (["allow", "escalate"], 9),
         "so8t.vocab_size": (320, 4),
         "so8t.rope.dimension_count": (16, 4),
@@ -367,7 +371,7 @@ def heads(**fields):
             ConversionError,
             "safety.thresholds.*fits float32",
         ),
-        (None, {"so8t_heads": heads(debounce=2**32)}, ConversionError, "safety.debounce: found 4294967296"),
+        (None, {"so8t_heads": heads(debounce=2**32)}, ConfigError, "debounce 4294967296, expected 1 to 65536"),
         (None, {"so8t_heads": heads(debounce=1.5)}, ConversionError, "safety.debounce: found 1.5"),
         (None, {"so8t_heads": heads(prompt_token=2**31)}, ConversionError, "prompt_token.*whole number"),
         (None, {"model_type": ["so8t"]}, CheckpointError, r"found model_type \['so8t'\]"),
@@ -376,7 +380,7 @@ def heads(**fields):
         (None, {"tie_word_embeddings": "no"}, ConfigError, "tie_word_embeddings 'no', expected true or false"),
         (None, {"rope_parameters": [1]}, ConfigError, r"rope_parameters \[1\], expected an object"),
         (None, {"quantization_config": {"quant_method": []}}, CheckpointError, r"method \[\]"),
-        (None, {"so8t_heads": heads(labels="safe")}, ConfigError, "found labels 'safe', expected two or more"),
+        (None, {"so8t_heads": heads(labels="safe")}, ConfigError, "found labels 'safe', expected different ones"),
         (None, {"so8t_heads": heads(labels=["a", ""])}, ConfigError, r"found labels \['a', ''\]"),
         (None, {"so8t_heads": heads(actions=[[], "allow"])}, ConfigError, r"found actions \[\[\], 'allow'\]"),
         (None, {"so8t_heads": heads(thresholds=[True, 10**400])}, ConfigError, "found thresholds"),

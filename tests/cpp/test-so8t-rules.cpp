@@ -154,12 +154,27 @@ static int count_unlike_original() {
 
         std::vector<float> probs(n_labels);
         std::vector<int32_t> n_above;
-        so8t_probabilities(logits.data(), n_labels, temperature, probs.data());
+        so8t_probabilities(logits.data(), n_labels, temperature, LLAMA_SO8T_LINK_SOFTMAX, probs.data());
         const so8t_found found  = so8t_judge_head(rule, true, probs.data(), n_above);
         n_unlike               += found.action != action || found.label != (has_label ? (int32_t) label : -1) ||
                                   so8t_largest(probs.data(), n_labels) != (is_finite ? (int32_t) label : -1);
     }
     return n_unlike;
+}
+
+// sigmoid of each label by itself: log(odds) * temperature gives the probability of these odds
+static int count_wrong_links() {
+    const std::vector<float> logits = {0.0f, 2 * std::log(3.0f), 2 * std::log(1.0f / 3), 1e30f, -1e30f};
+    const std::vector<float> known  = {0.5f, 0.75f, 0.25f, 1.0f, 0.0f};
+    std::vector<float> probs(logits.size());
+    int n_wrong = !so8t_probabilities(logits.data(), logits.size(), 2.0f, LLAMA_SO8T_LINK_SIGMOID, probs.data());
+    for (size_t i = 0; i < known.size(); ++i) {
+        n_wrong += !(std::fabs(probs[i] - known[i]) <= 1e-6f);
+    }
+    const float bad[]  = {1.0f, INFINITY};
+    n_wrong           += so8t_probabilities(bad, 2, 1.0f, LLAMA_SO8T_LINK_SIGMOID, probs.data());
+    n_wrong           += !std::isnan(probs[0]) || !std::isnan(probs[1]);
+    return n_wrong;
 }
 
 int main(int argc, char ** argv) {
@@ -184,6 +199,9 @@ int main(int argc, char ** argv) {
         }
     }
     const int n_unlike = count_unlike_original();
-    printf("%d passed, %d failed; %d verdicts by argmax are unlike the original\n", n_passed, n_failed, n_unlike);
-    return n_failed == 0 && n_unlike == 0 ? 0 : 1;
+    const int n_wrong  = count_wrong_links();
+    printf(
+        "%d passed, %d failed; %d verdicts by argmax are unlike the original; %d probabilities by sigmoid are wrong\n",
+        n_passed, n_failed, n_unlike, n_wrong);
+    return n_failed == 0 && n_unlike == 0 && n_wrong == 0 ? 0 : 1;
 }

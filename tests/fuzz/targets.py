@@ -191,6 +191,9 @@ def changed_json(draw: st.DrawFn, seed: Any) -> Any:
 
 @cache
 def _gguf_seeds() -> list[bytes]:
+    from llama_so8t.upstream import gguf
+
+    kinds = gguf.GGUFValueType
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "seed.gguf"
@@ -206,14 +209,19 @@ def _gguf_seeds() -> list[bytes]:
             Keys.HEAD_LABELS: ["safe", "unsafe"],
             Keys.HEAD_ACTIONS: ["allow", "refuse"],
             Keys.HEAD_THRESHOLDS: [0.5, 0.9],
-            Keys.HEAD_REPRESENTATION: 1,
+            Keys.HEAD_REPRESENTATION: gguf.GGUFValue(1, kinds.INT32),
+            Keys.HEAD_TAPS: gguf.GGUFValue([0, -1], kinds.ARRAY, kinds.INT32),
+            Keys.HEAD_TAP_NORM: "rms",
+            Keys.HEAD_LINK: "sigmoid",
+            Keys.HEAD_FORM: "linear",
+            Keys.HEAD_PROVENANCE: '{"fitted": "by hand"}',
         }
         keys = {
             "so8t.block_count": 1,
             "so8t.embedding_length": 16,
             "so8t.attention.head_count": 2,
             "so8t.attention.head_count_kv": 1,
-            Keys.FORMAT_VERSION: 1,
+            Keys.FORMAT_VERSION: 2,
             Keys.BASE_ARCHITECTURE: "llama",
             Keys.ROTATION_DIMENSION: 8,
             Keys.ROTATION_FOLDED: ["ffn"],
@@ -224,7 +232,7 @@ def _gguf_seeds() -> list[bytes]:
         tensors = {
             "blk.0.so8t_ffn_gen.weight": random_generators(rng, (2,), 0.3).astype(np.float32),
             "so8t_out_gen.weight": random_generators(rng, (2,), 0.3).astype(np.float32),
-            "so8t_head.safety.weight": rng.normal(size=(2, 16)).astype(np.float32),
+            "so8t_head.safety.weight": rng.normal(size=(2, 32)).astype(np.float32),
         }
         return [write_gguf(path, "so8t", keys, tensors).read_bytes(), plain]
 

@@ -73,13 +73,15 @@ def _add_rotations(tensors, layer, explicit, head, head_kv) -> None:
 
 
 def _add_heads(metadata, tensors, rng) -> None:
+    from llama_so8t.upstream import gguf
+
     metadata[Keys.HEADS] = list(default_heads())
     for name, spec in default_heads().items():
         metadata |= {
             Keys.HEAD_LABELS.format(name=name): list(spec.labels),
             Keys.HEAD_ACTIONS.format(name=name): list(spec.actions),
             Keys.HEAD_THRESHOLDS.format(name=name): list(spec.thresholds),
-            Keys.HEAD_REPRESENTATION.format(name=name): spec.representation,
+            Keys.HEAD_REPRESENTATION.format(name=name): gguf.GGUFValue(spec.representation, gguf.GGUFValueType.INT32),
         }
         tensors[Tensors.HEAD_WEIGHT.format(name=name)] = rng.normal(size=(2, WIDTH))
         tensors[Tensors.HEAD_BIAS.format(name=name)] = rng.normal(size=2)

@@ -227,6 +227,11 @@ def test_a_picture_of_a_broken_model_marks_it(write_gguf, tmp_path):
     draw(report, tmp_path / "out.png")
 
 
+def test_a_head_is_as_wide_as_its_taps(write_gguf):
+    report = inspect(write_gguf(edit=_spoiled(lambda m, t: m.update(_version_2("safety.taps", [1, 2])))))
+    assert report.problems == ("head safety: weight has shape [2, 72], expected [2, 144]",)
+
+
 # --- hostile files ---------------------------------------------------------------------------
 
 
@@ -243,11 +248,23 @@ def _spoiled(change):
     return lambda metadata, tensors: change(metadata, tensors)
 
 
+def _version_2(key, value):
+    return {Keys.FORMAT_VERSION: 2, f"so8t.head.{key}": value}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda m, t: m.pop(Keys.FORMAT_VERSION), Keys.FORMAT_VERSION),
-        (lambda m, t: m.update({Keys.FORMAT_VERSION: 2}), "this program reads 1"),
+        (lambda m, t: m.update({Keys.FORMAT_VERSION: 3}), "found so8t.format_version 3, this program reads 1 to 2"),
+        (lambda m, t: m.update({"so8t.head.safety.window": 1}), "the unknown key 'so8t.head.safety.window'"),
+        (lambda m, t: m.update({"so8t.head.other.rule": "argmax"}), "of a head that so8t.heads does not name"),
+        (lambda m, t: m.update({"so8t.head.safety.link": "sigmoid"}), "came with version 2, in a file of version 1"),
+        (lambda m, t: m.update(_version_2("safety.form", "mlp")), "found form 'mlp', expected 'linear'"),
+        (lambda m, t: m.update(_version_2("safety.tap_norm", "layer")), "found tap_norm 'layer'"),
+        (lambda m, t: m.update(_version_2("safety.taps", [9])), "found tap 9, expected -1 to 3"),
+        (lambda m, t: m.update(_version_2("safety.taps", [1, 1])), "expected different layers"),
+        (lambda m, t: m.update(_version_2("safety.provenance", "[]")), "expected a JSON object"),
         (lambda m, t: m.update({Keys.ROTATION_DIMENSION: 16}), Keys.ROTATION_DIMENSION),
         (lambda m, t: m.update({"so8t.block_count": 4_000_000_000}), "so8t.block_count"),
         (lambda m, t: m.update({"so8t.attention.head_count": 0}), "so8t.attention.head_count"),

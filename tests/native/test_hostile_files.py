@@ -13,14 +13,14 @@ from llama_so8t.bindings import Session
 from llama_so8t.errors import RuntimeLibraryError
 
 KEYS = [
-    ("so8t.format_version", 2, "this program reads version 1"),
+    ("so8t.format_version", 3, "so8t.format_version' is 3, this program reads version 1 to 2"),
     ("so8t.rotation.dimension", 4, "expected 8"),
     ("so8t.base_architecture", "phi3", "expected qwen3, llama or qwen2"),
     ("so8t.rotation.explicit", ["gate", "nose"], "expected gate, qk, v, heads or ffn"),
     ("so8t.head.safety.actions", ["allow"], "expected the same number of each"),
     ("so8t.head.safety.actions", ["allow", "explode"], "expected allow, escalate or refuse"),
     ("so8t.head.safety.temperature", 0.0, "expected a number above 0"),
-    ("so8t.head.safety.debounce", 0, "expected 1 or more"),
+    ("so8t.head.safety.debounce", 0, "expected 1 to 65536"),
     ("so8t.head.safety.scope", "nowhere", "expected prompt, answer or both"),
     ("so8t.attention.head_representation", [0, 1], "expected 9 entries of 0, 1 or 2"),
     ("so8t.heads", ["safety", "safety"], "twice"),
@@ -97,7 +97,8 @@ def on_stems(file: Path, path: Path, safety: tuple[str, str], authority: tuple[s
     width = upstream.gguf.GGUFReader(file).fields["so8t.embedding_length"].contents()
     keys = {}
     for head, (stem, activation) in (("safety", safety), ("authority", authority)):
-        keys |= {f"so8t.head.{head}.stem": stem, f"so8t.head.{head}.activation": activation}
+        at = f"so8t.head.{head}"
+        keys |= {f"{at}.stem": stem, f"{at}.activation": activation, f"{at}.form": "mlp"}
     stems = {stem: np.eye(width, dtype=np.float32) for stem, _ in (safety, authority)}
     return copy_gguf(file, path, keys, {f"so8t_stem.{stem}.weight": weight for stem, weight in stems.items()})
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hand_made import SAFETY, two
 
-from llama_so8t.format import HeadSpec
+from llama_so8t.format import LINKS, HeadSpec
 from llama_so8t.tracing.rule import Span, judged, probabilities, reached, risk, triggers
 
 SPANS = (Span("prompt", 0, 3), Span("think", 3, 5), Span("answer", 5, 10))
@@ -15,13 +15,26 @@ THREE = HeadSpec("topic", ("none", "war", "fraud"), ("allow", "escalate", "refus
 
 def test_softmax_at_a_temperature():
     values = np.log(np.array([[0.2, 0.8], [0.5, 0.5]])) * 3 + 7
-    assert probabilities(values, 3.0) == pytest.approx(np.array([[0.2, 0.8], [0.5, 0.5]]), abs=1e-12)
+    assert probabilities(replace(SAFETY, temperature=3.0), values) == pytest.approx(
+        np.array([[0.2, 0.8], [0.5, 0.5]]), abs=1e-12
+    )
 
 
 @pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
 def test_a_value_that_is_not_finite_spoils_its_row_only(bad):
-    found = probabilities(np.array([[bad, 0.0], [1e30, -1e30]], dtype=np.float32), 1.0)
-    assert np.isnan(found[0]).all() and found[1].tolist() == [1.0, 0.0]
+    for link in LINKS:
+        found = probabilities(replace(SAFETY, link=link), np.array([[bad, 0.0], [1e30, -1e30]], dtype=np.float32))
+        assert np.isnan(found[0]).all() and found[1].tolist() == [1.0, 0.0]
+
+
+def test_with_sigmoid_several_labels_hold_and_each_acts_at_its_threshold():
+    head = HeadSpec("risks", ("a", "b", "c"), ("refuse", "escalate", "refuse"), (0.5, 0.7, 0.5), link="sigmoid")
+    values = np.log(np.array([[0.25, 3.0, 1.0], [1 / 3, 2.0, 0.9]])) * 2
+    found = probabilities(replace(head, temperature=2.0), values)
+    assert found == pytest.approx(np.array([[0.2, 0.75, 0.5], [0.25, 2 / 3, 9 / 19]]), abs=1e-12)
+    assert reached(head, found).tolist() == [[False, True, True], [False, False, False]]
+    (trigger,) = triggers(head, [Span("answer", 0, 2)], found)
+    assert (trigger.token, trigger.action, trigger.label) == (0, "refuse", "c")
 
 
 def test_risk_is_of_the_labels_that_act():
@@ -86,7 +99,9 @@ def test_argmax_is_the_label_that_the_original_formula_takes(rng, n_labels):
     ]
     spans = [Span("answer", i, i + 1) for i in range(len(values))]
     for temperature in (0.5, 1.0, 3.0):
-        found = triggers(replace(head, temperature=temperature), spans, probabilities(values, temperature))
+        found = triggers(
+            replace(head, temperature=temperature), spans, probabilities(replace(head, temperature=temperature), values)
+        )
         assert {t.token: (t.action, t.label) for t in found} == {
             i: said for i, said in enumerate(expected) if said[0] != "allow"
         }

@@ -13,6 +13,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <iterator>
 #include <limits>
 #include <stdexcept>
@@ -53,9 +54,9 @@ static std::vector<so8t_label> so8t_load_labels(const gguf_context * ctx, const 
         throw std::runtime_error(format("so8t: key '%s' has %zu labels, expected at most %d",
             key(SO8T_KV_HEAD_LABELS).c_str(), labels.size(), SO8T_MAX_LABELS));
     }
-    if (labels.size() < 2 || actions.size() != labels.size() || thresholds.size() != labels.size()) {
+    if (labels.empty() || actions.size() != labels.size() || thresholds.size() != labels.size()) {
         throw std::runtime_error(format("so8t: head '%s' has %zu labels, %zu actions and %zu thresholds, expected the "
-                                        "same number of each, two or more",
+                                        "same number of each, one or more",
             name.c_str(), labels.size(), actions.size(), thresholds.size()));
     }
     std::vector<so8t_label> result;
@@ -81,11 +82,22 @@ static std::vector<so8t_label> so8t_load_labels(const gguf_context * ctx, const 
     return result;
 }
 
-static so8t_head so8t_load_head(const gguf_context * ctx, const std::string & name) {
+// how the head was fitted: a text for people and programs that nothing here depends on
+static std::string so8t_load_provenance(const gguf_context * ctx, const std::string & key) {
+    const std::string text = so8t_kv_string(ctx, key, "");
+    if (gguf_find_key(ctx, key.c_str()) >= 0 && (!so8t_is_text(text) || text.front() != '{')) {
+        throw std::runtime_error(
+            format("so8t: key '%s' is '%s', expected a JSON object in UTF-8", key.c_str(), so8t_shown(text).c_str()));
+    }
+    return text;
+}
+
+static so8t_head so8t_load_head(const gguf_context * ctx, const std::string & name, uint32_t n_vocab) {
     auto key = [&](const char * pattern) { return format(pattern, name.c_str()); };
 
     const so8t_names known_scopes(std::begin(so8t_scope_names), std::end(so8t_scope_names));
     const so8t_names known_rules(std::begin(so8t_rule_names), std::end(so8t_rule_names));
+    const so8t_names known_links(std::begin(so8t_link_names), std::end(so8t_link_names));
 
     so8t_head head;
     head.name           = name;
@@ -98,8 +110,14 @@ static so8t_head so8t_load_head(const gguf_context * ctx, const std::string & na
         throw std::runtime_error(format("so8t: key '%s' is %f, expected a number above 0",
             key(SO8T_KV_HEAD_TEMPERATURE).c_str(), head.temperature));
     }
-    if (head.debounce < 1) {
-        throw std::runtime_error(format("so8t: key '%s' is 0, expected 1 or more", key(SO8T_KV_HEAD_DEBOUNCE).c_str()));
+    if (head.debounce < 1 || head.debounce > SO8T_MAX_DEBOUNCE) {
+        throw std::runtime_error(format("so8t: key '%s' is %u, expected 1 to %d", key(SO8T_KV_HEAD_DEBOUNCE).c_str(),
+            head.debounce, SO8T_MAX_DEBOUNCE));
+    }
+    if (gguf_find_key(ctx, key(SO8T_KV_HEAD_PROMPT_TOKEN).c_str()) >= 0 &&
+        (head.prompt_token < 0 || (n_vocab > 0 && head.prompt_token >= (llama_token) n_vocab))) {
+        throw std::runtime_error(format("so8t: key '%s' is %d, expected a token of the vocabulary, 0 to %u",
+            key(SO8T_KV_HEAD_PROMPT_TOKEN).c_str(), head.prompt_token, n_vocab - 1));
     }
     if (head.representation < LLAMA_SO8T_REPRESENTATION_VECTOR ||
         head.representation > LLAMA_SO8T_REPRESENTATION_SPINOR_MINUS) {
@@ -108,7 +126,50 @@ static so8t_head so8t_load_head(const gguf_context * ctx, const std::string & na
     }
     head.scope = (llama_so8t_scope) (so8t_kv_name(ctx, key(SO8T_KV_HEAD_SCOPE), known_scopes, head.scope - 1) + 1);
     head.rule  = (llama_so8t_rule) so8t_kv_name(ctx, key(SO8T_KV_HEAD_RULE), known_rules, head.rule);
+    head.link  = (llama_so8t_link) so8t_kv_name(ctx, key(SO8T_KV_HEAD_LINK), known_links, head.link);
+    if (head.link == LLAMA_SO8T_LINK_SOFTMAX && head.labels.size() < 2) {
+        throw std::runtime_error(format("so8t: head '%s' has 1 label, expected two or more with the link '%s'",
+            name.c_str(), so8t_link_names[head.link]));
+    }
+    if (head.link == LLAMA_SO8T_LINK_SIGMOID && head.rule == LLAMA_SO8T_RULE_ARGMAX) {
+        throw std::runtime_error(
+            format("so8t: head '%s' has the link '%s' and the rule '%s', expected the rule '%s' for "
+                   "labels of which several may hold",
+                name.c_str(), so8t_link_names[head.link], so8t_rule_names[head.rule],
+                so8t_rule_names[LLAMA_SO8T_RULE_THRESHOLD]));
+    }
+    head.provenance = so8t_load_provenance(ctx, key(SO8T_KV_HEAD_PROVENANCE));
     return head;
+}
+
+// index of what a head reads; heads that read the same share it
+static int32_t so8t_load_source(
+    const gguf_context * ctx, const std::string & name, int64_t n_layer, std::vector<so8t_source> & sources) {
+    const so8t_names known_norms(std::begin(so8t_tap_norm_names), std::end(so8t_tap_norm_names));
+    const std::string key = format(SO8T_KV_HEAD_TAPS, name.c_str());
+
+    so8t_source source;
+    source.taps = so8t_kv_ints(ctx, key, false);
+    source.norm = (llama_so8t_tap_norm) so8t_kv_name(
+        ctx, format(SO8T_KV_HEAD_TAP_NORM, name.c_str()), known_norms, source.norm);
+    if (gguf_find_key(ctx, key.c_str()) < 0) {
+        source.taps = {SO8T_TAP_FINAL_NORM};
+    }
+    if (source.taps.empty()) {
+        throw std::runtime_error(format("so8t: key '%s' is empty, expected one layer or more", key.c_str()));
+    }
+    for (auto tap = source.taps.begin(); tap != source.taps.end(); ++tap) {
+        if (*tap < SO8T_TAP_FINAL_NORM || *tap > n_layer || std::find(source.taps.begin(), tap, *tap) != tap) {
+            throw std::runtime_error(format("so8t: key '%s' has %d, expected different layers from %d to %d",
+                key.c_str(), *tap, SO8T_TAP_FINAL_NORM, (int) n_layer));
+        }
+    }
+    const auto found = std::find(sources.begin(), sources.end(), source);
+    const auto index = found - sources.begin();
+    if (found == sources.end()) {
+        sources.push_back(source);
+    }
+    return (int32_t) index;
 }
 
 static const so8t_stem_form & so8t_find_form(
@@ -136,6 +197,11 @@ static ggml_tensor * so8t_create_f32(
     return tensor;
 }
 
+// numbers that a head or its stem reads
+static int64_t so8t_n_in(const llama_model_base & model, const so8t_heads & heads, const so8t_head & head) {
+    return (int64_t) heads.sources[head.source].taps.size() * model.hparams.n_embd;
+}
+
 // index of the stem of a head; heads that name the same share it, and have to agree on its activation
 static int32_t so8t_load_stem(llama_model_base & model, llama_model_loader & ml, so8t_heads & result,
     const so8t_head & head, const std::string & name, const std::string & activation) {
@@ -152,6 +218,12 @@ static int32_t so8t_load_stem(llama_model_base & model, llama_model_loader & ml,
                                             "'%s' and '%s', expected the same",
                 first->name.c_str(), head.name.c_str(), name.c_str(), stem.form->activation, form.activation));
         }
+        if (stem.source != head.source) {
+            throw std::runtime_error(
+                format("so8t: head '%s' shares the stem '%s' and has other taps or another norm of "
+                       "them than the heads before it, expected the same",
+                    head.name.c_str(), name.c_str()));
+        }
         return (int32_t) i;
     }
     const LLM_TN tn(model.arch);
@@ -164,7 +236,7 @@ static int32_t so8t_load_stem(llama_model_base & model, llama_model_loader & ml,
         throw std::runtime_error(
             format("so8t: head '%s': tensor 'so8t_stem.%s' is missing", head.name.c_str(), weight.c_str()));
     }
-    const int64_t n_embd  = model.hparams.n_embd;
+    const int64_t n_in    = so8t_n_in(model, result, head);
     const int64_t n_inner = meta->ne[1];
     if (n_inner < 1) {
         throw std::runtime_error(format("so8t: tensor 'so8t_stem.%s' has no rows, expected 1 or more", weight.c_str()));
@@ -173,7 +245,8 @@ static int32_t so8t_load_stem(llama_model_base & model, llama_model_loader & ml,
     so8t_stem stem;
     stem.name   = name;
     stem.form   = &form;
-    stem.weight = so8t_create_f32(model, tn(LLM_TENSOR_SO8T_STEM, weight.c_str()), {n_embd, n_inner}, 0);
+    stem.source = head.source;
+    stem.weight = so8t_create_f32(model, tn(LLM_TENSOR_SO8T_STEM, weight.c_str()), {n_in, n_inner}, 0);
     stem.bias   = so8t_create_f32(model, tn(LLM_TENSOR_SO8T_STEM, bias.c_str()), {n_inner}, model.TENSOR_NOT_REQUIRED);
     if (form.has_norm) {
         stem.norm = so8t_create_f32(model, tn(LLM_TENSOR_SO8T_STEM, norm.c_str()), {n_inner}, 0);
@@ -182,18 +255,91 @@ static int32_t so8t_load_stem(llama_model_base & model, llama_model_loader & ml,
     return (int32_t) result.stems.size() - 1;
 }
 
+// every key of a head is known, in the version of the file, and belongs to a head that the file names
+static void so8t_check_head_keys(const gguf_context * ctx, const so8t_names & names) {
+    const uint32_t version = so8t_kv_version(ctx);
+    const size_t n_prefix  = strlen(SO8T_KV_HEAD_PREFIX);
+    so8t_names known;
+    for (const auto & row : so8t_head_key_rows) {
+        known.push_back(row.field);
+    }
+    for (int64_t i = 0; i < gguf_get_n_kv(ctx); ++i) {
+        const std::string key = gguf_get_key(ctx, i);
+        if (key.compare(0, n_prefix, SO8T_KV_HEAD_PREFIX) != 0) {
+            continue;
+        }
+        const size_t dot      = key.find('.', n_prefix);
+        const bool has_field  = dot != std::string::npos;
+        const std::string at  = key.substr(n_prefix, has_field ? dot - n_prefix : dot);
+        const int field       = has_field ? so8t_index_of(known, key.substr(dot + 1)) : -1;
+        const std::string say = so8t_shown(key);
+        if (field < 0) {
+            throw std::runtime_error(format("so8t: key '%s' is unknown, expected '" SO8T_KV_HEAD_PREFIX "NAME.' and %s",
+                say.c_str(), so8t_one_of(known).c_str()));
+        }
+        if (so8t_index_of(names, at) < 0) {
+            throw std::runtime_error(
+                format("so8t: key '%s' is of a head that '" SO8T_KV_HEADS "' does not name", say.c_str()));
+        }
+        if (so8t_head_key_rows[field].since > version) {
+            throw std::runtime_error(
+                format("so8t: key '%s' came with version %u of the format, the file is of version %u", say.c_str(),
+                    so8t_head_key_rows[field].since, version));
+        }
+    }
+}
+
+static void so8t_check_form(const gguf_context * ctx, const so8t_head & head) {
+    const so8t_names known(std::begin(so8t_form_names), std::end(so8t_form_names));
+    const std::string key = format(SO8T_KV_HEAD_FORM, head.name.c_str());
+    if (so8t_kv_name(ctx, key, known, head.form()) != head.form()) {
+        throw std::runtime_error(format("so8t: key '%s' is '%s', expected '%s' for a head %s a stem", key.c_str(),
+            so8t_kv_string(ctx, key, "").c_str(), so8t_form_names[head.form()], head.stem < 0 ? "without" : "with"));
+    }
+}
+
+// reads the keys of a head, and creates its tensors
+static so8t_head so8t_create_head(
+    llama_model_base & model, llama_model_loader & ml, so8t_heads & result, const std::string & name) {
+    const LLM_TN tn(model.arch);
+    const auto * ctx = ml.metadata;
+
+    so8t_head head = so8t_load_head(ctx, name, model.vocab.n_tokens());
+    head.source    = so8t_load_source(ctx, name, model.hparams.n_layer(), result.sources);
+    head.offset    = result.n_values;
+
+    const int64_t n_labels = head.labels.size();
+    int64_t n_in           = so8t_n_in(model, result, head);
+
+    const std::string stem       = so8t_kv_string(ctx, format(SO8T_KV_HEAD_STEM, name.c_str()), "");
+    const std::string activation = so8t_kv_string(
+        ctx, format(SO8T_KV_HEAD_ACTIVATION, name.c_str()), SO8T_ACTIVATION_WITHOUT_STEM);
+    if (!stem.empty()) {
+        if (!so8t_is_name(stem)) {
+            throw std::runtime_error(format("so8t: key '%s' is '%s', expected letters, digits, '_' and '-'",
+                format(SO8T_KV_HEAD_STEM, name.c_str()).c_str(), so8t_shown(stem).c_str()));
+        }
+        head.stem = so8t_load_stem(model, ml, result, head, stem, activation);
+        n_in      = result.stems[head.stem].weight->ne[1];
+    } else if (activation != SO8T_ACTIVATION_WITHOUT_STEM) {
+        throw std::runtime_error(format(
+            "so8t: head '%s' has the activation '%s' and no stem", name.c_str(), so8t_shown(activation).c_str()));
+    }
+    so8t_check_form(ctx, head);
+    head.weight = so8t_create_f32(
+        model, tn(LLM_TENSOR_SO8T_HEAD, format(SO8T_TENSOR_WEIGHT, name.c_str()).c_str()), {n_in, n_labels}, 0);
+    head.bias = so8t_create_f32(model, tn(LLM_TENSOR_SO8T_HEAD, format(SO8T_TENSOR_BIAS, name.c_str()).c_str()),
+        {n_labels}, model.TENSOR_NOT_REQUIRED);
+    return head;
+}
+
 void so8t_load_heads(llama_model_base & model, llama_model_loader & ml) {
     if (model.arch != LLM_ARCH_SO8T) { // a base whose converter has folded rotations
         const auto sites = so8t_load_sites(ml.metadata, SO8T_KV_ROTATION_FOLDED);
         model.so8t_folded.assign(sites.begin(), sites.end());
     }
     const auto names = so8t_kv_strings(ml.metadata, SO8T_KV_HEADS, false);
-    if (names.empty()) {
-        return;
-    }
-    const LLM_TN tn(model.arch);
-
-    auto result = std::make_shared<so8t_heads>();
+    auto result      = std::make_shared<so8t_heads>();
     for (const auto & name : names) {
         if (std::any_of(
                 result->heads.begin(), result->heads.end(), [&](const so8t_head & h) { return h.name == name; })) {
@@ -204,64 +350,86 @@ void so8t_load_heads(llama_model_base & model, llama_model_loader & ml) {
                 format("so8t: key '" SO8T_KV_HEADS "' has '%s', expected letters, digits, '_' and '-'",
                     so8t_shown(name).c_str()));
         }
-        so8t_head head         = so8t_load_head(ml.metadata, name);
-        const int64_t n_labels = head.labels.size();
-        int64_t n_in           = model.hparams.n_embd;
-
-        const std::string stem       = so8t_kv_string(ml.metadata, format(SO8T_KV_HEAD_STEM, name.c_str()), "");
-        const std::string activation = so8t_kv_string(
-            ml.metadata, format(SO8T_KV_HEAD_ACTIVATION, name.c_str()), SO8T_ACTIVATION_WITHOUT_STEM);
-        if (!stem.empty()) {
-            if (!so8t_is_name(stem)) {
-                throw std::runtime_error(format("so8t: key '%s' is '%s', expected letters, digits, '_' and '-'",
-                    format(SO8T_KV_HEAD_STEM, name.c_str()).c_str(), so8t_shown(stem).c_str()));
-            }
-            head.stem = so8t_load_stem(model, ml, *result, head, stem, activation);
-            n_in      = result->stems[head.stem].weight->ne[1];
-        } else if (activation != SO8T_ACTIVATION_WITHOUT_STEM) {
-            throw std::runtime_error(format(
-                "so8t: head '%s' has the activation '%s' and no stem", name.c_str(), so8t_shown(activation).c_str()));
-        }
-        head.weight = so8t_create_f32(
-            model, tn(LLM_TENSOR_SO8T_HEAD, format(SO8T_TENSOR_WEIGHT, name.c_str()).c_str()), {n_in, n_labels}, 0);
-        head.bias   = so8t_create_f32(model, tn(LLM_TENSOR_SO8T_HEAD, format(SO8T_TENSOR_BIAS, name.c_str()).c_str()),
-            {n_labels}, model.TENSOR_NOT_REQUIRED);
-        head.offset = result->n_values;
-
-        result->n_values += n_labels;
+        so8t_head head    = so8t_create_head(model, ml, *result, name);
+        result->n_values += head.labels.size();
         result->heads.push_back(std::move(head));
     }
-    model.so8t_heads = result;
+    so8t_check_head_keys(ml.metadata, names);
+    if (!names.empty()) {
+        model.so8t_heads = result;
+    }
+}
+
+bool so8t_heads::read_layers() const {
+    static const so8t_source final_norm = {{SO8T_TAP_FINAL_NORM}, LLAMA_SO8T_TAP_NORM_NONE};
+    return std::any_of(sources.begin(), sources.end(), [](const so8t_source & s) { return !(s == final_norm); });
 }
 
 //
 // graph
 //
 
-static ggml_tensor * so8t_build_stem(llm_graph_context & llm, const so8t_stem & stem, ggml_tensor * f) {
-    ggml_tensor * cur = ggml_mul_mat(llm.ctx0, stem.weight, f); // [inner, n_outputs]
+void so8t_watch_layers(const llm_graph_params & params, const llama_model & model) {
+    params.res->so8t_taps.reset();
+    if (model.so8t_heads && model.so8t_heads->read_layers()) {
+        params.res->so8t_taps = std::make_shared<so8t_taps>(model.so8t_heads->sources);
+    }
+}
+
+// what each source of the heads reads, [n_taps * n_embd, n_outputs]; empty in a graph that has no layers to read
+static std::vector<ggml_tensor *> so8t_read_sources(
+    llm_graph_context & llm, const llm_graph_params & params, const so8t_heads & heads) {
+    std::vector<ggml_tensor *> result;
+    for (size_t i = 0; i < heads.sources.size(); ++i) {
+        if (!llm.res->so8t_taps) {
+            result.push_back(llm.res->t_embd); // of the final norm
+            continue;
+        }
+        const auto [read, missing] = llm.res->so8t_taps->read(llm, heads.sources[i]);
+        if (!read && params.gtype == LLM_GRAPH_TYPE_DECODER_MTP) {
+            return {}; // drafts tokens by a layer of its own, and nobody asks it for verdicts
+        }
+        if (!read) {
+            const auto head = std::find_if(heads.heads.begin(), heads.heads.end(),
+                [&](const so8t_head & candidate) { return candidate.source == (int32_t) i; });
+            throw std::runtime_error(
+                format("so8t: head '%s' has the tap %d, but the architecture '%s' does not tell the "
+                       "residual stream there, so the head cannot be used with it",
+                    head->name.c_str(), missing, llm_arch_name(llm.arch)));
+        }
+        result.push_back(read);
+    }
+    return result;
+}
+
+static ggml_tensor * so8t_build_stem(llm_graph_context & llm, const so8t_stem & stem, ggml_tensor * z) {
+    ggml_tensor * cur = ggml_mul_mat(llm.ctx0, stem.weight, z); // [inner, n_outputs]
     if (stem.bias) {
         cur = ggml_add(llm.ctx0, cur, stem.bias);
     }
     return stem.form->activate(llm, stem, cur);
 }
 
-void so8t_build_heads(llm_graph_context & llm, const llama_model & model) {
-    ggml_tensor * f = llm.res->t_embd; // [n_embd, n_outputs], after the final norm
-    if (!model.so8t_heads || !f) {
+void so8t_build_heads(llm_graph_context & llm, const llm_graph_params & params, const llama_model & model) {
+    if (!model.so8t_heads || !llm.res->t_embd) { // [n_embd, n_outputs], after the final norm
         return;
     }
+    const auto & heads = *model.so8t_heads;
     ggml_context * ctx = llm.ctx0;
 
-    std::vector<ggml_tensor *> stems(model.so8t_heads->stems.size(), nullptr);
+    const auto sources = so8t_read_sources(llm, params, heads);
+    if (sources.empty()) {
+        return;
+    }
+    std::vector<ggml_tensor *> stems(heads.stems.size(), nullptr);
 
     ggml_tensor * values = nullptr;
-    for (const auto & head : model.so8t_heads->heads) {
-        ggml_tensor * cur = f;
+    for (const auto & head : heads.heads) {
+        ggml_tensor * cur = sources[head.source];
         if (head.stem >= 0) {
             auto & stem = stems[head.stem];
             if (!stem) {
-                stem = so8t_build_stem(llm, model.so8t_heads->stems[head.stem], f);
+                stem = so8t_build_stem(llm, heads.stems[head.stem], cur);
                 llm.cb(stem, "so8t_stem", -1);
             }
             cur = stem;

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "llama-so8t-taps.h"
 #include "so8t.h"
 
 #include "ggml-backend.h"
@@ -13,6 +14,7 @@ struct llama_model;
 struct llama_model_base;
 struct llama_model_loader;
 struct llm_graph_context;
+struct llm_graph_params;
 
 struct so8t_stem;
 
@@ -23,12 +25,13 @@ struct so8t_stem_form {
     ggml_tensor * (*activate)(llm_graph_context & llm, const so8t_stem & stem, ggml_tensor * cur);
 };
 
-// first layer of an MLP head, shared by the heads that name it: act(W1 f + b1), or rmsnorm(W1 f)
+// first layer of an MLP head, shared by the heads that name it: act(W1 z + b1), or rmsnorm(W1 z)
 struct so8t_stem {
     std::string name;
     const so8t_stem_form * form = nullptr;
+    int32_t source              = 0; // index into so8t_heads::sources
 
-    ggml_tensor * weight = nullptr; // [n_embd, inner]
+    ggml_tensor * weight = nullptr; // [n_taps * n_embd, inner]
     ggml_tensor * bias   = nullptr; // [inner], optional
     ggml_tensor * norm   = nullptr; // [inner], where the form has one
 };
@@ -48,20 +51,29 @@ struct so8t_head {
     int32_t representation   = 0; // provenance: the rotation is folded into the weights
     llama_so8t_scope scope   = LLAMA_SO8T_SCOPE_BOTH;
     llama_so8t_rule rule     = LLAMA_SO8T_RULE_THRESHOLD;
+    llama_so8t_link link     = LLAMA_SO8T_LINK_SOFTMAX;
     llama_token prompt_token = LLAMA_TOKEN_NULL;
+    int32_t source           = 0;       // index into so8t_heads::sources
     int32_t stem             = -1;      // index into so8t_heads::stems
     int32_t offset           = 0;       // first row among the values of all heads
-    ggml_tensor * weight     = nullptr; // [n_embd or inner, n_labels]
+    ggml_tensor * weight     = nullptr; // [n_taps * n_embd or inner, n_labels]
     ggml_tensor * bias       = nullptr; // [n_labels], optional
     bool fitted              = true;    // false: the weight is all zeros, found when its data is loaded
+    std::string provenance;             // how it was fitted, as JSON; empty: not told
+
+    llama_so8t_form form() const { return stem < 0 ? LLAMA_SO8T_FORM_LINEAR : LLAMA_SO8T_FORM_MLP; }
 };
 
 // all heads of a model, owned by llama_model
 struct so8t_heads {
+    std::vector<so8t_source> sources; // all different
     std::vector<so8t_stem> stems;
     std::vector<so8t_head> heads;
 
     int32_t n_values = 0; // labels of all heads together
+
+    // whether a head reads something else than the final norm as it is
+    bool read_layers() const;
 };
 
 // head values of the outputs of the last batch, owned by llama_context: [n_outputs][n_values]
@@ -79,5 +91,8 @@ struct so8t_head_values {
 // reads the head keys and creates the head tensors, for every architecture; after load_arch_tensors
 void so8t_load_heads(llama_model_base & model, llama_model_loader & ml);
 
+// before build_arch_graph: from now on the graph is observed, where a head of the model reads a layer
+void so8t_watch_layers(const llm_graph_params & params, const llama_model & model);
+
 // adds the heads on top of the embeddings of every output; after build_arch_graph
-void so8t_build_heads(llm_graph_context & llm, const llama_model & model);
+void so8t_build_heads(llm_graph_context & llm, const llm_graph_params & params, const llama_model & model);

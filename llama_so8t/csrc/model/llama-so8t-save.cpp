@@ -24,7 +24,6 @@ static void so8t_save_sites(gguf_context * ctx, const char * key, const std::vec
 
 // keys of the architecture, and the generators: these have left model.tensors_by_name
 static void so8t_save_arch(const llama_model_so8t & so8t, gguf_context * ctx) {
-    gguf_set_val_u32(ctx, SO8T_KV_FORMAT_VERSION, SO8T_FORMAT_VERSION);
     gguf_set_val_u32(ctx, SO8T_KV_ROTATION_DIMENSION, SO8T_DIM);
     gguf_set_val_str(ctx, SO8T_KV_BASE_ARCHITECTURE, so8t.family->name);
     so8t_save_sites(ctx, SO8T_KV_ROTATION_EXPLICIT, so8t.sites_explicit);
@@ -64,6 +63,14 @@ static void so8t_save_heads(const so8t_heads & heads, gguf_context * ctx) {
             head.stem < 0 ? SO8T_ACTIVATION_WITHOUT_STEM : heads.stems[head.stem].form->activation);
         gguf_set_val_str(ctx, key(SO8T_KV_HEAD_SCOPE).c_str(), so8t_scope_names[head.scope - 1]);
         gguf_set_val_str(ctx, key(SO8T_KV_HEAD_RULE).c_str(), so8t_rule_names[head.rule]);
+        const auto & source = heads.sources[head.source];
+        gguf_set_arr_data(ctx, key(SO8T_KV_HEAD_TAPS).c_str(), GGUF_TYPE_INT32, source.taps.data(), source.taps.size());
+        gguf_set_val_str(ctx, key(SO8T_KV_HEAD_TAP_NORM).c_str(), so8t_tap_norm_names[source.norm]);
+        gguf_set_val_str(ctx, key(SO8T_KV_HEAD_FORM).c_str(), so8t_form_names[head.form()]);
+        gguf_set_val_str(ctx, key(SO8T_KV_HEAD_LINK).c_str(), so8t_link_names[head.link]);
+        if (!head.provenance.empty()) {
+            gguf_set_val_str(ctx, key(SO8T_KV_HEAD_PROVENANCE).c_str(), head.provenance.c_str());
+        }
         if (head.prompt_token != LLAMA_TOKEN_NULL) {
             gguf_set_val_i32(ctx, key(SO8T_KV_HEAD_PROMPT_TOKEN).c_str(), head.prompt_token);
         }
@@ -80,6 +87,9 @@ void so8t_save(const llama_model & model, gguf_context * ctx) {
         if (name.find("so8t_") != std::string::npos) {
             gguf_add_tensor(ctx, tensor);
         }
+    }
+    if (model.arch == LLM_ARCH_SO8T || model.so8t_heads) {
+        gguf_set_val_u32(ctx, SO8T_KV_FORMAT_VERSION, SO8T_FORMAT_VERSION);
     }
     if (model.arch == LLM_ARCH_SO8T) {
         so8t_save_arch(static_cast<const llama_model_so8t &>(model), ctx);

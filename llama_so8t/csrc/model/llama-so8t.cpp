@@ -76,11 +76,7 @@ static std::vector<int32_t> so8t_load_representations(const gguf_context * ctx, 
 void llama_model_so8t::load_arch_hparams(llama_model_loader & ml) {
     ml.get_key(LLM_KV_ATTENTION_LAYERNORM_RMS_EPS, hparams.f_norm_rms_eps);
 
-    const uint32_t version = so8t_kv_uint(ml.metadata, SO8T_KV_FORMAT_VERSION, SO8T_FORMAT_VERSION);
-    if (version != SO8T_FORMAT_VERSION) {
-        throw std::runtime_error(format("so8t: key '" SO8T_KV_FORMAT_VERSION "' is %u, this program reads version %d",
-            version, SO8T_FORMAT_VERSION));
-    }
+    so8t_kv_version(ml.metadata);
     const uint32_t dimension = so8t_kv_uint(ml.metadata, SO8T_KV_ROTATION_DIMENSION, SO8T_DIM);
     if (dimension != SO8T_DIM) {
         throw std::runtime_error(

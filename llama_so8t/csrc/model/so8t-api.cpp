@@ -17,6 +17,10 @@
 static_assert(LLAMA_SO8T_ACTION_REFUSE + 1 == std::size(so8t_action_names), "so8t.h has other actions than the format");
 static_assert(LLAMA_SO8T_SCOPE_BOTH == std::size(so8t_scope_names), "so8t.h has other scopes than the format");
 static_assert(LLAMA_SO8T_RULE_ARGMAX + 1 == std::size(so8t_rule_names), "so8t.h has other rules than the format");
+static_assert(LLAMA_SO8T_LINK_SIGMOID + 1 == std::size(so8t_link_names), "so8t.h has other links than the format");
+static_assert(LLAMA_SO8T_FORM_MLP + 1 == std::size(so8t_form_names), "so8t.h has other forms than the format");
+static_assert(
+    LLAMA_SO8T_TAP_NORM_RMS + 1 == std::size(so8t_tap_norm_names), "so8t.h has other norms of taps than the format");
 
 //
 // heads
@@ -32,9 +36,11 @@ int32_t llama_so8t_n_heads(const llama_model * model) {
 }
 
 llama_so8t_head llama_so8t_get_head(const llama_model * model, int32_t head) {
-    const auto & h = so8t_get(model, head);
+    const auto & h      = so8t_get(model, head);
+    const auto & source = model->so8t_heads->sources[h.source];
     return {h.name.c_str(), (int32_t) h.labels.size(), h.temperature, (int32_t) h.debounce, h.scope, h.prompt_token,
-        (llama_so8t_representation) h.representation, h.rule, h.fitted};
+        (llama_so8t_representation) h.representation, h.rule, h.fitted, h.form(), h.link, source.taps.data(),
+        (int32_t) source.taps.size(), source.norm};
 }
 
 llama_so8t_label llama_so8t_get_label(const llama_model * model, int32_t head, int32_t label) {
@@ -49,6 +55,18 @@ const char * llama_so8t_action_name(llama_so8t_action action) {
 
 const char * llama_so8t_rule_name(llama_so8t_rule rule) {
     return so8t_rule_names[rule];
+}
+
+const char * llama_so8t_link_name(llama_so8t_link link) {
+    return so8t_link_names[link];
+}
+
+const char * llama_so8t_form_name(llama_so8t_form form) {
+    return so8t_form_names[form];
+}
+
+const char * llama_so8t_tap_norm_name(llama_so8t_tap_norm norm) {
+    return so8t_tap_norm_names[norm];
 }
 
 const char * llama_so8t_representation_name(llama_so8t_representation representation) {
@@ -74,7 +92,7 @@ bool llama_so8t_get_probs_ith(llama_context * ctx, int32_t head, int32_t i, floa
         std::fill_n(probs, h.labels.size(), std::numeric_limits<float>::quiet_NaN());
         return false;
     }
-    return so8t_probabilities(logits, h.labels.size(), h.temperature, probs);
+    return so8t_probabilities(logits, h.labels.size(), h.temperature, h.link, probs);
 }
 
 llama_so8t_action llama_so8t_get_action_ith(llama_context * ctx, int32_t i) {

@@ -1,12 +1,17 @@
 #pragma once
 
+#include <cstdint>
+
 // Names and rows of the GGUF format (docs/format.md), from llama_so8t/format.py: `make format-header`
 // writes this file. Do not edit it.
 
 // clang-format off
 
-#define SO8T_FORMAT_VERSION 1
+#define SO8T_FORMAT_VERSION 2
 #define SO8T_MAX_LABELS     4096 // of a head
+#define SO8T_MAX_DEBOUNCE   65536
+#define SO8T_TAP_FINAL_NORM (-1)
+#define SO8T_TAP_NORM_EPS   1e-06f
 
 // keys; those of verdict heads, HEAD_*, keep the literal prefix so8t. in every architecture
 #define SO8T_KV_FORMAT_VERSION              "so8t.format_version"
@@ -28,14 +33,45 @@
 #define SO8T_KV_HEAD_SCOPE                  "so8t.head.%s.scope"
 #define SO8T_KV_HEAD_RULE                   "so8t.head.%s.rule"
 #define SO8T_KV_HEAD_PROMPT_TOKEN           "so8t.head.%s.prompt_token"
+#define SO8T_KV_HEAD_TAPS                   "so8t.head.%s.taps"
+#define SO8T_KV_HEAD_TAP_NORM               "so8t.head.%s.tap_norm"
+#define SO8T_KV_HEAD_FORM                   "so8t.head.%s.form"
+#define SO8T_KV_HEAD_LINK                   "so8t.head.%s.link"
+#define SO8T_KV_HEAD_PROVENANCE             "so8t.head.%s.provenance"
 #define SO8T_KV_LORA_FOLDED                 "so8t.lora.folded"
+#define SO8T_KV_HEAD_PREFIX                 "so8t.head."
+
+// keys of a head: what stands after its name, and the first version that has it; any other is an error
+struct so8t_head_key_row {
+    const char * field;
+    uint32_t     since;
+};
+
+inline constexpr so8t_head_key_row so8t_head_key_rows[] = {
+    {"labels", 1},
+    {"actions", 1},
+    {"thresholds", 1},
+    {"temperature", 1},
+    {"debounce", 1},
+    {"representation", 1},
+    {"activation", 1},
+    {"stem", 1},
+    {"scope", 1},
+    {"rule", 1},
+    {"prompt_token", 1},
+    {"taps", 2},
+    {"tap_norm", 2},
+    {"form", 2},
+    {"link", 2},
+    {"provenance", 2},
+};
 
 // tensors, always F32. The part before the first dot is registered in llama-arch (LLM_TENSOR_SO8T_*),
 // the suffixes below follow it.
 #define SO8T_TENSOR_LAYER_GEN "so8t_%s_gen.weight" // after "blk.N." [28, n]
 #define SO8T_TENSOR_LAYER_ROT "so8t_%s_rot.weight" // after "blk.N." [8, 8, n], element [j, i, b] = R_b[i][j]
 #define SO8T_TENSOR_OUT_GEN   "weight"             // after "so8t_out_gen." [28, nb]
-#define SO8T_TENSOR_WEIGHT    "%s.weight"          // after "so8t_head." [d or inner, labels], "so8t_stem." [d, inner]
+#define SO8T_TENSOR_WEIGHT    "%s.weight"          // after "so8t_head." [n, labels], "so8t_stem." [n, inner], n: taps * d or inner
 #define SO8T_TENSOR_BIAS      "%s.bias"            // after "so8t_head." [labels], "so8t_stem." [inner]
 #define SO8T_TENSOR_NORM      "%s.norm.weight"     // after "so8t_stem." [inner]
 
@@ -155,5 +191,12 @@ inline constexpr const char * so8t_action_names[] = {"allow", "escalate", "refus
 inline constexpr const char * so8t_scope_names[] = {"prompt", "answer", "both"};
 
 inline constexpr const char * so8t_rule_names[] = {"threshold", "argmax"};
+
+// values of enum llama_so8t_form, of enum llama_so8t_tap_norm, of enum llama_so8t_link
+inline constexpr const char * so8t_form_names[] = {"linear", "mlp"};
+
+inline constexpr const char * so8t_tap_norm_names[] = {"none", "rms"};
+
+inline constexpr const char * so8t_link_names[] = {"softmax", "sigmoid"};
 
 // clang-format on

@@ -1,5 +1,7 @@
 #include "so8t-kv.h"
 
+#include "so8t-format.h"
+
 #include "llama-impl.h"
 
 #include "gguf.h"
@@ -84,6 +86,16 @@ std::vector<float> so8t_kv_floats(const gguf_context * ctx, const std::string & 
 
 std::vector<int32_t> so8t_kv_ints(const gguf_context * ctx, const std::string & key, bool required) {
     return so8t_kv_array<int32_t>(ctx, key, GGUF_TYPE_INT32, required);
+}
+
+uint32_t so8t_kv_version(const gguf_context * ctx) {
+    const uint32_t version = so8t_kv_uint(ctx, SO8T_KV_FORMAT_VERSION, 1);
+    if (version < 1 || version > SO8T_FORMAT_VERSION) {
+        throw std::runtime_error(
+            format("so8t: key '" SO8T_KV_FORMAT_VERSION "' is %u, this program reads version 1 to %d", version,
+                SO8T_FORMAT_VERSION));
+    }
+    return version;
 }
 
 void so8t_set_strings(gguf_context * ctx, const std::string & key, const std::vector<std::string> & values) {

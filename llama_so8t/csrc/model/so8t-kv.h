@@ -18,6 +18,9 @@ std::vector<std::string> so8t_kv_strings(const gguf_context * ctx, const std::st
 std::vector<float> so8t_kv_floats(const gguf_context * ctx, const std::string & key, bool required);
 std::vector<int32_t> so8t_kv_ints(const gguf_context * ctx, const std::string & key, bool required);
 
+// version of the format that a file says, 1 where it says none; one that this program does not read throws
+uint32_t so8t_kv_version(const gguf_context * ctx);
+
 void so8t_set_strings(gguf_context * ctx, const std::string & key, const std::vector<std::string> & values);
 
 // names of the format that a value may have

@@ -4,10 +4,15 @@
 #include <cmath>
 #include <limits>
 
-bool so8t_probabilities(const float * logits, size_t n, float temperature, float * probs) {
+bool so8t_probabilities(const float * logits, size_t n, float temperature, llama_so8t_link link, float * probs) {
     std::fill_n(probs, n, std::numeric_limits<float>::quiet_NaN());
     if (!std::all_of(logits, logits + n, [](float v) { return std::isfinite(v); })) {
         return false;
+    }
+    if (link == LLAMA_SO8T_LINK_SIGMOID) {
+        std::transform(logits, logits + n, probs,
+            [&](float v) { return (float) (1.0 / (1.0 + std::exp(-v / (double) temperature))); });
+        return true;
     }
     const float max = *std::max_element(logits, logits + n);
     double sum      = 0;

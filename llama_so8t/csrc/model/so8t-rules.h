@@ -29,8 +29,9 @@ struct so8t_found {
     int32_t n_run            = 0;  // positions that agreed
 };
 
-// softmax(logits / temperature) of the n labels of a head; false and NaN where a logit is not finite
-LLAMA_API bool so8t_probabilities(const float * logits, size_t n, float temperature, float * probs);
+// link(logits / temperature) of the n labels of a head; false and NaN where a logit is not finite
+LLAMA_API bool so8t_probabilities(
+    const float * logits, size_t n, float temperature, llama_so8t_link link, float * probs);
 
 // the label with the largest of n probabilities, the first of equal ones; -1: they are not finite
 LLAMA_API int32_t so8t_largest(const float * probs, size_t n);

@@ -35,6 +35,21 @@ enum llama_so8t_rule {
     LLAMA_SO8T_RULE_ARGMAX    = 1, // the label with the largest probability acts, the first of equal ones
 };
 
+enum llama_so8t_link {
+    LLAMA_SO8T_LINK_SOFTMAX = 0, // one label of the head holds
+    LLAMA_SO8T_LINK_SIGMOID = 1, // each label holds or not by itself
+};
+
+enum llama_so8t_form {
+    LLAMA_SO8T_FORM_LINEAR = 0,
+    LLAMA_SO8T_FORM_MLP    = 1, // behind a stem
+};
+
+enum llama_so8t_tap_norm {
+    LLAMA_SO8T_TAP_NORM_NONE = 0,
+    LLAMA_SO8T_TAP_NORM_RMS  = 1, // without a weight
+};
+
 enum llama_so8t_representation {
     LLAMA_SO8T_REPRESENTATION_VECTOR       = 0,
     LLAMA_SO8T_REPRESENTATION_SPINOR_PLUS  = 1,
@@ -44,13 +59,20 @@ enum llama_so8t_representation {
 struct llama_so8t_head {
     const char * name;
     int32_t n_labels;
-    float temperature; // probabilities are softmax(logits/temperature)
+    float temperature; // probabilities are link(logits/temperature)
     int32_t debounce;  // consecutive positions that must agree while generating
     enum llama_so8t_scope scope;
     llama_token prompt_token; // the prompt verdict is read at the last such token, LLAMA_TOKEN_NULL: at the last token
     enum llama_so8t_representation representation; // of the rotation that is folded into the weights
     enum llama_so8t_rule rule;                     // by which its labels act
     bool fitted; // false: all of its weights are zeros, as so8t init writes them, so it does not act
+    enum llama_so8t_form form;
+    enum llama_so8t_link link;
+    // what it reads, one behind the other: k is the residual stream that enters layer k, the number of layers its end,
+    // -1 the final norm
+    const int32_t * taps;
+    int32_t n_taps;
+    enum llama_so8t_tap_norm tap_norm; // of each tap
 };
 
 struct llama_so8t_label {
@@ -65,6 +87,9 @@ LLAMA_API struct llama_so8t_label llama_so8t_get_label(const struct llama_model 
 
 LLAMA_API const char * llama_so8t_action_name(enum llama_so8t_action action);
 LLAMA_API const char * llama_so8t_rule_name(enum llama_so8t_rule rule);
+LLAMA_API const char * llama_so8t_link_name(enum llama_so8t_link link);
+LLAMA_API const char * llama_so8t_form_name(enum llama_so8t_form form);
+LLAMA_API const char * llama_so8t_tap_norm_name(enum llama_so8t_tap_norm norm);
 LLAMA_API const char * llama_so8t_representation_name(enum llama_so8t_representation representation);
 
 // logits of one head at output i (indexed as llama_get_logits_ith: batch position, or negative from the

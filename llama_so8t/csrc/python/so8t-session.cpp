@@ -191,8 +191,8 @@ int32_t so8t_session_tokenize(
         n_max, add_special, true);
 }
 
-int32_t so8t_session_decode(
-    so8t_session * session, const int32_t * tokens, const int32_t * positions, const int32_t * sequences, int32_t n) {
+int32_t so8t_session_decode(so8t_session * session, const int32_t * tokens, const int32_t * positions,
+    const int32_t * sequences, const bool * outputs, int32_t n) {
     so8t_error.clear();
     if (n < 1 || n > (int32_t) llama_n_batch(session->ctx)) {
         return so8t_fail("so8t_session_decode: the number of tokens is not between 1 and n_batch");
@@ -210,7 +210,7 @@ int32_t so8t_session_decode(
         batch.pos[i]       = positions[i];
         batch.n_seq_id[i]  = 1;
         batch.seq_id[i][0] = sequences[i];
-        batch.logits[i]    = true;
+        batch.logits[i]    = !outputs || outputs[i];
     }
     session->nodes.clear();
     const int32_t status = llama_decode(session->ctx, batch);

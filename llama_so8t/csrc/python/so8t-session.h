@@ -11,7 +11,7 @@
 extern "C" {
 #endif
 
-#define SO8T_SESSION_VERSION 2
+#define SO8T_SESSION_VERSION 3
 
 struct so8t_session;
 
@@ -62,9 +62,9 @@ const char * so8t_session_label_name(const struct so8t_session * session, int32_
 int32_t so8t_session_tokenize(
     const struct so8t_session * session, const char * text, bool add_special, int32_t * tokens, int32_t n_max);
 
-// evaluates n tokens with their positions and sequences, every one an output; 0 on success
+// evaluates n tokens with their positions and sequences; outputs: which of them have values, null: all; 0 on success
 int32_t so8t_session_decode(struct so8t_session * session, const int32_t * tokens, const int32_t * positions,
-    const int32_t * sequences, int32_t n);
+    const int32_t * sequences, const bool * outputs, int32_t n);
 
 // evaluates n tokens after those of sequence 0, in one batch or one by one, only the last of a batch an output:
 // the tests pp and tg of llama-bench; returns seconds, or -1 on failure

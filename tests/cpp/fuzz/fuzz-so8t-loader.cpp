@@ -118,11 +118,15 @@ static fuzz_model make_model() {
         keys[at + ".scope"]          = texts({"both"}, false);
         keys[at + ".representation"] = numbers(GGUF_TYPE_INT32, {1}, false);
         const bool has_stem          = name != "safety";
+        keys[at + ".taps"] = numbers(GGUF_TYPE_INT32, has_stem ? std::vector<double>{-1} : std::vector<double>{0, 1});
+        keys[at + ".tap_norm"] = texts({has_stem ? "none" : "rms"}, false);
+        keys[at + ".form"]     = texts({has_stem ? "mlp" : "linear"}, false);
+        keys[at + ".link"]     = texts({has_stem ? "softmax" : "sigmoid"}, false);
         if (has_stem) {
             keys[at + ".stem"]       = texts({"shared"}, false);
             keys[at + ".activation"] = texts({"gelu"}, false);
         }
-        model.tensors["so8t_head." + name + ".weight"] = tensor({has_stem ? N_INNER : N_EMBD, 2});
+        model.tensors["so8t_head." + name + ".weight"] = tensor({has_stem ? N_INNER : 2 * N_EMBD, 2});
         model.tensors["so8t_head." + name + ".bias"]   = tensor({2});
     }
     keys["so8t.head.kind.prompt_token"]      = numbers(GGUF_TYPE_INT32, {3}, false);
@@ -186,8 +190,9 @@ static const std::vector<std::string> & changed_keys() {
             SO8T_KV_ATTN_HEAD_KV_REPRESENTATION, SO8T_KV_HEADS, "so8t.attention.head_count",
             "so8t.attention.head_count_kv", "so8t.pooling_type", "so8t.head..labels"};
         for (const char * name : {"safety", "risk", "kind"}) {
-            for (const char * field : {"labels", "actions", "thresholds", "temperature", "debounce", "scope",
-                     "representation", "stem", "activation", "rule", "prompt_token"}) {
+            for (const char * field :
+                {"labels", "actions", "thresholds", "temperature", "debounce", "scope", "representation", "stem",
+                    "activation", "rule", "prompt_token", "taps", "tap_norm", "form", "link", "provenance", "window"}) {
                 keys.push_back(std::string("so8t.head.") + name + "." + field);
             }
         }
@@ -199,8 +204,8 @@ static const std::vector<std::string> & changed_keys() {
 static fuzz_value any_value(fuzz_input & input) {
     static const std::vector<std::string> words = {"", "safe", "unsafe", "allow", "refuse", "gate", "qk", "v", "heads",
         "ffn", "out", "safety", "risk", "kind", "shared", "other", "gelu", "silu", "relu", "rmsnorm", "none", "llama",
-        "qwen3", "qwen2", "both", "prompt", "answer", "argmax", "\xff\xfe", "a\nb", "a.b", "%s%n",
-        std::string(300, 'x')};
+        "qwen3", "qwen2", "both", "prompt", "answer", "argmax", "rms", "mlp", "sigmoid", "{}", "\xff\xfe", "a\nb",
+        "a.b", "%s%n", std::string(300, 'x')};
     static const std::vector<double> values   = {0, 1, 2, 3, 8, 9, 7, -1, 0.5, 1e9, INT32_MAX, INT32_MIN, 4294967295.0,
         1e300, std::numeric_limits<double>::infinity(), std::numeric_limits<double>::quiet_NaN()};
     static const std::vector<size_t> counts   = {0, 1, 2, 3, 8, 9, 64, 5000};
