@@ -525,6 +525,7 @@ class Keys:
 
     FORMAT_VERSION = "so8t.format_version"
     BASE_ARCHITECTURE = "so8t.base_architecture"
+    BASE_SHA256 = "so8t.base_sha256"
     ROTATION_DIMENSION = "so8t.rotation.dimension"
     ROTATION_EXPLICIT = "so8t.rotation.explicit"
     ROTATION_FOLDED = "so8t.rotation.folded"
@@ -591,6 +592,10 @@ _HEAD_KEYS = (
 
 HEAD_KEYS: Mapping[str, HeadKey] = {key.field: key for key in _HEAD_KEYS}
 """Keys of a head by the last part of their names, in the order of a file. Any other is an error."""
+
+
+HEADS_TYPE = "heads"
+"""``general.type`` of a file that has heads and no model."""
 
 
 class Tensors:

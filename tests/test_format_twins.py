@@ -24,7 +24,7 @@ def test_the_header_is_the_one_that_is_made():
 def test_the_header_has_every_key_and_row():
     text = format_header.header()
     defined = dict(re.findall(r'#define SO8T_KV_(\w+)\s+"([^"]+)"', text))
-    assert len(python_keys()) == 26 and defined == python_keys()
+    assert len(python_keys()) == 27 and defined == python_keys()
     assert int(re.search(r"#define SO8T_FORMAT_VERSION (\d+)", text)[1]) == format.FORMAT_VERSION
     rows = re.search(r"so8t_head_key_rows\[\] = \{(.*?)\n\};", text, re.DOTALL)[1]
     assert dict(re.findall(r'\{"(\w+)", (\d)\}', rows)) == {k.field: str(k.since) for k in format.HEAD_KEYS.values()}

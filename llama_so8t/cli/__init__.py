@@ -8,7 +8,19 @@ from collections.abc import Sequence
 from llama_so8t import __version__
 from llama_so8t.errors import So8tError
 
-COMMANDS = ("init", "convert", "inspect", "trace", "heads", "audit", "diagnose", "modelfile", "bench")
+COMMANDS = (
+    "init",
+    "convert",
+    "inspect",
+    "trace",
+    "heads",
+    "attach",
+    "detach",
+    "audit",
+    "diagnose",
+    "modelfile",
+    "bench",
+)
 
 
 def build_parser() -> argparse.ArgumentParser:

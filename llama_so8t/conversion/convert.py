@@ -22,7 +22,7 @@ from llama_so8t.conversion.writer import write
 from llama_so8t.errors import ConversionError
 from llama_so8t.files.atomic import new_files
 from llama_so8t.folding import foldable_sites
-from llama_so8t.format import ARCH, SITES, generator_name
+from llama_so8t.format import ARCH, HEADS_TYPE, SITES, generator_name
 from llama_so8t.tensors import LazyTensor
 
 _ROWS = 1024
@@ -215,11 +215,12 @@ def _turning(checkpoint: Checkpoint, site: str) -> str | None:
 
 
 def _heads_shard(checkpoint: Checkpoint) -> Shard:
-    gguf = upstream.gguf
+    gguf, spec = upstream.gguf, checkpoint.spec
     keys = {
         "general.architecture": gguf.GGUFValue(ARCH, gguf.GGUFValueType.STRING),
-        "general.type": gguf.GGUFValue("heads", gguf.GGUFValueType.STRING),
-        f"{ARCH}.embedding_length": gguf.GGUFValue(checkpoint.spec.hidden_size, gguf.GGUFValueType.UINT32),
+        "general.type": gguf.GGUFValue(HEADS_TYPE, gguf.GGUFValueType.STRING),
+        f"{ARCH}.embedding_length": gguf.GGUFValue(spec.hidden_size, gguf.GGUFValueType.UINT32),
+        f"{ARCH}.block_count": gguf.GGUFValue(spec.n_layer, gguf.GGUFValueType.UINT32),
     }
     return Shard(keys | so8t_keys(checkpoint.spec, (), ()), list(plan_heads(checkpoint)))
 

@@ -16,6 +16,7 @@
 // keys; those of verdict heads, HEAD_*, keep the literal prefix so8t. in every architecture
 #define SO8T_KV_FORMAT_VERSION              "so8t.format_version"
 #define SO8T_KV_BASE_ARCHITECTURE           "so8t.base_architecture"
+#define SO8T_KV_BASE_SHA256                 "so8t.base_sha256"
 #define SO8T_KV_ROTATION_DIMENSION          "so8t.rotation.dimension"
 #define SO8T_KV_ROTATION_EXPLICIT           "so8t.rotation.explicit"
 #define SO8T_KV_ROTATION_FOLDED             "so8t.rotation.folded"
