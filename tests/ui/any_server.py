@@ -75,7 +75,7 @@ def ask(page: Any, question: str) -> None:
 class AnyServer:
     def test_the_policy_is_the_servers(self, page, server):
         info = fetch(server, "/so8t")
-        page.wait("!!document.getElementById('mode').textContent")
+        page.wait("!!info")
         shown = page.run("document.getElementById('policy-body').textContent")
         assert page.text("#mode") == info["policy"]["mode"]
         assert info["policy"]["sha256"] in shown and info["model"]["name"] in shown
