@@ -113,6 +113,7 @@ def response(answer: Object) -> None:
     valid("openai.types.responses.Response", answer)
     has("response", answer)
     assert answer["usage"]["total_tokens"] == answer["usage"]["input_tokens"] + answer["usage"]["output_tokens"]
+    assert (answer["status"] == "completed") == (answer["completed_at"] is not None)
     if answer["status"] == "completed":
         assert answer["incomplete_details"] is None
     if answer["status"] == "incomplete":
@@ -164,7 +165,7 @@ def _items(events: Sequence[Object], last: Object) -> None:
             pieces[event["item_id"]] += 1
     assert set(pieces) == set(done) and set(pieces.values()) <= {1}
     for item in last["output"]:
-        assert done[item["id"]]["type"] == item["type"] and item["id"] in added
+        assert done[item["id"]] == item
 
 
 # ---- messages ----

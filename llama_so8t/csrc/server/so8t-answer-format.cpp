@@ -217,6 +217,9 @@ static void so8t_cut(json & response, const server_task_result_cmpl_final & fina
         so8t_response_cut(response);
         return;
     }
+    if (response.size() > 1 && response.at(response.size() - 2).at("event") == "response.output_item.done") {
+        response.at(response.size() - 2).at("data").at("item")["status"] = "incomplete";
+    }
     json & last             = response.back();
     last["event"]           = "response.incomplete";
     last.at("data")["type"] = "response.incomplete";

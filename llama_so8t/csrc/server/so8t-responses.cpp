@@ -164,6 +164,13 @@ json so8t_response_events::fill_response(json response) const {
     }
     so8t_json_fill(response, base);
     response["created_at"] = base.at("created_at"); // llama.cpp has the time of its end
+    for (auto & item : response.at("output")) {
+        so8t_json_fill(item, {{"status", "completed"}}); // llama.cpp gives thoughts of a stream none
+    }
+    response["completed_at"] = nullptr;
+    if (response.at("status") == "completed") {
+        response["completed_at"] = std::time(nullptr);
+    }
     return response;
 }
 
