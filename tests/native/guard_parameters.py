@@ -263,7 +263,7 @@ ROUTES = {
     "/slots": "tells", "/v1/stream": "what was sent already", "/v1/streams/lookup": "tells",
     # of the operator, who opens them by options of the server
     "/slots/:id_slot": "--slot-save-path: a file is a cache that the server has written",
-    "/lora-adapters": "--lora: clears the caches (test_guard_turns.py)",
+    "/lora-adapters": "refused under enforce (test_guard_adapters.py)",
     "/models/load": "the router", "/models/unload": "the router", "/models/sse": "the router",
     "/cors-proxy": "a proxy", "/tools": "tools of the server, no model",
 }  # fmt: skip

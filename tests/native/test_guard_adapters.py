@@ -58,7 +58,7 @@ def decision(server: Server, **options: object) -> str:
 
 
 def test_adapters_are_part_of_the_model_that_is_logged(start: Callable[..., Server], adapter, tmp_path):
-    server = start()
+    server = start("--so8t-request-lora", "allow")
     told = {"path": str(adapter), "sha256": hashlib.sha256(adapter.read_bytes()).hexdigest(), "scale": 1.0}
     assert server.get("/so8t")["model"]["adapters"] == [told]
     assert decision(server) == "allow"  # what an adapter can do
@@ -87,6 +87,16 @@ def test_a_request_that_may_choose_adapters_has_them_in_its_line(start: Callable
     server.stop()
     requests = [line for line in lines(tmp_path / "audit.jsonl") if line["event"] == "request"]
     assert [line.get("lora") for line in requests] == [[{"id": 0, "scale": 0.0}], None, [{"id": 0, "scale": 0.0}]]
+
+
+def test_no_client_changes_the_adapters_by_which_all_are_judged(start: Callable[..., Server], tmp_path):
+    server = start()
+    reply = server.request("POST", "/lora-adapters", [{"id": 0, "scale": 0.0}])
+    assert reply.status == 501 and b"--so8t-request-lora allow" in reply.body
+    assert server.get("/so8t")["model"]["adapters"][0]["scale"] == 1.0
+    assert server.get("/lora-adapters")[0]["scale"] == 1.0 and decision(server) == "allow"
+    server.stop()
+    assert [line["event"] for line in lines(tmp_path / "audit.jsonl")] == ["open", "request", "close"]
 
 
 def test_without_adapters_the_list_is_empty(serve, guard_file):

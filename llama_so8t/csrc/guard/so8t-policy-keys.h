@@ -104,7 +104,7 @@ inline const so8t_policy_key so8t_policy_keys[] = {
     {"request_lora", "--so8t-request-lora", "LLAMA_ARG_SO8T_REQUEST_LORA",
         so8t_choice(
             &so8t_policy::request_lora, {SO8T_REQUEST_LORA_REFUSE, SO8T_REQUEST_LORA_ALLOW}, so8t_request_lora_name),
-        "adapters that a request chooses under enforce: it would be judged by them as well", nullptr, true},
+        "adapters that a client chooses under enforce: it would be judged by them as well", nullptr, true},
     {"heads", "--so8t-threshold", "LLAMA_ARG_SO8T_THRESHOLD", so8t_heads_of_model(),
         "probabilities at which labels act", "those of the model"},
 };

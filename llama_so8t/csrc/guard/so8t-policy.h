@@ -50,7 +50,7 @@ enum so8t_raw_prompts {
     SO8T_RAW_PROMPTS_LAST,   // only their last token is read
 };
 
-// adapters that a request chooses ("lora"), by which its prompt and answer would be judged as well
+// adapters that a client chooses (by "lora" in its request, or by POST /lora-adapters), by which its prompt and answer would be judged as well
 enum so8t_request_lora {
     SO8T_REQUEST_LORA_REFUSE,
     SO8T_REQUEST_LORA_ALLOW,

@@ -499,8 +499,7 @@ so8t_sampling_params so8t_server::sampling_params(
     }
     so8t_read_options(body, params);
 
-    if (policy->mode == SO8T_MODE_ENFORCE && policy->request_lora == SO8T_REQUEST_LORA_REFUSE &&
-        !json_value(body, "lora", json::array()).empty()) {
+    if (!takes_adapters() && !json_value(body, "lora", json::array()).empty()) {
         throw std::invalid_argument(
             "so8t: a request cannot choose adapters here, by which it would be judged as well (request_lora)");
     }
@@ -564,6 +563,10 @@ void so8t_server::unload() {
     while (last.use_count() > 1) { // a thread of a client reads a text
         std::this_thread::sleep_for(std::chrono::milliseconds(1));
     }
+}
+
+bool so8t_server::takes_adapters() const {
+    return !policy || policy->mode != SO8T_MODE_ENFORCE || policy->request_lora == SO8T_REQUEST_LORA_ALLOW;
 }
 
 void so8t_server::set_adapters(const std::vector<common_adapter_lora_info> & set) {

@@ -55,6 +55,9 @@ class so8t_server {
     // the model goes, at the end or for a sleep: no text is judged until prepare() is called again
     void unload();
 
+    // whether a client may choose the adapters, by which it is judged as well: for its request, or for all
+    bool takes_adapters() const;
+
     // adapters of the model, as POST /lora-adapters has set them: what was read with others is forgotten, and the audit
     // log has a line of it
     void set_adapters(const std::vector<common_adapter_lora_info> & adapters);
