@@ -28,7 +28,7 @@ PATHS = ("/completion", "/v1/completions", "/v1/chat/completions", "/v1/response
 QUESTIONS = {"bomb": ("sure", "thing"), "go": ("bad ", "three", "four")}
 """Question -> what no answer to it may contain: refused at the prompt, and in the answer."""
 
-REJECTED = {"lora", "chat_parser", "top_logprobs", "tools", "tool_choice"}
+REJECTED = {"lora", "chat_parser", "top_logprobs", "tools", "tool_choice", "n", "n_cmpl"}
 """Parameters some values of which an endpoint takes for an error; an error is no answer."""
 
 OTHER_ANSWER = {
