@@ -45,6 +45,7 @@ def header() -> str:
         f"#define SO8T_MAX_LABELS     {format.MAX_LABELS} // of a head\n"
         f"#define SO8T_MAX_DEBOUNCE   {format.MAX_DEBOUNCE}\n"
         f"#define SO8T_TAP_FINAL_NORM ({format.FINAL_NORM})\n"
+        f'#define SO8T_HEADS_TYPE     "{format.HEADS_TYPE}" // general.type of a heads file\n'
         f"#define SO8T_TAP_NORM_EPS   {format.TAP_NORM_EPS}f",
         "// keys; those of verdict heads, HEAD_*, keep the literal prefix so8t. in every architecture\n" + _keys(),
         "// keys of a head: what stands after its name, and the first version that has it; any other is an error\n"

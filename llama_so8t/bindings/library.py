@@ -8,7 +8,7 @@ from typing import Any
 
 from llama_so8t.errors import RuntimeLibraryError
 
-VERSION = 3
+VERSION = 4
 """SO8T_SESSION_VERSION of so8t-session.h."""
 
 
@@ -32,6 +32,8 @@ class SessionParams(c.Structure):
         ("tensor_split", c.POINTER(c.c_float)),
         ("n_tensor_split", c.c_int32),
         ("observe", c.c_int32),
+        ("heads", c.POINTER(c.c_char_p)),
+        ("n_heads", c.c_int32),
     ]
 
 

@@ -80,6 +80,8 @@ class Session:
         split_mode: one of `SPLIT_MODES`.
         tensor_split: share of each device; None goes by their free memory.
         observe: one of `OBSERVE`; what `nodes` gives.
+        heads: heads files that were fitted on this model, whose heads have different names. Architecture, width and
+            layers of their base are compared with the model, the hash of its tensors is not.
 
     Raises:
         RuntimeLibraryError: the library is missing, an RPC server cannot be reached, or llama.cpp refused the file;
@@ -106,6 +108,7 @@ class Session:
         split_mode: str = "layer",
         tensor_split: Sequence[float] = (),
         observe: str = "no",
+        heads: Sequence[str | os.PathLike[str]] = (),
     ) -> None:
         params = SessionParams(
             version=VERSION,
@@ -124,6 +127,8 @@ class Session:
             tensor_split=(c.c_float * len(tensor_split))(*tensor_split) if tensor_split else None,
             n_tensor_split=len(tensor_split),
             observe=OBSERVE.index(observe),
+            heads=(c.c_char_p * len(heads))(*(os.fsencode(Path(file)) for file in heads)) if heads else None,
+            n_heads=len(heads),
         )
         self._handle = None
         self._handle = call("init", os.fsencode(Path(path)), c.byref(params))

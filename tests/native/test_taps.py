@@ -267,6 +267,79 @@ def test_an_architecture_that_names_no_layer_is_refused_by_its_name(tmp_path, pi
                 Session(path, n_ctx=64, embeddings=True)
 
 
+# --- heads beside a model ------------------------------------------------------------------------
+
+
+def heads_file(path, heads, keys=None, **tensors):
+    """A heads file for the models here."""
+    bound = {"general.type": "heads", "so8t.embedding_length": N_EMBD, "so8t.block_count": N_LAYER}
+    weights = head_tensors(heads, N_EMBD, 3) | tensors
+    return gguf_files.write_gguf(path, "so8t", bound | head_keys(heads) | (keys or {}), weights)
+
+
+def test_heads_beside_a_model_have_the_values_that_they_have_inside(tapped, tmp_path):
+    """In one file or in several, also where two files call different stems by one name."""
+    model, tokens = tapped("qwen3"), tokens_of(1)
+    bare = model.path.parent / "bare.gguf"
+    expected = model.values(tokens)
+    whole = heads_file(tmp_path / "heads.gguf", HEADS, {"so8t.base_architecture": "qwen3"})
+    with Session(bare, **EXACT, heads=[whole]) as session:
+        session.decode(tokens)
+        assert_values(session, expected)
+    parts = [heads_file(tmp_path / f"{head.name}.gguf", (head,), **tensors_of(model, head)) for head in HEADS]
+    with Session(bare, **EXACT, heads=parts) as session:
+        session.decode(tokens)
+        assert_values(session, expected)
+    one = (HeadSpec("one", ("a", "b"), ("allow", "refuse"), (0.5, 0.5), taps=(0, 1), stem="s", activation="tanh"),)
+    with Session(model.path, **EXACT, heads=[heads_file(tmp_path / "one.gguf", one)]) as session:
+        session.decode(tokens)
+        assert_values(session, expected | head_values(one, head_tensors(one, N_EMBD, 3), streams(model.net, tokens)))
+
+
+def tensors_of(model, head):
+    return {
+        name: values for name, values in model.tensors.items() if f".{head.name}." in name or f".{head.stem}." in name
+    }
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"so8t.base_architecture": "llama"}, "belong to a base of the architecture 'llama', the model is of 'qwen3'"),
+        ({"so8t.embedding_length": 72}, "belong to a base with 'so8t.embedding_length' 72, the model has 64"),
+        ({"so8t.block_count": 5}, "belong to a base with 'so8t.block_count' 5, the model has 4"),
+        ({"general.type": "model"}, "is no heads file"),
+        ({"so8t.format_version": 3}, "this program reads version 1 to 2"),
+        ({"so8t.heads": ["final"]}, "is of a head that 'so8t.heads' does not name"),
+        ({"so8t.head.end.window": 3}, "key 'so8t.head.end.window' is unknown"),
+    ],
+)
+def test_heads_of_another_base_are_refused_with_what_differs(tapped, tmp_path, keys, words):
+    bare = tapped("qwen3").path.parent / "bare.gguf"
+    with pytest.raises(RuntimeLibraryError) as error:
+        Session(bare, heads=[heads_file(tmp_path / "heads.gguf", HEADS, keys)])
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_heads_files_are_checked_as_models_are(tapped, tmp_path):
+    bare = tapped("qwen3").path.parent / "bare.gguf"
+    heads = HEADS[:1]
+    weight = "so8t_head.final.weight"
+    for tensors, words in (
+        ({weight: np.zeros((2, 65), np.float32)}, "tensor 'so8t_head.final.weight' is"),
+        ({weight: np.zeros((2, N_EMBD), np.float16)}, "is f16, expected f32"),
+        ({weight: np.full((2, N_EMBD), np.nan, np.float32)}, "expected finite numbers"),
+    ):
+        with pytest.raises(RuntimeLibraryError) as error:
+            Session(bare, heads=[heads_file(tmp_path / "bad.gguf", heads, **tensors)])
+        assert words in str(error.value), str(error.value)
+    file = heads_file(tmp_path / "good.gguf", heads)
+    with pytest.raises(RuntimeLibraryError, match="names 'final' twice"):
+        Session(bare, heads=[file, file])
+    with pytest.raises(RuntimeLibraryError, match="cannot be read as GGUF"):
+        Session(bare, heads=[tmp_path / "missing.gguf"])
+
+
 # --- models of ours ------------------------------------------------------------------------------
 
 

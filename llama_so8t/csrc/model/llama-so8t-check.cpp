@@ -167,36 +167,23 @@ static void so8t_check_finite(const ggml_tensor * tensor) {
     }
 }
 
-static void so8t_check_heads(const llama_model & model) {
-    if (!model.so8t_heads) {
-        return;
+void so8t_finish_heads(so8t_heads & heads, size_t first_stem, size_t first_head) {
+    for (size_t i = first_stem; i < heads.stems.size(); ++i) {
+        so8t_check_finite(heads.stems[i].weight);
+        so8t_check_finite(heads.stems[i].bias);
+        so8t_check_finite(heads.stems[i].norm);
     }
-    for (const auto & stem : model.so8t_heads->stems) {
-        so8t_check_finite(stem.weight);
-        so8t_check_finite(stem.bias);
-        so8t_check_finite(stem.norm);
-    }
-    for (const auto & head : model.so8t_heads->heads) {
-        so8t_check_finite(head.weight);
-        so8t_check_finite(head.bias);
-    }
-}
-
-// so8t init writes heads of zeros, whose values say nothing of a text
-static void so8t_mark_unfitted(llama_model & model) {
-    if (!model.so8t_heads) {
-        return;
-    }
-    auto heads = std::make_shared<so8t_heads>(*model.so8t_heads);
     std::string names;
     int n_unfitted = 0;
-    for (auto & head : heads->heads) {
+    for (size_t i = first_head; i < heads.heads.size(); ++i) {
+        auto & head = heads.heads[i];
+        so8t_check_finite(head.weight);
+        so8t_check_finite(head.bias);
         head.fitted = !so8t_is_zero(head.weight);
         if (!head.fitted) {
             names += (n_unfitted++ ? ", " : "") + head.name;
         }
     }
-    model.so8t_heads = heads;
     if (n_unfitted == 1) {
         LLAMA_LOG_WARN("so8t: head %s has weights of zeros: it was never fitted and does not act\n", names.c_str());
     } else if (n_unfitted > 1) {
@@ -205,8 +192,11 @@ static void so8t_mark_unfitted(llama_model & model) {
 }
 
 void so8t_finish_load(llama_model & model) {
-    so8t_check_heads(model);
-    so8t_mark_unfitted(model);
+    if (model.so8t_heads) {
+        auto heads = std::make_shared<so8t_heads>(*model.so8t_heads);
+        so8t_finish_heads(*heads, 0, 0);
+        model.so8t_heads = heads;
+    }
     if (model.arch != LLM_ARCH_SO8T) {
         return;
     }

@@ -6,6 +6,7 @@
 #include "ggml-backend.h"
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -24,6 +25,9 @@ struct so8t_stem_form {
     bool has_norm;
     ggml_tensor * (*activate)(llm_graph_context & llm, const so8t_stem & stem, ggml_tensor * cur);
 };
+
+// all of them
+const std::vector<so8t_stem_form> & so8t_stem_forms();
 
 // first layer of an MLP head, shared by the heads that name it: act(W1 z + b1), or rmsnorm(W1 z)
 struct so8t_stem {
@@ -60,6 +64,7 @@ struct so8t_head {
     ggml_tensor * bias       = nullptr; // [n_labels], optional
     bool fitted              = true;    // false: the weight is all zeros, found when its data is loaded
     std::string provenance;             // how it was fitted, as JSON; empty: not told
+    bool beside = false;                // of a heads file, which is not a part of the model when that is saved
 
     llama_so8t_form form() const { return stem < 0 ? LLAMA_SO8T_FORM_LINEAR : LLAMA_SO8T_FORM_MLP; }
 };
@@ -71,6 +76,8 @@ struct so8t_heads {
     std::vector<so8t_head> heads;
 
     int32_t n_values = 0; // labels of all heads together
+
+    std::vector<std::shared_ptr<void>> owned; // tensors of heads files
 
     // whether a head reads something else than the final norm as it is
     bool read_layers() const;

@@ -42,6 +42,9 @@ static void so8t_save_arch(const llama_model_so8t & so8t, gguf_context * ctx) {
 static void so8t_save_heads(const so8t_heads & heads, gguf_context * ctx) {
     std::vector<std::string> names;
     for (const auto & head : heads.heads) {
+        if (head.beside) {
+            continue;
+        }
         auto key = [&](const char * pattern) { return format(pattern, head.name.c_str()); };
 
         std::vector<std::string> labels;

@@ -11,6 +11,7 @@
 #define SO8T_MAX_LABELS     4096 // of a head
 #define SO8T_MAX_DEBOUNCE   65536
 #define SO8T_TAP_FINAL_NORM (-1)
+#define SO8T_HEADS_TYPE     "heads" // general.type of a heads file
 #define SO8T_TAP_NORM_EPS   1e-06f
 
 // keys; those of verdict heads, HEAD_*, keep the literal prefix so8t. in every architecture

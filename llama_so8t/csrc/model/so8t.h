@@ -81,6 +81,10 @@ struct llama_so8t_label {
     enum llama_so8t_action action;
 };
 
+// adds the heads of a heads file to a model that they were fitted on, before a context of it is made. False, and an error
+// in the log, where the file is damaged, belongs to another base, or has a head with the name of one that is there.
+LLAMA_API bool llama_so8t_load_heads(struct llama_model * model, const char * path);
+
 LLAMA_API int32_t llama_so8t_n_heads(const struct llama_model * model);
 LLAMA_API struct llama_so8t_head llama_so8t_get_head(const struct llama_model * model, int32_t head);
 LLAMA_API struct llama_so8t_label llama_so8t_get_label(const struct llama_model * model, int32_t head, int32_t label);

@@ -124,6 +124,12 @@ so8t_session * so8t_session_init(const char * path, const so8t_session_params * 
     auto * session = new so8t_session;
     session->model = llama_model_load_from_file(path, mparams);
 
+    for (int32_t i = 0; session->model && i < params->n_heads; ++i) {
+        if (!llama_so8t_load_heads(session->model, params->heads[i])) {
+            delete session;
+            return nullptr;
+        }
+    }
     if (session->model) {
         llama_context_params cparams = llama_context_default_params();
         cparams.n_ctx                = params->n_ctx;

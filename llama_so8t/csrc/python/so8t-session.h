@@ -11,7 +11,7 @@
 extern "C" {
 #endif
 
-#define SO8T_SESSION_VERSION 3
+#define SO8T_SESSION_VERSION 4
 
 struct so8t_session;
 
@@ -31,7 +31,9 @@ struct so8t_session_params {
     const char * rpc;   // "host:port,host:port": these RPC servers are the devices; null: the devices of this machine
     const float * tensor_split; // share of each device, n_tensor_split of them; null: by free memory
     int32_t n_tensor_split;
-    int32_t observe; // nodes of the graph: 0 no, 1 as they are, 2 each computed alone and timed
+    int32_t observe;            // nodes of the graph: 0 no, 1 as they are, 2 each computed alone and timed
+    const char * const * heads; // n_heads paths of heads files that the model gets
+    int32_t n_heads;
 };
 
 // one node of the graph of the last evaluation, in the order of the computation
