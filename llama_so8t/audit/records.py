@@ -130,13 +130,23 @@ class Request:
 
 
 @dataclass(frozen=True)
+class EditedText:
+    """A text that a reviewer wrote in place of an answer; the text itself is there only if the server keeps texts."""
+
+    n_bytes: int
+    hmac: str
+    text: str | None
+
+
+@dataclass(frozen=True)
 class Escalation:
-    """What became of a held answer."""
+    """What became of a held answer. ``text`` was delivered in its place, if ``status`` is "edited"."""
 
     escalation: str
     status: str
     reviewer: str | None
     comment: str | None
+    text: EditedText | None
 
 
 @dataclass(frozen=True)
@@ -309,11 +319,16 @@ def _escalation(fields: _Fields) -> Escalation:
         status=fields.text("status"),
         reviewer=fields.optional_text("reviewer"),
         comment=fields.optional_text("comment"),
+        text=fields.optional("text", _edited_text),
     )
 
 
 def _adapter(fields: _Fields) -> Adapter:
     return Adapter(fields.text("path"), fields.text("sha256"), fields.real("scale"))
+
+
+def _edited_text(fields: _Fields) -> EditedText:
+    return EditedText(fields.integer("n_bytes"), fields.text("hmac"), fields.optional_text("text"))
 
 
 def _text(fields: _Fields) -> Text:

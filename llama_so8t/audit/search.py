@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from llama_so8t.audit.log import AuditError, Place
-from llama_so8t.audit.records import Request, read_record
+from llama_so8t.audit.records import Escalation, Request, read_record
+
+EDITED = "text"
+"""The part of a text that a reviewer wrote in place of an answer."""
 
 
 def read_key(path: Path) -> bytes:
@@ -28,7 +31,7 @@ def read_key(path: Path) -> bytes:
 def find(
     records: Iterable[tuple[Place, dict[str, Any]]], key: bytes, texts: Iterable[bytes]
 ) -> Iterator[tuple[Place, dict[str, Any], str]]:
-    """Requests in which one of the texts is a message, the prompt as the model read it, or the answer.
+    """Lines in which one of the texts is a message, the prompt as the model read it, the answer, or a reviewer's text.
 
     Args:
         records: places and records of a log.
@@ -36,7 +39,8 @@ def find(
         texts: in UTF-8; of a message as the client sent it.
 
     Returns:
-        Place, record, and "messages[N]", "prompt" or "answer". A message that is all of the prompt is the prompt.
+        Place, record, and "messages[N]", "prompt", "answer" or `EDITED`. A message that is all of the prompt is the
+        prompt.
 
     Raises:
         AuditError: a field is missing or of another type.
@@ -44,6 +48,8 @@ def find(
     wanted = {hmac.new(key, text, hashlib.sha256).hexdigest() for text in texts}
     for place, record in records:
         content = read_record(place, record)
+        if isinstance(content, Escalation) and content.text and content.text.hmac in wanted:
+            yield place, record, EDITED
         if isinstance(content, Request):
             prompt = content.prompt.hmac if content.prompt else None
             for i, message in enumerate(content.messages):

@@ -90,6 +90,9 @@ CREATE TABLE escalations (
     status TEXT NOT NULL,
     reviewer TEXT,
     comment TEXT,
+    text_bytes INTEGER,                 -- of a text in place of the answer
+    text_hmac TEXT,
+    text TEXT,                          -- if the server keeps texts
     hash TEXT NOT NULL
 );
 CREATE TABLE lost (
@@ -176,7 +179,9 @@ class _Writer:
                 self._request(seq, time, content, digest)
             case Escalation():
                 held = (content.escalation, content.status, content.reviewer, content.comment)
-                self._insert("escalations", seq, self.run, time, *held, digest)
+                text = content.text
+                edited = (text.n_bytes, text.hmac, text.text) if text else (None,) * 3
+                self._insert("escalations", seq, self.run, time, *held, *edited, digest)
             case Lost():
                 self._insert("lost", seq, self.run, time, content.lines, digest)
             case Bare(Event.CLOSE):

@@ -2,7 +2,19 @@
 
 from collections.abc import Iterator
 
-from llama_so8t.audit.records import Adapter, Adapters, Content, Escalation, Lost, Message, Open, Request, Text, Verdict
+from llama_so8t.audit.records import (
+    Adapter,
+    Adapters,
+    Content,
+    EditedText,
+    Escalation,
+    Lost,
+    Message,
+    Open,
+    Request,
+    Text,
+    Verdict,
+)
 
 TEXT_SHOWN = 1000
 """Characters of a prompt or an answer; ``--json`` has them all."""
@@ -31,6 +43,7 @@ def describe(record: dict, content: Content) -> str:
             lines[0] += f"  {content.escalation}  {content.status}"
             lines[0] += f" by {content.reviewer}" if content.reviewer else ""
             lines += [f"comment: {_shortened(content.comment)}"] if content.comment else []
+            lines += [f"text: {_edited(content.text)}"] if content.text else []
         case Adapters():
             lines += map(_adapter, content.adapters)
         case Lost():
@@ -72,6 +85,11 @@ def _message(message: Message) -> str:
 
 def _text(text: Text) -> str:
     size = f"{text.n_tokens} tokens, {text.n_bytes} bytes, hmac {text.hmac}"
+    return size if text.text is None else f"{size}: {_shortened(text.text)}"
+
+
+def _edited(text: EditedText) -> str:
+    size = f"{text.n_bytes} bytes, hmac {text.hmac}"
     return size if text.text is None else f"{size}: {_shortened(text.text)}"
 
 

@@ -14,13 +14,13 @@ from llama_so8t.audit import AuditError, Log, render, verify
 from llama_so8t.audit.log import MAX_NAMED, Line, Place
 from llama_so8t.audit.pattern import MODEL, logs, of_model
 from llama_so8t.audit.records import Event, read_record
-from llama_so8t.audit.search import find, read_key
+from llama_so8t.audit.search import EDITED, find, read_key
 from llama_so8t.audit.statistics import render_statistics, statistics
 from llama_so8t.audit.text import describe, printable
 from llama_so8t.cli.values import count
 from llama_so8t.errors import ConfigError
 
-HELP = "check, read, count, export, search and sign the audit logs of llama-server"
+HELP = "check, read, count, export, search and sign the audit logs of llama-server; add reviewers"
 
 KEYS = """
 FILE is the log that the server writes; the rotated files FILE.1, FILE.2, ... beside it are read before it.
@@ -39,8 +39,9 @@ The object of `verify --json`:
   notes                    what cannot be seen, and what is worth knowing
 
 The object of `stats --json`: lines, first_time, last_time, held (requests held for a reviewer), cancelled (requests
-whose client went away), lost (records that the server could not write) and lists of rows with a count n: runs,
-requests, labels (requests in which a head had a label), triggers, escalations, models, policies.
+whose client went away before the answer was complete), lost (records that the server could not write) and lists of
+rows with a count n: runs, requests, labels (requests in which a head had a label), triggers, escalations, models,
+policies.
 """
 
 
@@ -48,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the subcommands of `so8t audit`."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = KEYS
-    commands = parser.add_subparsers(dest="audit_command", required=True, metavar="verify|show|stats|export|find|sign")
+    commands = parser.add_subparsers(dest="audit_command", required=True, metavar="COMMAND")
 
     def command(name: str, text: str) -> argparse.ArgumentParser:
         subparser = commands.add_parser(name, help=text, description=text)
@@ -74,7 +75,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "write a SQLite database with tables runs, adapters, requests, messages, verdicts, escalations and lost",
     )
     export_parser.add_argument("--sqlite", type=Path, required=True, metavar="OUT.db", help="file to write")
-    find_parser = command("find", "find the requests in which a text is a message, the prompt or the answer")
+    find_parser = command(
+        "find", "find the lines in which a text is a message, the prompt, the answer, or the text of a reviewer"
+    )
     find_parser.add_argument("--key", type=Path, metavar="KEY", help="audit key of the server (default: FILE.key)")
     find_parser.add_argument(
         "--text",
@@ -90,6 +93,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sign_parser.add_argument(
         "--every", type=count, metavar="SECONDS", help="sign again and again, until stopped or something is wrong"
     )
+    text = (
+        "make a key for a reviewer, append its hash and the name to a file of --so8t-reviewers, and print the key once"
+    )
+    reviewer_parser = commands.add_parser("add-reviewer", help=text, description=text)
+    reviewer_parser.add_argument(
+        "reviewers", type=Path, metavar="FILE", help="file of --so8t-reviewers; made if missing"
+    )
+    reviewer_parser.add_argument("--name", required=True, metavar="NAME", help="name of the reviewer, as in the log")
     for subparser in (verify_parser, show_parser, stats_parser):
         subparser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -105,6 +116,8 @@ def run(args: argparse.Namespace) -> int:
         AuditError: a log, an anchor or a key is not what it should be.
         ConfigError: options that do not go together.
     """
+    if args.audit_command == "add-reviewer":
+        return _add_reviewer(args)
     command = {"verify": _verify, "show": _show, "stats": _stats, "export": _export, "find": _find, "sign": _sign}
     while True:
         code = max([command[args.audit_command](each) for each in _each_log(args)])
@@ -186,10 +199,18 @@ def _find(args: argparse.Namespace) -> int:
     n = 0
     for place, record, part in find(_records(args, unusable), key, texts):
         n += 1
-        print(f"{place}: seq {record['seq']}, {record['time']}, {part} of request {printable(record['request'])}")
+        whose = f"request {record['request']}" if part != EDITED else f"escalation {record['escalation']}"
+        print(f"{place}: seq {record['seq']}, {record['time']}, {part} of {printable(whose)}")
     if n == 0:
         print("not found", file=sys.stderr)
     return unusable.report() or int(n == 0)
+
+
+def _add_reviewer(args: argparse.Namespace) -> int:
+    from llama_so8t.audit.reviewers import add_reviewer
+
+    print(add_reviewer(args.reviewers, args.name))
+    return 0
 
 
 def _sign(args: argparse.Namespace) -> int:
