@@ -48,9 +48,9 @@ class Stream:
 class Server(LlamaServer):
     """llama-server on a free port, asked over HTTP."""
 
-    def __init__(self, program: Path, *arguments: object, key: str | None = None) -> None:
+    def __init__(self, program: Path, *arguments: object, key: str | None = None, **options: Any) -> None:
         self.key = key
-        super().__init__(program, "--no-webui", *(("--api-key", key) if key else ()), *arguments)
+        super().__init__(program, "--no-webui", *(("--api-key", key) if key else ()), *arguments, **options)
 
     @contextmanager
     def open(

@@ -362,6 +362,8 @@ def test_an_answer_that_is_held_when_the_server_ends(audited, log):
     with audited(*ENFORCE, "--so8t-escalation-wait", 600) as server:
         with server.open("POST", "/completion", {"prompt": "ask", "stream": True}):
             until(lambda: server.get("/so8t/escalations")["escalations"])
+            server.process.terminate()
+            server.process.wait(timeout=30)
     assert [line["event"] for line in lines(log)] == ["open", "request", "escalation", "close"]
     assert lines(log)[2]["status"] == "shutdown"
     check_log(log)

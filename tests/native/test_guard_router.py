@@ -13,9 +13,11 @@ from scripted_model import CHATML, scripted_gguf
 
 from llama_so8t.audit import Log, verify
 from llama_so8t.audit.anchor import read_anchor
+from llama_so8t.audit.reviewers import add_reviewer
 
 from .guard_rules import REFUSAL
 from .guard_server import CHAT, SCRIPTS, SMALL, Server
+from .test_held_clients import client, read, wait_for
 
 KEY = "router-key"
 NAMES = ("first", "a second one")
@@ -257,3 +259,31 @@ def test_a_key_of_the_environment_is_that_of_the_processes_too(runtime, models, 
         assert ask(server, NAMES[0], "fine").so8t["decision"] == "allow"
         assert server.get("/so8t")["models"][NAMES[0]]["so8t"]["policy"]["mode"] == "enforce"
         assert server.get("/so8t/escalations")["silent"] == []
+
+
+def test_keys_of_reviewers_reach_the_model(runtime, models, tmp_path):
+    key = add_reviewer(tmp_path / "reviewers", "Ada")
+    flags = (*SMALL, *ENFORCE, "--so8t-reviewers", tmp_path / "reviewers")
+    with (
+        Server(runtime / "llama-server", "--models-dir", models, *flags) as router,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        waiting = pool.submit(ask, router, NAMES[0], "ask")
+        (entry,) = pending(router, 1)
+        path, body = f"/so8t/escalations/{entry['id']}", {"action": "allow"}
+        assert router.request("POST", path, body | {"reviewer": "Ada"}).status == 403
+        reply = router.request("POST", path, body, {"X-So8t-Reviewer-Key": key})
+        assert reply.status == 200 and reply.json()["reviewer"] == "Ada"
+        assert waiting.result(timeout=30).so8t["escalation"]["id"] == entry["id"]
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "stream"])
+def test_clients_that_leave_and_come_back_reach_the_model(router, streamed):
+    with client(router, "chat", streamed, key=KEY, model=NAMES[0]):
+        (entry,) = pending(router, 1)
+    wait_for(router, entry, status="gone")
+    with client(router, "chat", streamed, key=KEY, model=NAMES[0]) as connection:
+        wait_for(router, entry, status="pending", clients=1)
+        decided = router.request("POST", f"/so8t/escalations/{entry['id']}", {"action": "deny", "reviewer": "Ada"})
+        assert decided.status == 200
+        assert REFUSAL in read(connection)

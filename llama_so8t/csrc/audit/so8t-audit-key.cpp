@@ -16,8 +16,7 @@
 
 namespace fs = std::filesystem;
 
-static const size_t SO8T_KEY_SIZE   = 64; // hex digits
-static const size_t SO8T_HASH_BLOCK = 64; // bytes, of HMAC
+static const size_t SO8T_KEY_SIZE = 64; // hex digits
 
 std::string so8t_audit_key(const std::string & path) {
     if (!fs::exists(path)) {
@@ -52,13 +51,6 @@ std::string so8t_audit_key(const std::string & path) {
     return so8t_unhex(text);
 }
 
-// RFC 2104; the key is shorter than a block
 std::string so8t_hmac_hex(const std::string & key, const std::string & text) {
-    std::string inner(SO8T_HASH_BLOCK, 0x36);
-    std::string outer(SO8T_HASH_BLOCK, 0x5c);
-    for (size_t i = 0; i < key.size(); ++i) {
-        inner[i] ^= key[i];
-        outer[i] ^= key[i];
-    }
-    return so8t_hex(so8t_sha256().update(outer).update(so8t_sha256().update(inner).update(text).final()).final());
+    return so8t_hex(so8t_hmac(key, text));
 }

@@ -18,6 +18,10 @@ std::optional<so8t_audit::entry> so8t_audit::append(const char *, const common_j
     return {};
 }
 
+common_json so8t_audit::text_record(const std::string &) const {
+    return nullptr;
+}
+
 common_json so8t_audit::text_record(const std::string &, int32_t) const {
     return nullptr;
 }

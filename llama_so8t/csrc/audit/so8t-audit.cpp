@@ -186,14 +186,19 @@ std::optional<so8t_audit::entry> so8t_audit::append(const char * event, const co
     return entry{state->last.seq, state->last.hash};
 }
 
-common_json so8t_audit::text_record(const std::string & text, int32_t n_tokens) const {
-    common_json record = common_json::object({
-        {"n_tokens", n_tokens},
-        {"n_bytes", text.size()},
-        {"hmac", digest(text)},
-    });
+common_json so8t_audit::text_record(const std::string & text) const {
+    common_json record = common_json::object({{"n_bytes", text.size()}, {"hmac", digest(text)}});
     if (params.text) {
         record["text"] = text;
+    }
+    return record;
+}
+
+common_json so8t_audit::text_record(const std::string & text, int32_t n_tokens) const {
+    common_json record      = common_json::object({{"n_tokens", n_tokens}});
+    const common_json other = text_record(text);
+    for (const auto & [key, value] : other.items()) {
+        record[key] = value;
     }
     return record;
 }

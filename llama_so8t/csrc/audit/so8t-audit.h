@@ -46,7 +46,8 @@ class so8t_audit {
     // A line longer than readers accept is written without texts, and with as many verdicts as fit.
     std::optional<entry> append(const char * event, const common_json & fields, bool durable);
 
-    // {"n_tokens", "n_bytes", "hmac"}, and "text" if texts are kept
+    // {"n_bytes", "hmac"}, and "text" if texts are kept; of a text of a model also "n_tokens"
+    common_json text_record(const std::string & text) const;
     common_json text_record(const std::string & text, int32_t n_tokens) const;
 
     // the keyed digest of a text, as it is in its record

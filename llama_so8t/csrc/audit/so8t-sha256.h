@@ -28,3 +28,14 @@ class so8t_sha256 {
   private:
     sha256_t state;
 };
+
+// HMAC-SHA256 (RFC 2104), 32 bytes; key: at most 64 bytes
+inline std::string so8t_hmac(const std::string & key, const std::string & text) {
+    std::string inner(64, 0x36); // a block of SHA-256
+    std::string outer(64, 0x5c);
+    for (size_t i = 0; i < key.size(); ++i) {
+        inner[i] ^= key[i];
+        outer[i] ^= key[i];
+    }
+    return so8t_sha256().update(outer).update(so8t_sha256().update(inner).update(text).final()).final();
+}

@@ -3,6 +3,7 @@
 #include "common.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdlib>
 #include <stdexcept>
 
@@ -87,14 +88,16 @@ static common_json so8t_read_text(const std::string & text, const common_json &)
 // kinds of values
 //
 
+// what is no number stays a text, which the check names
+static common_json so8t_read_number(const std::string & text, const common_json &) {
+    const common_json number = common_json::parse_no_throw(text);
+    return !number.is_discarded() && number.is_number() ? number : common_json(text);
+}
+
 so8t_policy_value so8t_count(int32_t so8t_policy::* field, int32_t min, int32_t max, const char * hint) {
     so8t_policy_value value;
-    value.hint = hint;
-    // what is no number stays a text, which the check names
-    value.read = [](const std::string & text, const common_json &) {
-        const common_json number = common_json::parse_no_throw(text);
-        return !number.is_discarded() && number.is_number() ? number : common_json(text);
-    };
+    value.hint  = hint;
+    value.read  = so8t_read_number;
     value.check = [min, max](const std::string & where, const common_json & value) {
         so8t_check_count(where, value, min, max);
     };
@@ -119,6 +122,25 @@ so8t_policy_value so8t_count_or_auto(int32_t so8t_policy::* field, int32_t min, 
     };
     value.get = [field, as_auto](const so8t_policy & policy, const llama_model *) {
         return policy.*field == as_auto ? common_json("auto") : common_json(policy.*field);
+    };
+    return value;
+}
+
+so8t_policy_value so8t_seconds(double so8t_policy::* field, int32_t max) {
+    so8t_policy_value value;
+    value.hint  = "SECONDS";
+    value.read  = so8t_read_number;
+    value.check = [max](const std::string & where, const common_json & value) {
+        if (!value.is_number() || !(value.get<double>() >= 0.0 && value.get<double>() <= max)) {
+            so8t_policy_error(where, value, string_format("a number of seconds from 0 to %d", max));
+        }
+    };
+    value.set = [field](so8t_policy & policy, const llama_model *, const common_json & value) {
+        policy.*field = value.get<double>();
+    };
+    value.get = [field](const so8t_policy & policy, const llama_model *) {
+        const double seconds = policy.*field;
+        return seconds == std::floor(seconds) ? common_json((int64_t) seconds) : common_json(seconds);
     };
     return value;
 }

@@ -40,6 +40,7 @@ struct so8t_policy_key {
 
 so8t_policy_value so8t_count(int32_t so8t_policy::* field, int32_t min, int32_t max, const char * hint = "N");
 so8t_policy_value so8t_count_or_auto(int32_t so8t_policy::* field, int32_t min, int32_t max, int32_t as_auto);
+so8t_policy_value so8t_seconds(double so8t_policy::* field, int32_t max); // with fractions
 so8t_policy_value so8t_text(std::string so8t_policy::* field);
 so8t_policy_value so8t_choice(const std::vector<const char *> & names, std::function<void(so8t_policy &, size_t)> set,
     std::function<const char *(const so8t_policy &)> get);
@@ -85,7 +86,7 @@ inline const so8t_policy_key so8t_policy_keys[] = {
         "tokens withheld from a stream under enforce; auto: as many as the heads need, so that no token of a run that "
         "triggers is sent"},
     {"escalation_wait", "--so8t-escalation-wait", "LLAMA_ARG_SO8T_ESCALATION_WAIT",
-        so8t_count(&so8t_policy::escalation_wait, 0, 86400, "SECONDS"),
+        so8t_seconds(&so8t_policy::escalation_wait, 86400),
         "hold escalated answers this long for a reviewer (POST /so8t/escalations/ID); 0: there is none", nullptr, true},
     {"turns", "--so8t-turns", "LLAMA_ARG_SO8T_TURNS",
         so8t_choice(&so8t_policy::turns, {SO8T_TURNS_BOTH, SO8T_TURNS_CONTEXT, SO8T_TURNS_ALONE}, so8t_turns_name),

@@ -74,7 +74,7 @@ struct so8t_policy {
     std::string refusal        = "I can't help with that.";
     std::string escalation     = "This request needs the decision of a person. It was not answered.";
     int32_t holdback           = SO8T_HOLDBACK_AUTO; // tokens withheld from a stream until they are judged
-    int32_t escalation_wait    = 0;                  // seconds a reviewer has, 0: there is none
+    double escalation_wait     = 0;                  // seconds a reviewer has, 0: there is none
 
     so8t_turns turns                 = SO8T_TURNS_BOTH;
     so8t_refused_turns refused_turns = SO8T_REFUSED_TURNS_NOTE;

@@ -35,6 +35,7 @@ const char * so8t_enforced_name(so8t_enforced enforced) {
         case SO8T_ENFORCED_ESCALATION:  return "escalation";
         case SO8T_ENFORCED_HELD:        return "held";
         case SO8T_ENFORCED_RELEASED:    return "released";
+        case SO8T_ENFORCED_EDITED:      return "edited";
         case SO8T_ENFORCED_DENIED:      return "denied";
         case SO8T_ENFORCED_TIMEOUT:     return "timeout";
         case SO8T_ENFORCED_SHUTDOWN:    return "shutdown";
@@ -45,11 +46,14 @@ const char * so8t_enforced_name(so8t_enforced enforced) {
 
 const char * so8t_escalation_status_name(so8t_escalation_status status) {
     switch (status) {
-        case SO8T_ESCALATION_PENDING:  return "pending";
-        case SO8T_ESCALATION_ALLOWED:  return "allowed";
-        case SO8T_ESCALATION_DENIED:   return "denied";
-        case SO8T_ESCALATION_TIMEOUT:  return "timeout";
-        case SO8T_ESCALATION_SHUTDOWN: return "shutdown";
+        case SO8T_ESCALATION_PENDING:   return "pending";
+        case SO8T_ESCALATION_GONE:      return "gone";
+        case SO8T_ESCALATION_ALLOWED:   return "allowed";
+        case SO8T_ESCALATION_EDITED:    return "edited";
+        case SO8T_ESCALATION_DENIED:    return "denied";
+        case SO8T_ESCALATION_TIMEOUT:   return "timeout";
+        case SO8T_ESCALATION_SHUTDOWN:  return "shutdown";
+        case SO8T_ESCALATION_CANCELLED: return "cancelled";
     }
     return "?";
 }

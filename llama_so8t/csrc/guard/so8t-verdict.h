@@ -37,6 +37,7 @@ enum so8t_enforced {
     SO8T_ENFORCED_ESCALATION,  // with the text of an escalation that nobody can decide
     SO8T_ENFORCED_HELD,        // it waits for a person; then:
     SO8T_ENFORCED_RELEASED,    // the person allowed it
+    SO8T_ENFORCED_EDITED,      // or wrote another text in its place
     SO8T_ENFORCED_DENIED,      // or did not
     SO8T_ENFORCED_TIMEOUT,     // or did not decide in time
     SO8T_ENFORCED_SHUTDOWN,    // or the server ended before
@@ -45,10 +46,13 @@ enum so8t_enforced {
 
 enum so8t_escalation_status {
     SO8T_ESCALATION_PENDING,
+    SO8T_ESCALATION_GONE, // nobody waits for it at the moment; its client may come back
     SO8T_ESCALATION_ALLOWED,
+    SO8T_ESCALATION_EDITED, // allowed, with another text
     SO8T_ESCALATION_DENIED,
     SO8T_ESCALATION_TIMEOUT,
-    SO8T_ESCALATION_SHUTDOWN, // the server ended
+    SO8T_ESCALATION_SHUTDOWN,  // the server ended
+    SO8T_ESCALATION_CANCELLED, // its client went away and did not come back
 };
 
 const char * so8t_part_name(so8t_part part);

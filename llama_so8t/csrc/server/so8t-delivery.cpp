@@ -3,7 +3,6 @@
 #include "server-common.h"
 
 #include <algorithm>
-#include <ctime>
 #include <optional>
 #include <utility>
 
@@ -16,12 +15,11 @@
 //                 where that line has to be written and cannot be, the client gets an error instead of the answer
 //     send_final  at once: what may be delivered, cut behind the last such token, and the text that replaces the rest
 //     hold        or, where a person is to decide, later: the slot is free and the client waits; the thread of the
-//                 reviewer's request, or the timer's, calls send_final
+//                 reviewer's request, or the timer's, calls send_final, or send_edited. A client that repeats its request
+//                 meanwhile joins: it gets a copy of all that was sent and of all that is
 //   abandon       or the client goes away before: only the line and the counters are left
 //
 // The result goes to the queue with its verdict; so8t_answer_format() makes it the answer of an endpoint (HTTP thread).
-
-using partial_ptr = std::unique_ptr<server_task_result_cmpl_partial>;
 
 void so8t_delivery::begin(so8t_server & server, const std::map<int, float> & lora) {
     *this        = {};
@@ -66,12 +64,43 @@ void so8t_delivery::read_prompt(so8t_guard * guard, llama_context * ctx, int32_t
 // the way of an answer
 //
 
+template <typename Result>
+static std::unique_ptr<Result> so8t_copy(const Result & result, int id_task) {
+    auto copy = std::make_unique<Result>(result);
+    copy->id  = id_task;
+    return copy;
+}
+
+// to the client, and to those who have joined it
+template <typename Result>
+void so8t_delivery::post(server_response & queue, std::unique_ptr<Result> && result) const {
+    for (const int id_task : joined) {
+        queue.send(so8t_copy(*result, id_task));
+    }
+    queue.send(std::move(result));
+}
+
+void so8t_delivery::keep(const server_task_result_cmpl_partial & partial) {
+    if (server->escalations()) {
+        kept.push_back(so8t_copy(partial, partial.id));
+    }
+}
+
+std::string so8t_delivery::sent_text() const {
+    std::string text;
+    for (const auto & partial : kept) {
+        text += partial->content;
+    }
+    return text;
+}
+
 void so8t_delivery::release(server_response & queue, int32_t n_tokens) {
     while (!queue_partial.empty() && queue_partial.front().n_tokens <= n_tokens) {
         sent      = true;
         has_text |= !queue_partial.front().partial->content.empty();
         n_sent    = queue_partial.front().n_tokens;
-        queue.send(std::move(queue_partial.front().partial));
+        keep(*queue_partial.front().partial);
+        post(queue, std::move(queue_partial.front().partial));
         queue_partial.pop_front();
     }
 }
@@ -90,7 +119,11 @@ void so8t_delivery::drop(server_response & queue) {
 }
 
 void so8t_delivery::send(const so8t_guard * guard, server_response & queue, partial_ptr && partial) {
-    if (!guard || !guard->active() || partial->is_begin || partial->is_progress) {
+    const bool judged = guard && guard->active();
+    if (!judged || partial->is_begin || partial->is_progress) {
+        if (judged && partial->is_begin) {
+            keep(*partial);
+        }
         queue.send(std::move(partial));
         return;
     }
@@ -146,7 +179,32 @@ void so8t_delivery::send_final(
     final->so8t_answer.close_think = guard.in_think(n);
     verdict.hide_text(n);
     final->so8t_answer.verdict = std::move(verdict);
-    queue.send(std::move(final));
+    post(queue, std::move(final));
+}
+
+// sends a text in place of the answer, as if the model had written it: in a stream the part that was not sent
+void so8t_delivery::send_edited(const so8t_guard & guard, server_response & queue, final_ptr && final,
+    so8t_verdict && verdict, const std::string & text) {
+    if (final->stream) {
+        drop(queue);
+        if (!kept.empty()) {
+            auto rest         = so8t_copy(*kept.back(), final->id);
+            rest->content     = text.substr(sent_text().size());
+            rest->is_begin    = false;
+            rest->n_decoded   = sent ? n_sent + 1 : 1; // the first event of a stream begins it
+            rest->prob_output = {};
+            rest->tokens.clear();
+            post(queue, std::move(rest));
+        }
+    } else {
+        final->content = text;
+        final->tokens.clear();
+        final->probs_output.clear();
+    }
+    final->so8t_answer.close_think = guard.in_think(n_sent);
+    verdict.hide_text(n_sent);
+    final->so8t_answer.verdict = std::move(verdict);
+    post(queue, std::move(final));
 }
 
 void so8t_delivery::send_unavailable(server_response & queue, const server_task_result_cmpl_final & final) {
@@ -179,14 +237,13 @@ void so8t_delivery::finish(
         return;
     }
     const std::string text = final->stream ? streamed : final->content;
-    const bool is_held     = guard->action() == LLAMA_SO8T_ACTION_ESCALATE && server->escalations() &&
-                             guard->policy().escalation_wait > 0;
+    const bool is_held     = guard->action() == LLAMA_SO8T_ACTION_ESCALATE && server->escalations();
 
     final->so8t_answer.annotations = guard->request().annotations;
     final->so8t_answer.has_form    = !guard->takes_text();
     if (is_held) {
         verdict->enforced   = SO8T_ENFORCED_HELD;
-        verdict->escalation = {"esc-" + random_string(), SO8T_ESCALATION_PENDING, ""};
+        verdict->escalation = {server->escalations()->new_id(), SO8T_ESCALATION_PENDING, ""};
     } else {
         so8t_replace(final->so8t_answer, *guard);
     }
@@ -221,24 +278,34 @@ void so8t_delivery::finish(
 // until a person decides: the slot is free, the client waits
 //
 
-struct so8t_delivery::held_answer {
+struct so8t_delivery::held_answer : so8t_held_answer {
+    held_answer(so8t_delivery && delivery, const so8t_guard & guard, server_response & queue) :
+        delivery(std::move(delivery)),
+        guard(guard),
+        queue(queue) {}
+
     so8t_delivery delivery;
     so8t_guard guard; // its model may be unloaded meanwhile
+    server_response & queue;
     final_ptr final;
     so8t_verdict verdict;
-    int32_t n_sendable; // by the guard's rules
+    int32_t n_sendable = 0; // by the guard's rules
 
-    void decide(const so8t_escalation & decided, server_response & queue);
+    void join(int id_task) override;
+    void deliver(const so8t_escalation & decided) override;
     void refuse(so8t_escalation_status status);
 };
 
 static so8t_enforced so8t_enforced_by(so8t_escalation_status status) {
     switch (status) {
-        case SO8T_ESCALATION_PENDING:  return SO8T_ENFORCED_HELD;
-        case SO8T_ESCALATION_ALLOWED:  return SO8T_ENFORCED_RELEASED;
-        case SO8T_ESCALATION_DENIED:   return SO8T_ENFORCED_DENIED;
-        case SO8T_ESCALATION_TIMEOUT:  return SO8T_ENFORCED_TIMEOUT;
-        case SO8T_ESCALATION_SHUTDOWN: return SO8T_ENFORCED_SHUTDOWN;
+        case SO8T_ESCALATION_PENDING:
+        case SO8T_ESCALATION_GONE:      return SO8T_ENFORCED_HELD;
+        case SO8T_ESCALATION_ALLOWED:   return SO8T_ENFORCED_RELEASED;
+        case SO8T_ESCALATION_EDITED:    return SO8T_ENFORCED_EDITED;
+        case SO8T_ESCALATION_DENIED:    return SO8T_ENFORCED_DENIED;
+        case SO8T_ESCALATION_TIMEOUT:   return SO8T_ENFORCED_TIMEOUT;
+        case SO8T_ESCALATION_SHUTDOWN:  return SO8T_ENFORCED_SHUTDOWN;
+        case SO8T_ESCALATION_CANCELLED: return SO8T_ENFORCED_HELD;
     }
     return SO8T_ENFORCED_HELD;
 }
@@ -247,30 +314,40 @@ void so8t_delivery::hold(const so8t_guard & guard, server_response & queue, fina
     const std::string & text) {
     so8t_escalation entry;
     entry.id        = verdict.escalation->id;
-    entry.created   = std::time(nullptr);
-    entry.deadline  = entry.created + guard.policy().escalation_wait;
     entry.prompt    = final->prompt;
     entry.question  = server->question_of(final->prompt);
     entry.answer    = text;
+    entry.sent      = sent_text();
+    entry.editable  = guard.takes_text();
     entry.triggered = verdict.triggered_json();
 
-    auto held        = std::make_shared<held_answer>();
-    held->delivery   = std::move(*this);
-    held->guard      = guard;
+    so8t_escalations & escalations = *server->escalations();
+    const int id_task              = final->id;
+
+    auto held        = std::make_unique<held_answer>(std::move(*this), guard, queue);
     held->final      = std::move(final);
     held->verdict    = std::move(verdict);
     held->n_sendable = guard.n_sendable(true);
     *this            = {};
-
-    held->delivery.server->escalations()->hold(
-        std::move(entry), [held, &queue](const so8t_escalation & decided) { held->decide(decided, queue); });
+    escalations.hold(std::move(entry), id_task, guard.policy().escalation_wait, std::move(held));
 }
 
-void so8t_delivery::held_answer::decide(const so8t_escalation & decided, server_response & queue) {
+void so8t_delivery::held_answer::join(int id_task) {
+    for (const auto & partial : delivery.kept) {
+        queue.send(so8t_copy(*partial, id_task));
+    }
+    delivery.joined.push_back(id_task);
+}
+
+void so8t_delivery::held_answer::deliver(const so8t_escalation & decided) {
     const bool allowed           = decided.status == SO8T_ESCALATION_ALLOWED;
     verdict.enforced             = so8t_enforced_by(decided.status);
     verdict.escalation->status   = decided.status;
     verdict.escalation->reviewer = decided.reviewer;
+    if (decided.status == SO8T_ESCALATION_EDITED) {
+        delivery.send_edited(guard, queue, std::move(final), std::move(verdict), decided.text);
+        return;
+    }
     if (!allowed) {
         refuse(decided.status);
     }
@@ -280,7 +357,7 @@ void so8t_delivery::held_answer::decide(const so8t_escalation & decided, server_
 void so8t_delivery::held_answer::refuse(so8t_escalation_status status) {
     const bool denied     = status == SO8T_ESCALATION_DENIED;
     const std::string why = status == SO8T_ESCALATION_TIMEOUT ?
-                                string_format(" (No reviewer decided within %d s.)", guard.policy().escalation_wait) :
+                                string_format(" (No reviewer decided within %g s.)", guard.policy().escalation_wait) :
                                 " (The server ended before a reviewer decided.)";
 
     const std::string text     = denied ? guard.policy().refusal : guard.policy().escalation + why;

@@ -42,22 +42,29 @@ class so8t_delivery {
         const std::string & text);
 
   private:
-    using final_ptr = std::unique_ptr<server_task_result_cmpl_final>;
+    using final_ptr   = std::unique_ptr<server_task_result_cmpl_final>;
+    using partial_ptr = std::unique_ptr<server_task_result_cmpl_partial>;
 
     struct withheld {
         int32_t n_tokens; // of the answer up to its end
-        std::unique_ptr<server_task_result_cmpl_partial> partial;
+        partial_ptr partial;
     };
 
     struct held_answer;
 
+    template <typename Result>
+    void post(server_response & queue, std::unique_ptr<Result> && result) const;
     void release(server_response & queue, int32_t n_tokens);
     void drop(server_response & queue);
+    void keep(const server_task_result_cmpl_partial & partial);
+    std::string sent_text() const;
     void cut(server_task_result_cmpl_final & final, int32_t n_tokens) const;
     int32_t deliver(server_task_result_cmpl_final & final, server_response & queue, int32_t n_tokens);
 
     void send_final(const so8t_guard & guard, server_response & queue, final_ptr && final, so8t_verdict && verdict,
         int32_t n_tokens);
+    void send_edited(const so8t_guard & guard, server_response & queue, final_ptr && final, so8t_verdict && verdict,
+        const std::string & text);
     void send_unavailable(server_response & queue, const server_task_result_cmpl_final & final);
     void hold(const so8t_guard & guard, server_response & queue, final_ptr && final, so8t_verdict && verdict,
         const std::string & text);
@@ -68,6 +75,8 @@ class so8t_delivery {
     llama_token prompt_token = LLAMA_TOKEN_NULL;
     int32_t i_prompt_token   = -1; // in the batch
     std::deque<withheld> queue_partial;
+    std::vector<partial_ptr> kept; // copies of what was sent, for clients that join; only where answers can be held
+    std::vector<int> joined;       // tasks of these clients
     std::vector<size_t> text_ends;
     bool sent      = false; // a part of the stream
     bool has_text  = false; // sent with text

@@ -176,7 +176,8 @@ so8t_otlp::so8t_otlp(const std::string & endpoint) :
 static const char * so8t_action_type(so8t_enforced enforced) {
     switch (enforced) {
         case SO8T_ENFORCED_NONE:
-        case SO8T_ENFORCED_RELEASED: return "allow";
+        case SO8T_ENFORCED_RELEASED:
+        case SO8T_ENFORCED_EDITED:   return "allow";
         case SO8T_ENFORCED_HELD:     return "hold";
         default:                     return "block";
     }

@@ -91,7 +91,7 @@ class so8t_router {
         for (const auto & [name, value] : req.headers) {
             std::string lowered = name;
             std::transform(lowered.begin(), lowered.end(), lowered.begin(), ::tolower);
-            if (lowered == "authorization" || lowered == "x-api-key") {
+            if (lowered == "authorization" || lowered == "x-api-key" || lowered == "x-so8t-reviewer-key") {
                 result.emplace(name, value);
             }
         }

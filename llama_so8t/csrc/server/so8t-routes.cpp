@@ -1,5 +1,6 @@
 #include "so8t-routes.h"
 
+#include "so8t-client.h"
 #include "so8t-moderations.h"
 #include "so8t-reply.h"
 #include "so8t-sha256.h"
@@ -16,6 +17,7 @@
 
 static const size_t SO8T_MAX_NAME    = 256; // bytes of a reviewer's name
 static const size_t SO8T_MAX_COMMENT = 4096;
+static const size_t SO8T_MAX_EDITED  = 1 << 20;
 static const long SO8T_MAX_TAIL      = 1000;
 
 //
@@ -92,35 +94,77 @@ static std::string so8t_text(const json & body, const char * key, size_t max_byt
 }
 
 static server_http_res_ptr so8t_get_escalations(const so8t_server & server) {
-    const so8t_escalations * escalations = server.escalations();
+    so8t_escalations * escalations = server.escalations();
     return so8t_ok({
         {"escalations", escalations ? escalations->list() : json::array()},
         {"wait", server.escalation_wait()},
     });
 }
 
-static server_http_res_ptr so8t_post_escalation(const so8t_server & server, const server_http_req & req) {
-    const json body            = so8t_body(req, {"action", "reviewer", "comment"});
-    const std::string action   = so8t_text(body, "action", SO8T_MAX_NAME);
-    const std::string reviewer = so8t_text(body, "reviewer", SO8T_MAX_NAME);
-    const std::string comment  = so8t_text(body, "comment", SO8T_MAX_COMMENT);
+// throws so8t_bad_request: it is none
+static so8t_decision so8t_read_decision(const server_http_req & req) {
+    const json body          = so8t_body(req, {"action", "reviewer", "comment", "text"});
+    const std::string action = so8t_text(body, "action", SO8T_MAX_NAME);
+
+    so8t_decision decision = {action == "allow", {}, so8t_text(body, "reviewer", SO8T_MAX_NAME),
+        so8t_text(body, "comment", SO8T_MAX_COMMENT)};
     if (action != "allow" && action != "deny") {
         throw so8t_bad_request("\"action\" is '" + action + "', expected allow or deny");
     }
-    if (reviewer.empty()) {
-        throw so8t_bad_request("\"reviewer\" is missing: the name of the person who decides");
+    if (body.contains("text")) {
+        decision.text = so8t_text(body, "text", SO8T_MAX_EDITED);
+        if (!decision.allow || decision.text->empty()) {
+            throw so8t_bad_request("\"text\" is delivered in place of an answer that is allowed: expected the action "
+                                   "allow, and a text that is not empty");
+        }
+    }
+    return decision;
+}
+
+// The name that the key of the request proves; without a file of reviewers, the one that the request says. Empty: the
+// request has no key that is known, or the name of another reviewer.
+static std::string so8t_reviewer(const so8t_server & server, const server_http_req & req, const std::string & said) {
+    if (!server.reviewers()) {
+        if (said.empty()) {
+            throw so8t_bad_request("\"reviewer\" is missing: the name of the person who decides");
+        }
+        return said;
+    }
+    try {
+        const std::string name = server.reviewers()->name_of(so8t_header(req, "x-so8t-reviewer-key"));
+        return said.empty() || said == name ? name : "";
+    } catch (const std::exception & e) { // the file was broken meanwhile
+        throw so8t_unavailable(e.what());
+    }
+}
+
+static server_http_res_ptr so8t_post_escalation(const so8t_server & server, const server_http_req & req) {
+    so8t_decision decision = so8t_read_decision(req);
+    decision.reviewer      = so8t_reviewer(server, req, decision.reviewer);
+    if (decision.reviewer.empty()) {
+        return so8t_error(403, ERROR_TYPE_PERMISSION,
+            "the header X-So8t-Reviewer-Key has no key of a reviewer, or \"reviewer\" is not the name of its owner "
+            "(--so8t-reviewers)");
     }
     so8t_escalation entry;
     so8t_escalations * escalations = server.escalations();
-    const auto result = escalations ?
-                            escalations->decide(req.get_param("id"), action == "allow", reviewer, comment, entry) :
-                            so8t_escalations::UNKNOWN;
-    switch (result) {
-        case so8t_escalations::DECIDED: return so8t_ok(entry.to_json());
+    switch (escalations ? escalations->decide(req.get_param("id"), decision, entry) : so8t_escalations::UNKNOWN) {
+        case so8t_escalations::DECIDED: return so8t_ok(entry.to_json(true));
         case so8t_escalations::UNKNOWN: return so8t_error(404, ERROR_TYPE_NOT_FOUND, "no escalation has this id");
         case so8t_escalations::TOO_LATE:
             return so8t_error(409, ERROR_TYPE_INVALID_REQUEST,
                 std::string("this escalation is over: ") + so8t_escalation_status_name(entry.status));
+        case so8t_escalations::GONE:
+            return so8t_error(410, ERROR_TYPE_INVALID_REQUEST,
+                entry.status == SO8T_ESCALATION_GONE ?
+                    "the client went away; if it repeats its request in time, this escalation is pending again" :
+                    "this escalation is over: the client went away and did not come back");
+        case so8t_escalations::NOT_EDITABLE:
+            throw so8t_bad_request("this answer has a form that another text could break (a grammar, a JSON schema or "
+                                   "tools): it can be allowed or denied as it is");
+        case so8t_escalations::NOT_A_CONTINUATION:
+            throw so8t_bad_request("the client has the part \"sent\" of this answer already, so \"text\" has to "
+                                   "begin with it");
         case so8t_escalations::NOT_RECORDED:
             return so8t_error(503, ERROR_TYPE_UNAVAILABLE, "the audit log cannot be written, so nothing is released");
     }

@@ -110,8 +110,8 @@ bool so8t_server::load(const llama_model * m, const common_params & params) try 
     rotations             = so8t_rotations_json(m);
     policy_json           = so8t_policy_json(m, *policy);
     policy_json["sha256"] = policy->sha256;
-    if (params.so8t.policy.has_reviewers && policy->escalation_wait > 0) {
-        waiting = std::make_unique<so8t_escalations>([this](const so8t_escalation & e) { return record_decision(e); });
+    if (params.so8t.policy.has_reviewers) {
+        begin_waiting(params);
     }
     if (!params.so8t.audit.file.empty()) {
         open_log(params);
@@ -123,6 +123,33 @@ bool so8t_server::load(const llama_model * m, const common_params & params) try 
 } catch (const std::exception & e) {
     LOG_ERR("error: %s\n", e.what());
     return false;
+}
+
+void so8t_server::begin_waiting(const common_params & params) {
+    const auto seconds = [](double s) {
+        return std::chrono::duration_cast<so8t_escalations::clock::duration>(std::chrono::duration<double>(s));
+    };
+    const auto & given = params.so8t.escalation; // checked also where no answer is held
+    if (!given.reviewers_file.empty()) {
+        known_reviewers = std::make_unique<so8t_reviewers>(given.reviewers_file);
+    }
+    if (!given.webhook_url.empty() || !given.webhook_key_file.empty()) {
+        webhook = std::make_unique<so8t_webhook>(given.webhook_url, given.webhook_key_file);
+    }
+    if (policy->escalation_wait == 0 || policy->mode != SO8T_MODE_ENFORCE) {
+        if (known_reviewers || webhook) {
+            LOG_WRN("so8t: no answer is held (--so8t-policy enforce, --so8t-escalation-wait), so reviewers and webhook "
+                    "have nothing to do\n");
+        }
+        return;
+    }
+    waiting = std::make_unique<so8t_escalations>(so8t_escalations::params{
+        so8t_server_id(given.server_id, params.port),
+        seconds(given.grace),
+        seconds(given.ping),
+        [this](const so8t_escalation & held) { tell("escalation.held", held); },
+        [this](const so8t_escalation & decided) { return record_decision(decided); },
+    });
 }
 
 void so8t_server::open_log(const common_params & params) {
@@ -148,6 +175,7 @@ json so8t_server::adapters_json() const {
 
 void so8t_server::stop() {
     waiting.reset();
+    webhook.reset();
     if (log && !write_lost()) {
         LOG_ERR("error: so8t: %zu lines of the audit log could not be written and are lost\n",
             lost.size() + (size_t) n_dropped);
@@ -291,10 +319,14 @@ bool so8t_server::record_decision(const so8t_escalation & decided) {
     if (!decided.comment.empty()) {
         fields["comment"] = decided.comment;
     }
+    if (log && decided.status == SO8T_ESCALATION_EDITED) {
+        fields["text"] = log->text_record(decided.text);
+    }
     if (log) {
         std::lock_guard<std::mutex> lock(write_mutex);
         if (!write(SO8T_AUDIT_ESCALATION, fields, true)) {
-            if (audit_required && decided.status == SO8T_ESCALATION_ALLOWED) {
+            const bool released = decided.status == SO8T_ESCALATION_ALLOWED || decided.status == SO8T_ESCALATION_EDITED;
+            if (audit_required && released) {
                 return false; // the answer stays pending
             }
             keep(SO8T_AUDIT_ESCALATION, fields);
@@ -303,9 +335,18 @@ bool so8t_server::record_decision(const so8t_escalation & decided) {
     if (events) {
         events->add(decided.id, decided.status, {model.served, "", false, false});
     }
+    tell("escalation.decided", decided);
     std::lock_guard<std::mutex> lock(count_mutex);
     n_escalations[so8t_escalation_status_name(decided.status)]++;
     return true;
+}
+
+void so8t_server::tell(const char * type, const so8t_escalation & escalation) {
+    if (webhook) {
+        json data     = escalation.to_json(false);
+        data["model"] = model.name;
+        webhook->send(type, data);
+    }
 }
 
 //
@@ -434,9 +475,15 @@ std::string so8t_server::prometheus() const {
     metric("enforced_total", "counter", "Answers by what was enforced.");
     by("enforced_total", "outcome", so8t_with_zeros(n_enforced, so8t_enforced_names()));
     metric("escalations_total", "counter", "Held answers by how they were decided.");
-    by("escalations_total", "status", so8t_with_zeros(n_escalations, {"allowed", "denied", "timeout", "shutdown"}));
+    by("escalations_total", "status",
+        so8t_with_zeros(n_escalations, {"allowed", "edited", "denied", "timeout", "shutdown", "cancelled"}));
     metric("escalations_pending", "gauge", "Held answers that wait for a reviewer.");
     text += string_format("llamacpp:so8t_escalations_pending %zu\n", n_pending);
+    if (webhook) {
+        const auto n = webhook->count();
+        metric("webhook_events_total", "counter", "Events of held answers by whether the webhook has taken them.");
+        by("webhook_events_total", "outcome", {{"sent", n.sent}, {"dropped", n.dropped}});
+    }
     metric("labels_total", "counter", "Parts of answers by their last label.");
     for (const auto & [key, n] : n_labels) {
         const auto & [part, head, label] = key;

@@ -8,7 +8,9 @@
 #include "so8t-otlp.h"
 #include "so8t-text-judge.h"
 #include "so8t-memory.h"
+#include "so8t-reviewers.h"
 #include "so8t-turns.h"
+#include "so8t-webhook.h"
 
 #include "server-common.h"
 #include "server-task.h"
@@ -69,7 +71,7 @@ class so8t_server {
     void end_waiting();
 
     bool has_heads() const { return policy != nullptr; }
-    int32_t escalation_wait() const { return policy ? policy->escalation_wait : 0; }
+    double escalation_wait() const { return policy ? policy->escalation_wait : 0; }
     const std::string & model_name() const { return model.name; }
 
     // Adds what the sampler is to know of a request: what its body asks for, and the verdicts of the texts in its prompt,
@@ -110,7 +112,12 @@ class so8t_server {
 
     const so8t_policy * get_policy() const { return policy.get(); } // null without heads
     const so8t_audit * audit() const { return log.get(); }
-    so8t_escalations * escalations() const { return waiting.get(); } // null without reviewers
+    so8t_escalations * escalations() const { return waiting.get(); } // null if no answer can be held
+
+    const so8t_reviewers * reviewers() const { return known_reviewers.get(); } // null: everyone may decide
+
+    // whether a task has nothing to do: its client repeats a request whose answer is held, and waits for that
+    bool join(const server_task & task) { return waiting && waiting->join(task.id); }
 
   private:
     struct model_info {
@@ -147,6 +154,7 @@ class so8t_server {
     void open_log(const common_params & params);
     json adapters_json() const;
     so8t_sampling_params sampling_params(const json & body, const server_tokens & prompt, task_response_type type);
+    void begin_waiting(const common_params & params);
     std::shared_ptr<reader> get_reader();
     std::vector<so8t_turn_verdict> read_turns(
         reader & reader, const json & body, const llama_tokens & prompt, bool is_chat, std::vector<std::string> & keys);
@@ -159,10 +167,13 @@ class so8t_server {
     bool write_lost();
     void keep(const char * event, const json & fields);
     bool record_decision(const so8t_escalation & decided);
+    void tell(const char * type, const so8t_escalation & escalation);
 
     std::shared_ptr<const so8t_policy> policy;
     std::unique_ptr<so8t_audit> log;
     std::unique_ptr<so8t_otlp> events; // null: none are sent
+    std::unique_ptr<so8t_webhook> webhook;
+    std::unique_ptr<so8t_reviewers> known_reviewers;
     std::unique_ptr<so8t_escalations> waiting;
 
     std::mutex reader_mutex;

@@ -9,6 +9,7 @@
 #include "log.h"
 
 #include <algorithm>
+#include <cctype>
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
@@ -53,7 +54,7 @@ static std::vector<common_arg> so8t_policy_args(std::index_sequence<I...>) {
     return args;
 }
 
-static common_arg so8t_audit_arg(const char * name, const char * env, const char * hint, const char * help,
+static common_arg so8t_server_arg(const char * name, const char * env, const char * hint, const char * help,
     void (*handler)(common_params &, const std::string &)) {
     return common_arg({name}, hint, help, handler).set_examples({LLAMA_EXAMPLE_SERVER}).set_env(env);
 }
@@ -81,7 +82,7 @@ static const std::string & so8t_audit_name(const std::string & path) {
 
 static std::vector<common_arg> so8t_audit_args() {
     return {
-        so8t_audit_arg("--so8t-audit", "LLAMA_ARG_SO8T_AUDIT", "FILE",
+        so8t_server_arg("--so8t-audit", "LLAMA_ARG_SO8T_AUDIT", "FILE",
             "SO8T: append one JSON line per request to FILE, chained by hashes (see docs/audit.md); {model} in the "
             "name "
             "of this file and the next ones is the name of the model",
@@ -91,21 +92,21 @@ static std::vector<common_arg> so8t_audit_args() {
             [](common_params & params, bool value) { params.so8t.audit.text = value; })
             .set_examples({LLAMA_EXAMPLE_SERVER})
             .set_env("LLAMA_ARG_SO8T_AUDIT_TEXT"),
-        so8t_audit_arg("--so8t-audit-key", "LLAMA_ARG_SO8T_AUDIT_KEY", "FILE",
+        so8t_server_arg("--so8t-audit-key", "LLAMA_ARG_SO8T_AUDIT_KEY", "FILE",
             "SO8T: key of the digests, 64 hex digits; made if missing (default: the audit file with .key)",
             [](common_params & params, const std::string & value) {
                 params.so8t.audit.key_file = so8t_audit_name(value);
             }),
-        so8t_audit_arg("--so8t-audit-max-size", "LLAMA_ARG_SO8T_AUDIT_MAX_SIZE", "N[K|M|G]",
+        so8t_server_arg("--so8t-audit-max-size", "LLAMA_ARG_SO8T_AUDIT_MAX_SIZE", "N[K|M|G]",
             "SO8T: begin a new audit file at this many bytes; K, M and G: 10^3, 10^6 and 10^9 of them (default: 0: "
             "never)",
             [](common_params & params, const std::string & value) { params.so8t.audit.max_size = so8t_size(value); }),
-        so8t_audit_arg("--so8t-audit-checkpoint", "LLAMA_ARG_SO8T_AUDIT_CHECKPOINT", "FILE",
+        so8t_server_arg("--so8t-audit-checkpoint", "LLAMA_ARG_SO8T_AUDIT_CHECKPOINT", "FILE",
             "SO8T: keep number and hash of the newest audit line in FILE, to be copied elsewhere",
             [](common_params & params, const std::string & value) {
                 params.so8t.audit.checkpoint_file = so8t_audit_name(value);
             }),
-        so8t_audit_arg("--so8t-audit-on-error", "LLAMA_ARG_SO8T_AUDIT_ON_ERROR", "{refuse,continue}",
+        so8t_server_arg("--so8t-audit-on-error", "LLAMA_ARG_SO8T_AUDIT_ON_ERROR", "{refuse,continue}",
             "SO8T: under enforce, refuse service while the audit log cannot be written, or go on without it (default: "
             "refuse)",
             [](common_params & params, const std::string & value) {
@@ -148,6 +149,63 @@ static common_arg so8t_otlp_arg() {
         .set_env("LLAMA_ARG_SO8T_OTLP");
 }
 
+// throws std::invalid_argument: it is no number from 0 to max
+static double so8t_seconds(const std::string & text, double max) {
+    char * end           = nullptr;
+    const double seconds = std::strtod(text.c_str(), &end);
+    if (text.empty() || *end != '\0' || !(seconds >= 0 && seconds <= max)) {
+        throw std::invalid_argument(
+            string_format("found '%s', expected a number of seconds from 0 to %g", text.c_str(), max));
+    }
+    return seconds;
+}
+
+// stands in paths, and before a "."
+static std::string so8t_checked_server_id(const std::string & id) {
+    const bool known = std::all_of(
+        id.begin(), id.end(), [](unsigned char c) { return (c < 128 && std::isalnum(c)) || c == '-' || c == '_'; });
+    if (id.empty() || id.size() > 64 || !known) {
+        throw std::invalid_argument(
+            "--so8t-server-id: found '" + id + "', expected 1 to 64 letters, digits, '-' and '_'");
+    }
+    return id;
+}
+
+static std::vector<common_arg> so8t_escalation_args() {
+    return {
+        so8t_server_arg("--so8t-escalation-grace", "LLAMA_ARG_SO8T_ESCALATION_GRACE", "SECONDS",
+            "SO8T: a held answer whose client went away is kept this long for the client to repeat its request "
+            "(default: 15)",
+            [](common_params & params, const std::string & value) {
+                params.so8t.escalation.grace = so8t_seconds(value, 3600);
+            }),
+        so8t_server_arg("--so8t-escalation-ping", "LLAMA_ARG_SO8T_ESCALATION_PING", "SECONDS",
+            "SO8T: a stream that is held gets a comment this often, unless --sse-ping-interval is shorter or switches "
+            "comments off; 0: none while it is held (default: 5)",
+            [](common_params & params, const std::string & value) {
+                params.so8t.escalation.ping = so8t_seconds(value, 3600);
+            }),
+        so8t_server_arg("--so8t-server-id", "LLAMA_ARG_SO8T_SERVER_ID", "ID",
+            "SO8T: name of this server in the ids of escalations, by which a balancer routes decisions; letters, "
+            "digits, - and _ (default: a hash of host name and port)",
+            [](common_params & params, const std::string & value) {
+                params.so8t.escalation.server_id = so8t_checked_server_id(value);
+            }),
+        so8t_server_arg("--so8t-reviewers", "LLAMA_ARG_SO8T_REVIEWERS", "FILE",
+            "SO8T: names of reviewers and hashes of their keys, one pair on a line; a decision without such a key is "
+            "refused (default: a reviewer is who the request says)",
+            [](common_params & params, const std::string & value) { params.so8t.escalation.reviewers_file = value; }),
+        so8t_server_arg("--so8t-webhook", "LLAMA_ARG_SO8T_WEBHOOK", "URL",
+            "SO8T: URL that is told when an answer is held and when it is decided, by signed POST requests (default: "
+            "none)",
+            [](common_params & params, const std::string & value) { params.so8t.escalation.webhook_url = value; }),
+        so8t_server_arg("--so8t-webhook-key", "LLAMA_ARG_SO8T_WEBHOOK_KEY", "FILE",
+            "SO8T: key that signs them, whsec_ and base64, as Standard Webhooks has it (default: none; --so8t-webhook "
+            "needs one)",
+            [](common_params & params, const std::string & value) { params.so8t.escalation.webhook_key_file = value; }),
+    };
+}
+
 static common_arg so8t_json_arg() {
     return common_arg({"--so8t-json"}, "FILE",
         "SO8T: write the verdicts of every turn to FILE, one JSON object per line",
@@ -169,8 +227,8 @@ std::vector<common_arg> so8t_args() {
     GGML_UNUSED(at_exit);
 #endif
     std::vector<common_arg> args = {so8t_json_arg(), so8t_gateway_arg(), so8t_otlp_arg()};
-    for (const auto & group :
-        {so8t_policy_args(std::make_index_sequence<std::size(so8t_policy_keys)>()), so8t_audit_args()}) {
+    for (const auto & group : {so8t_policy_args(std::make_index_sequence<std::size(so8t_policy_keys)>()),
+             so8t_escalation_args(), so8t_audit_args()}) {
         args.insert(args.end(), group.begin(), group.end());
     }
     return args;
