@@ -150,6 +150,7 @@ class FakeServer:
         self.go_on = threading.Event()  # an answer to "slow" waits for it in its middle
         self.chats: list[dict[str, Any]] = []  # requests for an answer
         self.decisions: list[tuple[str, dict[str, Any]]] = []  # (id, body) of each decision
+        self.reviewer_key: str | None = None  # that a decision needs
         self.asked_audits: list[str] = []  # query of each request for the audit log
         self.decided = threading.Condition()
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"fake": self}))
@@ -175,11 +176,13 @@ class FakeServer:
         self.escalations[name] = entry
         return entry
 
-    def decide(self, name: str, body: dict[str, Any]) -> tuple[int, Any]:
-        """Status and reply of POST /so8t/escalations/ID."""
+    def decide(self, name: str, body: dict[str, Any], proof: str | None) -> tuple[int, Any]:
+        """Status and reply of POST /so8t/escalations/ID. ``proof``: the key of the reviewer."""
         entry = self.escalations.get(name.removesuffix(self.suffix))
         if entry is None:
             return 404, error(404, f"no escalation {name}")
+        if self.reviewer_key not in (None, proof):
+            return 403, error(403, "this is no key of a reviewer")
         if body.get("action") not in ("allow", "deny") or not body.get("reviewer"):
             return 400, error(400, "action and reviewer are needed")
         if self.taken or entry["status"] != "pending":
@@ -235,7 +238,8 @@ class _Handler(BaseHTTPRequestHandler):
         if not self.allowed():
             self.reply(401, error(401, "Invalid API Key"))
         elif self.path.startswith("/so8t/escalations/"):
-            self.reply(*self.fake.decide(unquote(self.path.removeprefix("/so8t/escalations/")), body))
+            name = unquote(self.path.removeprefix("/so8t/escalations/"))
+            self.reply(*self.fake.decide(name, body, self.headers.get("X-So8t-Reviewer-Key")))
         elif self.path == "/v1/chat/completions":
             self.fake.chats.append(body)
             with suppress(ConnectionError):  # stopped by the page

@@ -224,6 +224,22 @@ def test_an_escalation_is_held_listed_and_decided_by_a_named_reviewer(page, serv
     page.wait("document.title === 'SO8T'")
 
 
+def test_a_reviewer_proves_the_name_with_a_key(page, server):
+    server.reviewer_key = "a key"
+    server.add_escalation("esc-1", "p", "a")
+    page.type("#reviewer", "Ada")
+    page.click("[data-action=allow]")
+    page.wait("document.querySelector('.entry [role=alert]').textContent.includes('403')")
+    page.type("#reviewer-key", "a \u03a9")
+    page.click("[data-action=allow]")
+    page.wait("document.querySelector('.entry [role=alert]').textContent.includes('characters')")
+    page.run("document.getElementById('reviewer-key').value = 'akey'")
+    server.reviewer_key = "akey"
+    page.click("[data-action=allow]")
+    page.wait("document.querySelector('.entry .state').innerText === 'esc-1, allowed by Ada'")
+    assert server.decisions == [("esc-1", {"action": "allow", "reviewer": "Ada"})]
+
+
 def test_a_poll_keeps_what_is_being_typed(page, server):
     server.add_escalation("esc-1", "p", "a")
     page.type(".entry input", "half a com")
