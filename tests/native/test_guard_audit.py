@@ -249,6 +249,8 @@ def test_every_text_of_a_conversation_has_its_digest(audited, log, chatml_file):
     items = [{"role": "user", "content": [{"type": "input_text", "text": "one"}]}, {"role": "user", "content": "three"}]
     result = [{"type": "tool_result", "tool_use_id": "t", "content": "two"}, {"type": "text", "text": "three"}]
     system = ("system", "kind")
+    marks = [f"<|im_start|>{role}\n{text}<|im_end|>\n" for role, text in (system, *turns)]
+    templated = "".join(marks) + "<|im_start|>assistant\n"  # by the client, as Ollama does
     asked = [
         ("/v1/chat/completions", {"messages": [{"role": "system", "content": "kind"}, *plain]}, [system, *turns]),
         (
@@ -270,6 +272,11 @@ def test_every_text_of_a_conversation_has_its_digest(audited, log, chatml_file):
             {"input_prefix": "one", "input_suffix": "two", "input_extra": [{"text": "more", "filename": "f"}]},
             [("", "more"), ("", "one"), ("", "two")],
         ),
+        (
+            "/infill", {"input_prefix": "one", "input_suffix": "two", "prompt": "why three"},
+            [("", "one"), ("", "two"), ("", "why three")],
+        ),
+        ("/completion", {"prompt": templated}, [("", templated), system, *turns]),
         ("/so8t/judge", {"messages": plain}, turns),
         ("/v1/moderations", {"input": "one"}, [("user", "one")]),
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Eight slots and 200 mixed requests at once: every answer, verdict and audit line is the one of the request alone."""
+"""Eight slots and 300 mixed requests at once: every answer, verdict and audit line is the one of the request alone."""
 
 import hashlib
 import hmac
@@ -6,19 +6,22 @@ import http.client
 import json
 import random
 import threading
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from llama_so8t.audit import Log, verify
+from llama_so8t.server_process import HOST
 
-from .guard_server import CHAT, COMPLETION, ENDPOINTS, SMALL, TEXT, Answer, Endpoint, Server
+from .guard_rules import REFUSAL
+from .guard_server import CHAT, COMPLETION, ENDPOINTS, MESSAGES, SMALL, TEXT, Answer, Endpoint, Server
 
-N = 200
+N = 300
 CLIENTS = 16
 WORDS = ("fine", "go", "ask", "climb", "both", "twice", "nan", "inf", "muse", "late", "json", "bomb", "court")
 # greedy: where a grammar forbids the token of the script, several others are left
@@ -28,22 +31,49 @@ FORMS: tuple[dict[str, Any], ...] = (
 )
 
 
+def said(role: str, text: str) -> dict[str, str]:
+    return {"role": role, "content": text}
+
+
+CONVERSATIONS: tuple[Callable[[str], list[dict[str, str]]], ...] = (
+    lambda text: [said("system", "here fine"), said("user", text)],
+    lambda text: [said("user", "fine"), said("assistant", "here"), said("user", text)],
+    lambda text: [said("user", "bomb"), said("assistant", REFUSAL), said("user", text)],
+    lambda text: [said("user", text), said("assistant", "well here"), said("user", "fine")],
+    lambda text: [said("user", "fine"), said("assistant", f"{text} bad three"), said("user", "go fine")],
+    lambda text: [said("user", text), said("assistant", "here")],
+    lambda text: [said("system", f"here {text}"), said("user", "fine")],
+)
+"""Histories and endings around a text, some of which are judged otherwise than by the end of the prompt."""
+
+
+def conversation(endpoint: Endpoint, form: Callable[[str], list[dict[str, str]]]) -> Endpoint:
+    more = {"max_tokens": 256} if endpoint is MESSAGES else {}
+    return replace(endpoint, body=lambda text: {"messages": form(text)} | more)
+
+
 @dataclass(frozen=True)
 class Request:
     """One of the mixed requests; no two have the same prompt. ``gives_up``: the client goes after the first event."""
 
-    prompt: str
+    text: str
     endpoint: Endpoint
     stream: bool
     gives_up: bool
     options: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def prompt(self) -> str:
+        """As the template writes it."""
+        body = self.endpoint.body(self.text)
+        return "".join(m["content"] for m in body["messages"]) if "messages" in body else self.text
+
     def ask(self, server: Server) -> Answer | None:
         if self.gives_up:
-            with server.open("POST", self.endpoint.path, self.endpoint.body(self.prompt) | self.options) as response:
+            with server.open("POST", self.endpoint.path, self.endpoint.body(self.text) | self.options) as response:
                 response.readline()
             return None
-        return (self.endpoint.ask_stream if self.stream else self.endpoint.ask)(server, self.prompt, **self.options)
+        return (self.endpoint.ask_stream if self.stream else self.endpoint.ask)(server, self.text, **self.options)
 
 
 def mixed(seed: int, n: int) -> list[Request]:
@@ -58,8 +88,18 @@ def mixed(seed: int, n: int) -> list[Request]:
         options = rng.choice([{}, {}, {"n_predict": 3}, {"temperature": 0}, *FORMS])
         if endpoint not in (COMPLETION, TEXT, CHAT):
             options = {}
+        if endpoint in (CHAT, MESSAGES) and rng.random() < 0.7:
+            endpoint, options = conversation(endpoint, rng.choice(CONVERSATIONS)), {}
         found.append(Request(f"{seed} {i} {rng.choice(WORDS)}", endpoint, rng.random() < 0.5, False, options))
     return found
+
+
+def hang_up(server: Server, request: Request) -> None:
+    """Sends a request and goes away at once, while its texts are read or before."""
+    connection = http.client.HTTPConnection(HOST, server.port)
+    body = json.dumps(request.endpoint.body(request.text) | request.options)
+    connection.request("POST", request.endpoint.path, body, {"Content-Type": "application/json"})
+    connection.close()
 
 
 @pytest.fixture
@@ -91,22 +131,31 @@ def records(log: Path) -> dict[int, dict[str, Any]]:
     return {record["seq"]: record for _, record in Log(log).records(damaged) if record["event"] == "request"}
 
 
+def digest(key: bytes, text: str) -> str:
+    return hmac.new(key, text.encode(), hashlib.sha256).hexdigest()
+
+
 def check_line(record: dict[str, Any], request: Request, answer: Answer, key: bytes) -> None:
     assert answer.so8t["audit"]["hash"] == record["hash"]
-    assert record["prompt"]["hmac"] == hmac.new(key, request.prompt.encode(), hashlib.sha256).hexdigest()
+    assert record["prompt"]["hmac"] == digest(key, request.prompt)
     for name in ("decision", "enforced", "triggered"):
         assert record[name] == answer.so8t[name]
 
 
-def test_eight_slots_and_200_mixed_requests(start, log):
+def test_eight_slots_and_300_mixed_requests(start, log):
     requests = mixed(1, N)
+    lost = [request for request in mixed(5, N) if not request.gives_up][: N // 5]
     with start() as server:
         alone = [request.ask(server) for request in requests]
         n_before = server.get("/so8t")["audit"]["seq"]
         order = list(range(N))
         random.Random(2).shuffle(order)
         with ThreadPoolExecutor(CLIENTS) as pool:
-            futures = {i: pool.submit(requests[i].ask, server) for i in order}
+            futures = {}
+            for i in order:
+                futures[i] = pool.submit(requests[i].ask, server)
+                if i % 5 == 0:
+                    pool.submit(hang_up, server, lost[i // 5])
             together = [futures[i].result() for i in range(N)]
     decided = [answer.so8t["decision"] for answer in together if answer]
     assert min(decided.count(decision) for decision in ("allow", "escalate", "refuse")) >= 10
@@ -116,9 +165,13 @@ def test_eight_slots_and_200_mixed_requests(start, log):
 
     report = verify(log, log.with_name("note"))
     assert report.ok and report.last.event == "close", report.findings
-    found = records(log)
-    assert len(found) == 2 * N
     key = bytes.fromhex(Path(f"{log}.key").read_text())
+    found = records(log)
+    of_lost = Counter(digest(key, request.prompt) for request in lost)
+    lines_of_lost = Counter(r["prompt"]["hmac"] for r in found.values() if r["prompt"]["hmac"] in of_lost)
+    assert lines_of_lost <= of_lost  # of some of them nothing was judged
+    found = {seq: record for seq, record in found.items() if record["prompt"]["hmac"] not in of_lost}
+    assert len(found) == 2 * N
     seqs = [answer.so8t["audit"]["seq"] for answer in (*alone, *together) if answer]
     assert len(set(seqs)) == len(seqs)
     for request, answer in (*zip(requests, alone, strict=True), *zip(requests, together, strict=True)):
@@ -127,6 +180,8 @@ def test_eight_slots_and_200_mixed_requests(start, log):
     given_up = [record for seq, record in found.items() if seq not in set(seqs)]
     assert len(given_up) == 2 * N // 10 and all(record["cancelled"] for record in given_up)
     assert sum(record["seq"] > n_before for record in found.values()) >= N - 1
+    readings = {turn["reading"] for answer in together if answer for turn in answer.so8t.get("turns", [])}
+    assert readings == {"context", "alone", "given"}
 
 
 @pytest.mark.parametrize("n_answers", [20, 60])

@@ -11,7 +11,7 @@ from .guard_server import CHAT, SMALL
 COMPLETE = {
     "mode": "enforce", "think": "monitor", "on_refuse": "stop", "refusal": "No.", "refusal_in": "refusal",
     "escalation": "Ask a person.", "holdback": 2, "escalation_wait": 120, "debounce": 2,
-    "turns": "alone", "refused_turns": "act", "raw_prompts": "last", "request_lora": "allow",
+    "turns": "alone", "system_texts": "context", "refused_turns": "act", "raw_prompts": "last", "request_lora": "allow",
     "heads": {"safety": {"debounce": 3, "thresholds": {"unsafe": 0.8, "disputed": 1}}, "authority": {}},
 }  # fmt: skip
 

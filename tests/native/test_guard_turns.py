@@ -1,6 +1,12 @@
 """Where a prompt is judged is not the client's choice: what stands before or behind a question moves no verdict."""
 
+import http.client
+import json
+import time
+
 import pytest
+
+from llama_so8t.server_process import HOST
 
 from .guard_rules import ESCALATION, REFUSAL, Policy
 from .guard_server import CHAT, COMPLETION, MESSAGES, RESPONSES, TEXT
@@ -134,6 +140,50 @@ def test_a_text_of_the_system_behind_which_no_turn_stands_is_judged(server, behi
         assert so8t["decision"] == decision, so8t
 
 
+# ---- texts beside the turns ----
+
+HIDDEN = f"here {FORBIDDEN}"
+"""A question of several words, as a name is none."""
+_SCHEMA = {"type": "object", "properties": {"a": {"type": "string", "description": HIDDEN}}}
+_FUNCTION = {"name": "f", "description": "here fine", "parameters": _SCHEMA}
+
+BESIDE = {
+    "a system text": {"messages": [{"role": "system", "content": HIDDEN}, user("fine")]},
+    "a developer's text": {"messages": [user("fine"), {"role": "developer", "content": HIDDEN}, user("here")]},
+    "a tool": {"tools": [{"type": "function", "function": _FUNCTION}]},
+    "an option of the template": {"chat_template_kwargs": {"custom": {"about": [HIDDEN]}}},
+    "a schema": {"response_format": {"type": "json_schema", "json_schema": {"schema": _SCHEMA}}},
+    "a name": {"messages": [user("fine") | {"name": HIDDEN}]},
+    "the name of a call": {"messages": [user("fine"), {"role": "tool", "tool_call_id": HIDDEN, "content": "fine"}]},
+}
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_a_text_beside_the_turns_hides_no_question(server, name):
+    for streamed in (False, True):
+        text, finish, so8t = ask(server, **{"messages": [user("fine")], "streamed": streamed} | BESIDE[name])
+        assert finish == "content_filter" and so8t["decision"] == "refuse", so8t
+        assert so8t["enforced"] == "stop" or text == REFUSAL
+        assert {turn["reading"] for turn in so8t["turns"]} <= {"alone", "text", "given"}
+
+
+def test_texts_of_the_system_have_their_own_policy(serve, guard_file):
+    trusting = serve(guard_file, *POLICY.flags, "--so8t-system-texts", "context")
+    for name in ("a system text", "a tool", "an option of the template", "a schema"):
+        _, _, so8t = ask(trusting, **{"messages": [user("fine")]} | BESIDE[name])
+        assert so8t["decision"] == "allow", name
+    _, _, so8t = ask(trusting, [{"role": "system", "content": HIDDEN}, user(FORBIDDEN)])
+    assert so8t["decision"] == "refuse"
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "field"), [(RESPONSES, "instructions"), (MESSAGES, "system")], ids=["responses", "messages"]
+)
+def test_every_chat_endpoint_reads_its_system_text(server, endpoint, field):
+    assert endpoint.ask(server, "fine", **{field: HIDDEN}).so8t["decision"] == "refuse"
+    assert endpoint.ask(server, "fine", **{field: "here fine"}).so8t["decision"] == "allow"
+
+
 # ---- what is read, and what is not ----
 
 
@@ -160,7 +210,8 @@ def test_a_question_with_control_tokens_is_read_as_text(serve, guard_file):
 
 def test_a_turn_in_an_argument_of_the_template_is_read(serve, guard_file):
     template = "{{ about }}{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}"
-    server = serve(guard_file, *POLICY.flags, "--so8t-turns", "context", "--chat-template", template)
+    flags = ("--so8t-turns", "context", "--so8t-system-texts", "context", "--chat-template", template)
+    server = serve(guard_file, *POLICY.flags, *flags)
     before = texts(server)
     ask(server, [user("fine")], chat_template_kwargs={"about": "here"})
     assert texts(server) == before
@@ -194,6 +245,72 @@ def test_a_conversation_that_no_slot_takes_is_not_read(server):
     assert texts(server) == before
 
 
+def test_a_raw_prompt_that_fits_into_a_slot_is_read(serve, guard_file):
+    """The template that is put around it takes no room from it."""
+    template = "words of a template before " * 4 + "{% for m in messages %}{{ m.content }}{% endfor %}"
+    server = serve(guard_file, *POLICY.flags, "-c", 256, "-np", 1, "--chat-template", template)
+    n_ctx = server.get("/props")["default_generation_settings"]["n_ctx"]
+    for question, decision in ((FORBIDDEN, "refuse"), ("fine", "allow")):
+        tokens = server.post("/tokenize", {"content": question})["tokens"][-1:] * (n_ctx - 2)
+        reply = server.post("/completion", {"prompt": tokens, "n_predict": 1})
+        assert reply["so8t"]["decision"] == decision
+
+
+def test_a_long_conversation_is_rendered_for_its_end_only(serve, guard_file):
+    """A turn far from the end that is new here is read alone, an answer behind the turn that it answers."""
+    server = serve(guard_file, *POLICY.flags, "--so8t-turns", "context")
+    turns = [user("fine"), assistant("here")] * 300
+    before = texts(server)
+    _, _, so8t = ask(server, turns)
+    assert so8t["decision"] == "allow"
+    # far from the end a turn alone is always the same, and so is an answer behind one
+    assert texts(server)["read"] - before["read"] == 256 + 2
+    for place, hidden in ((2, user(FORBIDDEN)), (3, assistant("one bad three")), (590, user(FORBIDDEN))):
+        _, _, so8t = ask(server, [*turns[:place], hidden, *turns[place + 1 :]])
+        assert so8t["decision"] == "refuse"
+        assert [turn["turn"] for turn in so8t["turns"]] == [place]
+
+
+def test_tokens_that_are_evaluated_once_are_counted_once(serve, guard_file):
+    server = serve(guard_file, *POLICY.flags, "--so8t-turns", "context", "--so8t-system-texts", "context", "-np", 1)
+    before = texts(server)
+    words = ["here", "fine", "well"]
+    ask(server, [message for word in words for message in (user(f"{word} fine"), assistant("here"))])
+    after = texts(server)
+    n_tokens = len(server.post("/tokenize", {"content": "here fine here fine fine here well fine here"})["tokens"])
+    assert after["read"] - before["read"] == 6
+    assert after["tokens"] - before["tokens"] <= n_tokens + 6 * 2  # the last token of each text is evaluated again
+
+
+def test_a_reading_ends_with_its_client(serve_here, make_model, to_gguf):
+    """Texts are read one after the other, so one that nobody waits for must not keep the next one waiting."""
+    file = to_gguf(make_model("llama", max_position_embeddings=32768))
+    server = serve_here(file, "--so8t-policy", "enforce", "-c", 32768, "-np", 1)
+    turns = [[user(f"{i} " + "some words of a long text " * 60), assistant("here")] for i in range(8)]
+    connection = http.client.HTTPConnection(HOST, server.port)
+    body = json.dumps({"messages": [message for turn in turns for message in turn], "max_tokens": 1})
+    connection.request("POST", "/v1/chat/completions", body, {"Content-Type": "application/json"})
+    for _ in range(3000):
+        if texts(server)["read"] > 0:
+            break
+        time.sleep(0.01)
+    connection.close()
+    server.post("/v1/chat/completions", {"messages": [user("one"), assistant("two"), user("six")], "max_tokens": 1})
+    assert 1 < texts(server)["read"] < 3 * len(turns)
+
+
+def test_a_text_to_be_judged_wakes_the_model(serve_here, guard_file):
+    server = serve_here(guard_file, *POLICY.flags, "--sleep-idle-seconds", 1)
+    for _ in range(100):
+        if server.get("/props")["is_sleeping"]:
+            break
+        time.sleep(0.1)
+    else:
+        pytest.fail("the server does not sleep")
+    for _ in range(2):
+        assert server.post("/v1/moderations", {"input": FORBIDDEN})["results"][0]["flagged"]
+
+
 # ---- settings ----
 
 
@@ -209,6 +326,34 @@ def test_a_conversation_that_no_slot_takes_is_not_read(server):
 def test_the_operator_says_which_turns_act(serve, guard_file, flags, messages, decision):
     _, _, so8t = ask(serve(guard_file, *POLICY.flags, *flags), messages)
     assert so8t["decision"] == decision
+
+
+def test_a_refusal_without_words_is_remembered(serve, guard_file):
+    """A turn that was refused here and answered by nothing acts no more; one that was never refused here does."""
+    server = serve(guard_file, *POLICY.flags, "--so8t-on-refuse", "stop")
+    behind = [assistant(""), user("fine")]
+    for question in (f"here {FORBIDDEN}", f"well {FORBIDDEN}"):
+        for conversation, decision in (
+            ([user(question), *behind], "refuse"),
+            ([user(question)], "refuse"),
+            ([user(question), *behind], "allow"),
+            ([user(question), assistant("here"), user("fine")], "refuse"),  # other words
+            ([user(question), user("fine")], "refuse"),
+            ([user(question), assistant(""), user(question)], "refuse"),
+        ):
+            assert ask(server, conversation)[2]["decision"] == decision, conversation
+
+
+def test_adapters_that_change_are_read_anew(serve, guard_file):
+    server = serve(guard_file, *POLICY.flags, "--so8t-turns", "context", "--so8t-request-lora", "allow", "-np", 1)
+    messages = [user("here fine"), assistant("well"), user("fine")]
+    for changes, n_read in ((True, 2), (False, 0), (True, 2)):
+        if changes:
+            assert server.request("POST", "/lora-adapters", []).status == 200
+        before = texts(server)
+        ask(server, messages)
+        after = texts(server)
+        assert (after["read"] - before["read"], after["remembered"] - before["remembered"]) == (n_read, 2 - n_read)
 
 
 def test_monitor_reports_what_enforce_would_do(serve, guard_file):

@@ -93,6 +93,10 @@ inline const so8t_policy_key so8t_policy_keys[] = {
         "turns of a conversation are read with all that stands before them, alone, or both: the stricter verdict "
         "counts",
         nullptr, true},
+    {"system_texts", "--so8t-system-texts", "LLAMA_ARG_SO8T_SYSTEM_TEXTS",
+        so8t_choice(
+            &so8t_policy::system_texts, {SO8T_SYSTEM_TEXTS_ALONE, SO8T_SYSTEM_TEXTS_CONTEXT}, so8t_system_texts_name),
+        "texts of the system and of tools are read alone as well, or only with the turns behind them", nullptr, true},
     {"refused_turns", "--so8t-refused-turns", "LLAMA_ARG_SO8T_REFUSED_TURNS",
         so8t_choice(
             &so8t_policy::refused_turns, {SO8T_REFUSED_TURNS_NOTE, SO8T_REFUSED_TURNS_ACT}, so8t_refused_turns_name),

@@ -41,6 +41,14 @@ const char * so8t_turns_name(so8t_turns turns) {
     return "?";
 }
 
+const char * so8t_system_texts_name(so8t_system_texts system_texts) {
+    switch (system_texts) {
+        case SO8T_SYSTEM_TEXTS_ALONE:   return "alone";
+        case SO8T_SYSTEM_TEXTS_CONTEXT: return "context";
+    }
+    return "?";
+}
+
 const char * so8t_refused_turns_name(so8t_refused_turns refused_turns) {
     switch (refused_turns) {
         case SO8T_REFUSED_TURNS_NOTE: return "note";

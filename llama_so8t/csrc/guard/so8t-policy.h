@@ -37,6 +37,12 @@ enum so8t_turns {
     SO8T_TURNS_ALONE,   // each by itself
 };
 
+// texts that a client gives a model beside the turns: of the system, of tools, options of the template
+enum so8t_system_texts {
+    SO8T_SYSTEM_TEXTS_ALONE,   // each is read by itself as well
+    SO8T_SYSTEM_TEXTS_CONTEXT, // as what stands before the turns, and no more
+};
+
 // what becomes of a turn that is followed by the guard's own words
 enum so8t_refused_turns {
     SO8T_REFUSED_TURNS_NOTE, // it is told, and does not act again
@@ -77,6 +83,7 @@ struct so8t_policy {
     double escalation_wait     = 0;                  // seconds a reviewer has, 0: there is none
 
     so8t_turns turns                 = SO8T_TURNS_BOTH;
+    so8t_system_texts system_texts   = SO8T_SYSTEM_TEXTS_ALONE;
     so8t_refused_turns refused_turns = SO8T_REFUSED_TURNS_NOTE;
     so8t_raw_prompts raw_prompts     = SO8T_RAW_PROMPTS_JUDGE;
     so8t_request_lora request_lora   = SO8T_REQUEST_LORA_REFUSE;
@@ -97,6 +104,7 @@ const char * so8t_mode_name(so8t_mode mode);
 const char * so8t_on_refuse_name(so8t_on_refuse on_refuse);
 const char * so8t_refusal_in_name(so8t_refusal_in refusal_in);
 const char * so8t_turns_name(so8t_turns turns);
+const char * so8t_system_texts_name(so8t_system_texts system_texts);
 const char * so8t_refused_turns_name(so8t_refused_turns refused_turns);
 const char * so8t_raw_prompts_name(so8t_raw_prompts raw_prompts);
 const char * so8t_request_lora_name(so8t_request_lora request_lora);

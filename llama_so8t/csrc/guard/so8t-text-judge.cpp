@@ -1,12 +1,16 @@
 #include "so8t-text-judge.h"
 
 #include <algorithm>
+#include <chrono>
 #include <exception>
 #include <stdexcept>
 #include <thread>
 
-static const uint32_t SO8T_MIN_CTX = 512; // tokens of the smallest context
-static const int32_t SO8T_N_READ   = 64;  // positions read at once: each needs a row of logits
+static const uint32_t SO8T_MIN_CTX = 512;   // tokens of the smallest context
+static const int32_t SO8T_N_READ   = 64;    // positions read at once: each needs a row of logits
+static const int64_t SO8T_T_ASK_US = 50000; // between two questions whether a text is needed still
+
+static const char * const SO8T_STOPPED = "so8t: the client has gone, or the server ends: its text is not judged";
 
 so8t_text_judge::so8t_text_judge(
     llama_model * model, const common_params & params, std::shared_ptr<const so8t_policy> policy, uint32_t n_ctx_max) :
@@ -16,12 +20,32 @@ so8t_text_judge::so8t_text_judge(
     n_ctx_max(n_ctx_max) {}
 
 void so8t_text_judge::set_adapters(const std::vector<common_adapter_lora_info> & adapters) {
-    std::lock_guard<std::mutex> lock(mutex);
+    std::lock_guard<std::mutex> lock(adapters_mutex); // whoever serves does not wait until a text is read
+    this->adapters   = adapters;
+    has_new_adapters = true;
+}
+
+void so8t_text_judge::use_adapters() {
+    std::lock_guard<std::mutex> lock(adapters_mutex);
+    if (!has_new_adapters) {
+        return;
+    }
+    has_new_adapters     = false;
     params.lora_adapters = adapters;
     cached.clear(); // it was evaluated with the others
     if (ctx) {
         common_set_adapter_lora(ctx.get(), params.lora_adapters);
     }
+}
+
+// whether the text that is read now is needed no more
+bool so8t_text_judge::stops() {
+    const int64_t t = ggml_time_us();
+    if (!stopped && t - t_asked >= SO8T_T_ASK_US) {
+        t_asked = t;
+        stopped = ended || (*should_stop && (*should_stop)());
+    }
+    return stopped;
 }
 
 void so8t_text_judge::grow(size_t n_tokens) {
@@ -48,12 +72,14 @@ void so8t_text_judge::grow(size_t n_tokens) {
     cparams.samplers              = nullptr;
     cparams.n_samplers            = 0;
     cparams.cb_eval               = nullptr; // of whoever watches the generation
+    cparams.abort_callback        = [](void * judge) { return ((so8t_text_judge *) judge)->stops(); };
+    cparams.abort_callback_data   = this;
 
     cached.clear();
     ctx.reset(); // its memory may be needed for the larger one
     ctx.reset(llama_init_from_model(model, cparams));
     if (!ctx) {
-        throw std::runtime_error(
+        throw so8t_unavailable(
             string_format("so8t: no memory for a context of %u tokens to judge a text in", cparams.n_ctx));
     }
     common_set_adapter_lora(ctx.get(), params.lora_adapters);
@@ -74,14 +100,28 @@ size_t so8t_text_judge::reuse(const llama_tokens & tokens, size_t n_max) {
     return n;
 }
 
-so8t_verdict so8t_text_judge::read(const llama_tokens & prompt, const llama_tokens & answer, bool only_answer) {
+so8t_text_verdict so8t_text_judge::read(
+    const llama_tokens & prompt, const llama_tokens & answer, bool only_answer, const so8t_should_stop & should_stop) {
+    if (prompt.empty()) {
+        throw std::invalid_argument("so8t: there is no text to judge");
+    }
+    std::unique_lock<std::timed_mutex> lock(mutex, std::defer_lock);
+    while (!lock.try_lock_for(std::chrono::microseconds(SO8T_T_ASK_US))) {
+        if (ended || (should_stop && should_stop())) {
+            throw so8t_unavailable(SO8T_STOPPED);
+        }
+    }
+    this->should_stop = &should_stop;
+    stopped           = false;
+    t_asked           = 0;
+
     // A thread of its own, which ends: OpenMP keeps a team for each thread that has computed, and makes all of them wait
     // without spinning while there are more threads than processors. The slots then read a prompt 20 % slower.
-    so8t_verdict verdict;
+    so8t_text_verdict read;
     std::exception_ptr error;
     std::thread thread([&]() {
         try {
-            verdict = evaluate(prompt, answer, only_answer);
+            read = evaluate(prompt, answer, only_answer);
         } catch (...) {
             error = std::current_exception();
         }
@@ -90,14 +130,12 @@ so8t_verdict so8t_text_judge::read(const llama_tokens & prompt, const llama_toke
     if (error) {
         std::rethrow_exception(error);
     }
-    return verdict;
+    return read;
 }
 
-so8t_verdict so8t_text_judge::evaluate(const llama_tokens & prompt, const llama_tokens & answer, bool only_answer) {
-    if (prompt.empty()) {
-        throw std::invalid_argument("so8t: there is no text to judge");
-    }
-    std::lock_guard<std::mutex> lock(mutex);
+so8t_text_verdict so8t_text_judge::evaluate(
+    const llama_tokens & prompt, const llama_tokens & answer, bool only_answer) {
+    use_adapters();
 
     llama_tokens tokens = prompt;
     tokens.insert(tokens.end(), answer.begin(), answer.end());
@@ -121,7 +159,8 @@ so8t_verdict so8t_text_judge::evaluate(const llama_tokens & prompt, const llama_
         first++;
     }
     common_batch batch(ctx.get());
-    for (size_t i = reuse(tokens, first); i < tokens.size();) {
+    const size_t n_reused = reuse(tokens, first);
+    for (size_t i = n_reused; i < tokens.size();) {
         const size_t begin = i;
         batch.clear();
         for (int32_t n_read = 0;
@@ -129,9 +168,9 @@ so8t_verdict so8t_text_judge::evaluate(const llama_tokens & prompt, const llama_
             batch.add(tokens[i], i, 0, is_read(i));
             n_read += is_read(i);
         }
-        if (llama_process(ctx.get(), LLAMA_PROCESS_TYPE_DECODE, batch.get()) != 0) {
+        if (stops() || llama_process(ctx.get(), LLAMA_PROCESS_TYPE_DECODE, batch.get()) != 0) {
             cached.clear();
-            throw std::runtime_error("so8t: a text to judge could not be evaluated");
+            throw so8t_unavailable(stopped ? SO8T_STOPPED : "so8t: a text to judge could not be evaluated");
         }
         cached.assign(tokens.begin(), tokens.begin() + i);
         for (size_t at = begin; at < i; ++at) {
@@ -148,5 +187,5 @@ so8t_verdict so8t_text_judge::evaluate(const llama_tokens & prompt, const llama_
             guard.observe(ctx.get(), at - begin);
         }
     }
-    return guard.verdict().value_or(so8t_verdict());
+    return {guard.verdict().value_or(so8t_verdict()), tokens.size() - n_reused};
 }

@@ -5,8 +5,24 @@
 #include "common.h"
 #include "llama-cpp.h"
 
+#include <atomic>
+#include <functional>
 #include <memory>
 #include <mutex>
+#include <stdexcept>
+#include <vector>
+
+// nothing is wrong with the text: it may be read later
+struct so8t_unavailable : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+
+using so8t_should_stop = std::function<bool()>;
+
+struct so8t_text_verdict {
+    so8t_verdict verdict;
+    size_t n_evaluated; // tokens: the others were in the KV cache
+};
 
 // Reads texts with the heads of a model, apart from what generates: a llama_context of its own that shares the weights.
 //
@@ -19,25 +35,40 @@ class so8t_text_judge {
         uint32_t n_ctx_max);
 
     // Reads the heads at the last token of a prompt (those with a prompt_token at the last of these) unless only the answer
-    // counts, and at every token of an answer to it. Nothing is enforced.
-    // throws std::invalid_argument: an empty prompt, or more tokens than n_ctx_max; std::runtime_error: no memory for the
-    // context, or it could not be evaluated
-    so8t_verdict read(const llama_tokens & prompt, const llama_tokens & answer, bool only_answer = false);
+    // counts, and at every token of an answer to it. Nothing is enforced. should_stop is asked every 50 ms or so.
+    // throws std::invalid_argument: an empty prompt, or more tokens than n_ctx_max; so8t_unavailable: no memory for the
+    // context, it could not be evaluated, or should_stop said so
+    so8t_text_verdict read(const llama_tokens & prompt, const llama_tokens & answer, bool only_answer,
+        const so8t_should_stop & should_stop);
 
-    // the adapters of the model have changed
+    // the adapters of the model have changed: every read() that begins later is with these
     void set_adapters(const std::vector<common_adapter_lora_info> & adapters);
 
+    // the model goes: every read() ends soon
+    void end() { ended = true; }
+
   private:
-    so8t_verdict evaluate(const llama_tokens & prompt, const llama_tokens & answer, bool only_answer);
+    so8t_text_verdict evaluate(const llama_tokens & prompt, const llama_tokens & answer, bool only_answer);
     void grow(size_t n_tokens);
+    void use_adapters();
     size_t reuse(const llama_tokens & tokens, size_t n_max);
+    bool stops();
 
     llama_model * model;
     common_params params;
     std::shared_ptr<const so8t_policy> policy;
     uint32_t n_ctx_max;
 
-    std::mutex mutex;
+    std::atomic<bool> ended{false};
+
+    std::mutex adapters_mutex; // of the next two
+    std::vector<common_adapter_lora_info> adapters;
+    bool has_new_adapters = false;
+
+    std::timed_mutex mutex; // of what follows
     llama_context_ptr ctx;
     llama_tokens cached; // in the KV cache
+    const so8t_should_stop * should_stop = nullptr;
+    int64_t t_asked                      = 0; // when it was asked last, in us
+    bool stopped                         = false;
 };

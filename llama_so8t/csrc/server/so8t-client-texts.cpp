@@ -44,7 +44,7 @@ std::vector<so8t_client_text> so8t_client_texts(const common_json & body) {
             so8t_add_strings(file.value("text", common_json()), texts);
         }
     }
-    for (const char * key : {"input_prefix", "input_suffix", "prompt"}) {
+    for (const char * key : {"input_prefix", "input_suffix", "infill_prompt", "prompt"}) {
         so8t_add_strings(body.value(key, common_json()), texts);
     }
     return texts;

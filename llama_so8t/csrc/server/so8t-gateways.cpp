@@ -66,22 +66,23 @@ static std::vector<common_chat_msg> so8t_messages(const json & list) {
 // the strictest of what was judged for a request
 class so8t_gateway_judge {
   public:
-    explicit so8t_gateway_judge(so8t_server & server) :
-        server(server) {}
+    so8t_gateway_judge(so8t_server & server, const so8t_should_stop & should_stop) :
+        server(server),
+        should_stop(should_stop) {}
 
     // its turns in their context and alone, and what stands for answers in it
     void chat(const json & list) {
         if (!list.empty()) {
-            take(server.judge_chat(so8t_messages(list)));
+            take(server.judge_chat(so8t_messages(list), should_stop));
         }
     }
 
-    void prompt(const std::string & text) { take(server.judge({user(text)}, nullptr)); }
+    void prompt(const std::string & text) { take(server.judge({user(text)}, nullptr, false, should_stop)); }
 
     // the question is not known here, so it is a blank one; not an empty one, of which some templates make no token
     void answer(const std::string & text) {
         if (!text.empty()) {
-            take(server.judge({user(" ")}, &text, true));
+            take(server.judge({user(" ")}, &text, true, should_stop));
         }
     }
 
@@ -114,6 +115,7 @@ class so8t_gateway_judge {
     }
 
     so8t_server & server;
+    const so8t_should_stop & should_stop;
     llama_so8t_action action = LLAMA_SO8T_ACTION_ALLOW;
     std::string why;
 };
@@ -159,8 +161,7 @@ static void so8t_judge_litellm(const json & body, so8t_gateway_judge & judge) {
     }
 }
 
-static json so8t_litellm(so8t_server & server, const json & body) {
-    so8t_gateway_judge judge(server);
+static json so8t_litellm(so8t_gateway_judge & judge, const json & body) {
     so8t_judge_litellm(body, judge);
     if (!judge.is_blocked()) {
         return json::object({{"action", "NONE"}});
@@ -188,14 +189,12 @@ static json so8t_in_body(const json & request, const char * key) {
     return so8t_list(body, key);
 }
 
-static json so8t_agentgateway_request(so8t_server & server, const json & request) {
-    so8t_gateway_judge judge(server);
+static json so8t_agentgateway_request(so8t_gateway_judge & judge, const json & request) {
     judge.chat(so8t_in_body(request, "messages"));
     return so8t_agentgateway(judge);
 }
 
-static json so8t_agentgateway_response(so8t_server & server, const json & request) {
-    so8t_gateway_judge judge(server);
+static json so8t_agentgateway_response(so8t_gateway_judge & judge, const json & request) {
     for (const auto & choice : so8t_in_body(request, "choices")) {
         const json message = choice.is_object() ? choice.value("message", json()) : json();
         const json content = message.is_object() ? message.value("content", json()) : json(false);
@@ -221,7 +220,7 @@ const std::vector<so8t_gateway> & so8t_gateways() {
     return gateways;
 }
 
-using so8t_gateway_function = json (*)(so8t_server &, const json & body);
+using so8t_gateway_function = json (*)(so8t_gateway_judge &, const json & body);
 
 static so8t_gateway_function so8t_function_of(const std::string & path) {
     return path == "/request"  ? so8t_agentgateway_request :
@@ -229,8 +228,8 @@ static so8t_gateway_function so8t_function_of(const std::string & path) {
                                  so8t_litellm;
 }
 
-void so8t_register_gateways(const server_http_context & http, const server_routes & routes, so8t_server & server,
-    const std::vector<std::string> & names) {
+void so8t_register_gateways(
+    const server_http_context & http, so8t_server & server, const std::vector<std::string> & names) {
     for (const auto & gateway : so8t_gateways()) {
         if (std::find(names.begin(), names.end(), gateway.name) == names.end()) {
             continue;
@@ -238,10 +237,11 @@ void so8t_register_gateways(const server_http_context & http, const server_route
         for (const char * path : gateway.paths) {
             const auto answer = so8t_function_of(path);
             http.post(path, so8t_handler([&, answer](const server_http_req & req) {
-                so8t_make_ready(server, routes, req);
+                so8t_need_heads(server);
                 const json body = so8t_body(req);
+                so8t_gateway_judge judge(server, req.should_stop);
                 try {
-                    return so8t_ok(answer(server, body));
+                    return so8t_ok(answer(judge, body));
                 } catch (const so8t_unavailable &) {
                     throw;
                 } catch (const std::exception & e) { // of the template, or of what stands in the messages

@@ -6,7 +6,6 @@
 #include <vector>
 
 struct server_http_context;
-struct server_routes;
 
 // Endpoints in the formats of gateways that ask a guard before and after they ask a model of their own. The operator
 // names the gateways (--so8t-gateway):
@@ -21,5 +20,5 @@ struct so8t_gateway {
 };
 const std::vector<so8t_gateway> & so8t_gateways();
 
-void so8t_register_gateways(const server_http_context & http, const server_routes & routes, so8t_server & server,
-    const std::vector<std::string> & names);
+void so8t_register_gateways(
+    const server_http_context & http, so8t_server & server, const std::vector<std::string> & names);

@@ -1,6 +1,7 @@
 #include "so8t-reply.h"
 
 #include "so8t-json.h"
+#include "so8t-text-judge.h"
 
 server_http_res_ptr so8t_ok(const json & data) {
     auto res  = std::make_unique<server_http_res>();

@@ -18,12 +18,8 @@ struct so8t_bad_request : std::invalid_argument {
     using std::invalid_argument::invalid_argument;
 };
 
-// no fault of the client, it may try again: 503
-struct so8t_unavailable : std::runtime_error {
-    using std::runtime_error::runtime_error;
-};
-
-// the handler of an endpoint that answers with an error where this one throws; std::invalid_argument is a 400
+// the handler of an endpoint that answers with an error where this one throws; std::invalid_argument is a 400,
+// so8t_unavailable a 503
 server_http_context::handler_t so8t_handler(std::function<server_http_res_ptr(const server_http_req &)> handler);
 
 // the object in the body of a request; throws so8t_bad_request: there is none

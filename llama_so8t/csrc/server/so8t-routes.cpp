@@ -24,19 +24,20 @@ static const long SO8T_MAX_TAIL      = 1000;
 // judging
 //
 
-void so8t_make_ready(const so8t_server & server, const server_routes & routes, const server_http_req & req) {
-    // an endpoint of llama.cpp that needs the model loads it again after a sleep
-    routes.post_tokenize({req.params, req.headers, "/tokenize", "", "{\"content\": \"\"}", {}, req.should_stop});
+void so8t_need_heads(const so8t_server & server) {
     if (!server.has_heads()) {
         throw so8t_bad_request("the model has no heads that could judge a text");
     }
 }
 
 // the verdict of a conversation and, if it is not null, of an answer to it
-static so8t_verdict so8t_judge_text(so8t_server & server, const json & messages, const std::string * answer) {
+static so8t_verdict so8t_judge_text(
+    so8t_server & server, const server_http_req & req, const json & messages, const std::string * answer) {
     so8t_verdict verdict;
     try {
-        verdict = server.judge(common_chat_msgs_parse_oaicompat(messages), answer);
+        verdict = server.judge(common_chat_msgs_parse_oaicompat(messages), answer, false, req.should_stop);
+    } catch (const so8t_unavailable &) {
+        throw;
     } catch (const std::exception & e) { // of the template, or of what stands in the messages
         throw so8t_bad_request(e.what());
     }
@@ -46,9 +47,8 @@ static so8t_verdict so8t_judge_text(so8t_server & server, const json & messages,
     return verdict;
 }
 
-static server_http_res_ptr so8t_post_judge(
-    so8t_server & server, const server_routes & routes, const server_http_req & req) {
-    so8t_make_ready(server, routes, req);
+static server_http_res_ptr so8t_post_judge(so8t_server & server, const server_http_req & req) {
+    so8t_need_heads(server);
     const json body = so8t_body(req, {"messages", "model"});
     if (!body.contains("messages") || !body.at("messages").is_array() || body.at("messages").empty()) {
         throw so8t_bad_request("\"messages\" is missing, expected a list of {\"role\", \"content\"}");
@@ -56,7 +56,7 @@ static server_http_res_ptr so8t_post_judge(
     json messages     = body.at("messages");
     const json & last = messages.back();
     if (!last.is_object() || !last.contains("role") || last.value("role", json()) != "assistant") {
-        return so8t_ok(json::object({{"so8t", so8t_judge_text(server, messages, nullptr).to_json()}}));
+        return so8t_ok(json::object({{"so8t", so8t_judge_text(server, req, messages, nullptr).to_json()}}));
     }
     if (!last.contains("content") || !last.at("content").is_string() || messages.size() < 2) {
         throw so8t_bad_request(
@@ -64,15 +64,14 @@ static server_http_res_ptr so8t_post_judge(
     }
     const std::string answer = last.at("content").get<std::string>();
     messages.erase(messages.size() - 1);
-    return so8t_ok(json::object({{"so8t", so8t_judge_text(server, messages, &answer).to_json()}}));
+    return so8t_ok(json::object({{"so8t", so8t_judge_text(server, req, messages, &answer).to_json()}}));
 }
 
-static server_http_res_ptr so8t_post_moderations(
-    so8t_server & server, const server_routes & routes, const server_http_req & req) {
-    so8t_make_ready(server, routes, req);
+static server_http_res_ptr so8t_post_moderations(so8t_server & server, const server_http_req & req) {
+    so8t_need_heads(server);
     json results = json::array();
     for (const auto & messages : so8t_moderation_inputs(so8t_body(req))) {
-        results.push_back(so8t_moderation(so8t_judge_text(server, messages, nullptr)));
+        results.push_back(so8t_moderation(so8t_judge_text(server, req, messages, nullptr)));
     }
     return so8t_ok({
         {"id", "modr-" + random_string()},
@@ -209,17 +208,16 @@ server_http_res_ptr so8t_get_ui() {
     return res;
 }
 
-void so8t_register_routes(const server_http_context & http, const server_routes & routes, so8t_server & server) {
+void so8t_register_routes(const server_http_context & http, so8t_server & server) {
     http.get("/so8t", so8t_handler([&](const server_http_req &) { return so8t_ok(server.info()); }));
     http.get("/so8t/ui", so8t_handler([](const server_http_req &) { return so8t_get_ui(); }));
     http.get("/so8t/audit", so8t_handler([&](const server_http_req & req) { return so8t_get_audit(server, req); }));
     http.get("/so8t/escalations", so8t_handler([&](const server_http_req &) { return so8t_get_escalations(server); }));
     http.post("/so8t/escalations/:id",
         so8t_handler([&](const server_http_req & req) { return so8t_post_escalation(server, req); }));
-    http.post(
-        "/so8t/judge", so8t_handler([&](const server_http_req & req) { return so8t_post_judge(server, routes, req); }));
+    http.post("/so8t/judge", so8t_handler([&](const server_http_req & req) { return so8t_post_judge(server, req); }));
     const auto moderations = so8t_handler(
-        [&](const server_http_req & req) { return so8t_post_moderations(server, routes, req); });
+        [&](const server_http_req & req) { return so8t_post_moderations(server, req); });
     http.post("/v1/moderations", moderations);
     http.post("/moderations", moderations);
 }

@@ -382,6 +382,7 @@ static json so8t_counts(const std::map<std::string, uint64_t> & counts) {
 }
 
 json so8t_server::counters() const {
+    const auto texts = readings.count();
     std::lock_guard<std::mutex> lock(count_mutex);
     json labels = json::object();
     for (const auto & [key, n] : n_labels) {
@@ -393,7 +394,7 @@ json so8t_server::counters() const {
         {"enforced", so8t_counts(n_enforced)},
         {"escalations", so8t_counts(n_escalations)},
         {"labels", labels},
-        {"texts", {{"read", n_texts_read}, {"remembered", n_texts_remembered}, {"tokens", n_text_tokens}}},
+        {"texts", {{"read", texts.n_read}, {"remembered", texts.n_remembered}, {"tokens", texts.n_tokens}}},
         {"positions", n_read},
         {"guard_ms", t_us * 1e-3},
     };
@@ -468,6 +469,7 @@ std::string so8t_server::prometheus() const {
         }
     };
     const size_t n_pending = waiting ? waiting->n_pending() : 0;
+    const auto texts       = readings.count();
 
     std::lock_guard<std::mutex> lock(count_mutex);
     metric("decisions_total", "counter", "Answers by the action the heads asked for.");
@@ -491,9 +493,9 @@ std::string so8t_server::prometheus() const {
             so8t_quoted(head).c_str(), so8t_quoted(label).c_str(), (unsigned long long) n);
     }
     metric("texts_total", "counter", "Texts of prompts that were judged besides the last token of the prompt.");
-    by("texts_total", "source", {{"read", n_texts_read}, {"remembered", n_texts_remembered}});
+    by("texts_total", "source", {{"read", texts.n_read}, {"remembered", texts.n_remembered}});
     metric("text_tokens_total", "counter", "Tokens evaluated to judge them.");
-    text += string_format("llamacpp:so8t_text_tokens_total %llu\n", (unsigned long long) n_text_tokens);
+    text += string_format("llamacpp:so8t_text_tokens_total %llu\n", (unsigned long long) texts.n_tokens);
     metric("positions_total", "counter", "Positions at which heads were read.");
     text += string_format("llamacpp:so8t_positions_total %llu\n", (unsigned long long) n_read);
     metric("guard_seconds_total", "counter", "Time spent on reading and judging, outside the graph.");
@@ -529,86 +531,46 @@ static void so8t_read_options(const json & body, so8t_sampling_params & params) 
     }
 }
 
-void so8t_server::read_request(
-    task_params & params, const json & body, const server_tokens & prompt, task_response_type type) {
-    params.sampling.so8t = sampling_params(body, prompt, type);
-    if (has_heads() && policy->mode != SO8T_MODE_OFF) {
-        params.n_cache_reuse =
-            0; // a chunk of another prompt was evaluated behind other texts, and says what they made of it
-    }
-}
-
-so8t_sampling_params so8t_server::sampling_params(
-    const json & body, const server_tokens & prompt, task_response_type type) {
-    so8t_sampling_params params;
+void so8t_server::read_request(task_params & params, const json & body, const server_tokens & prompt,
+    task_response_type type, const so8t_should_stop & should_stop) {
     if (!has_heads()) {
-        return params;
+        return;
     }
-    so8t_read_options(body, params);
+    so8t_sampling_params & request = params.sampling.so8t;
+    const bool is_chat             = type != TASK_RESPONSE_TYPE_NONE && type != TASK_RESPONSE_TYPE_OAI_CMPL;
+    so8t_read_options(body, request);
 
     if (!takes_adapters() && !json_value(body, "lora", json::array()).empty()) {
         throw std::invalid_argument(
             "so8t: a request cannot choose adapters here, by which it would be judged as well (request_lora)");
     }
-    const bool is_chat = type != TASK_RESPONSE_TYPE_NONE && type != TASK_RESPONSE_TYPE_OAI_CMPL;
+    const bool is_read = policy->mode != SO8T_MODE_OFF && (is_chat || policy->raw_prompts != SO8T_RAW_PROMPTS_LAST);
     if (log) {
-        params.messages = digests(is_chat ? so8t_client_texts(common_chat_msgs_parse_oaicompat(body.at("messages"))) :
-                                            so8t_client_texts(body));
+        auto texts = is_chat ? so8t_client_texts(common_chat_msgs_parse_oaicompat(body.at("messages"))) :
+                               so8t_client_texts(body);
+        if (is_read && !is_chat) { // somebody typed a turn that a program has put into a template
+            const auto turns = readings.turn_texts(prompt);
+            texts.insert(texts.end(), turns.begin(), turns.end());
+        }
+        request.messages = digests(texts);
     }
-    if (policy->mode == SO8T_MODE_OFF || (!is_chat && policy->raw_prompts == SO8T_RAW_PROMPTS_LAST)) {
-        return params;
+    if (policy->mode != SO8T_MODE_OFF) {
+        params.n_cache_reuse =
+            0; // a chunk of another prompt was evaluated behind other texts, and says what they made of it
     }
-    if (!is_chat && policy->raw_prompts == SO8T_RAW_PROMPTS_REFUSE) {
+    if (is_read && !is_chat && policy->raw_prompts == SO8T_RAW_PROMPTS_REFUSE) {
         throw std::invalid_argument("so8t: prompts that are not made by the chat template are not served here "
                                     "(raw_prompts); use /v1/chat/completions");
     }
-    const auto reader         = get_reader();
-    const llama_tokens tokens = prompt.get_text_tokens();
-    const int32_t n_vocab     = llama_vocab_n_tokens(reader->tmpl.vocab);
-    const bool is_valid       = std::all_of(
-        tokens.begin(), tokens.end(), [&](llama_token token) { return token >= 0 && token < n_vocab; });
-    if (!is_valid || prompt.size() >= reader->n_ctx) {
-        return params; // the slot does not take it and says why
-    }
-    params.turns = std::make_shared<const std::vector<so8t_turn_verdict>>(
-        read_turns(*reader, body, tokens, is_chat, params.prompt_keys));
-    if (prompt.size() != tokens.size() || !json_value(body, "lora", json::array()).empty()) {
-        params.prompt_keys.clear(); // what the slot reads is no more than these images, or these adapters
-    }
-    return params;
-}
-
-//
-// texts that are judged apart from the slots
-//
-
-void so8t_server::prepare(
-    llama_model * m, const common_params & params, const server_chat_params & chat, uint32_t n_ctx) {
-    if (!policy) {
-        return;
-    }
-    std::lock_guard<std::mutex> lock(reader_mutex);
-    try {
-        current_reader.reset(new reader{
-            so8t_template(llama_model_get_vocab(m), chat),
-            so8t_text_judge(m, params, policy, n_ctx),
-            chat,
-            n_ctx,
-        });
-    } catch (const std::exception & e) { // of the template: nothing is served without a verdict
-        no_reader = e.what();
-        LOG_WRN("%s\n", e.what());
+    if (is_read) {
+        readings.read(request, body, prompt, is_chat, should_stop);
     }
 }
 
-void so8t_server::unload() {
-    std::shared_ptr<reader> last;
-    {
-        std::lock_guard<std::mutex> lock(reader_mutex);
-        last = std::move(current_reader);
-    }
-    while (last.use_count() > 1) { // a thread of a client reads a text
-        std::this_thread::sleep_for(std::chrono::milliseconds(1));
+void so8t_server::prepare(llama_model * m, const common_params & params, const server_chat_params & chat,
+    uint32_t n_ctx, server_queue & queue) {
+    if (policy) {
+        readings.prepare(m, params, policy, chat, n_ctx, queue);
     }
 }
 
@@ -617,13 +579,7 @@ bool so8t_server::takes_adapters() const {
 }
 
 void so8t_server::set_adapters(const std::vector<common_adapter_lora_info> & set) {
-    {
-        std::lock_guard<std::mutex> lock(reader_mutex);
-        if (current_reader) {
-            current_reader->judge.set_adapters(set);
-        }
-        memory.clear();
-    }
+    readings.set_adapters(set);
     bool is_change = false;
     {
         std::lock_guard<std::mutex> lock(adapters_mutex);
@@ -642,121 +598,30 @@ void so8t_server::set_adapters(const std::vector<common_adapter_lora_info> & set
     }
 }
 
-std::shared_ptr<so8t_server::reader> so8t_server::get_reader() {
-    std::lock_guard<std::mutex> lock(reader_mutex);
-    if (!current_reader) {
-        throw std::runtime_error(no_reader);
-    }
-    return current_reader;
-}
-
-std::vector<so8t_turn_verdict> so8t_server::read_turns(
-    reader & reader, const json & body, const llama_tokens & prompt, bool is_chat, std::vector<std::string> & keys) {
-    std::vector<so8t_turn_verdict> found;
-    const so8t_read read = [&](const so8t_reading & reading) {
-        auto entry = memory.find(reading.key);
-        if (!entry) {
-            const bool is_given        = reading.kind == SO8T_READING_GIVEN;
-            const auto [before, text]  = reading.tokens();
-            const so8t_verdict verdict = reader.judge.read(before, text, is_given);
-
-            std::lock_guard<std::mutex> lock(count_mutex);
-            n_texts_read++;
-            n_text_tokens += before.size() + text.size();
-            entry          = {verdict.parts[is_given ? SO8T_PART_ANSWER : SO8T_PART_PROMPT], verdict.triggered};
-            memory.keep(reading.key, *entry);
-        } else {
-            std::lock_guard<std::mutex> lock(count_mutex);
-            n_texts_remembered++;
-        }
-        if (entry->part.action != LLAMA_SO8T_ACTION_ALLOW) {
-            found.push_back({reading.kind, reading.turn, reading.noted, entry->part, entry->triggered});
-        }
-    };
-    keys = is_chat ? so8t_read_chat(reader.tmpl, reader.chat, *policy, body, prompt, read) :
-                     so8t_read_raw(reader.tmpl, *policy, prompt, read);
-    std::stable_sort(found.begin(), found.end(),
-        [](const so8t_turn_verdict & a, const so8t_turn_verdict & b) { return a.turn < b.turn; });
-    return found;
-}
-
 // a text that was judged, and not answered here
-void so8t_server::record_judged(
-    so8t_request_record && record, const std::vector<common_chat_msg> & messages, so8t_verdict & verdict) {
+so8t_verdict so8t_server::record_judged(
+    so8t_readings::judged_text && judged, const std::vector<common_chat_msg> & messages, const std::string & answer) {
+    so8t_verdict & verdict = judged.verdict;
+
+    so8t_request_record record;
+    record.prompt       = judged.prompt;
+    record.n_prompt     = judged.n_prompt;
+    record.answer       = answer;
+    record.n_answer     = verdict.n_judged();
     record.messages     = digests(so8t_client_texts(messages));
     record.judge        = true;
     const bool recorded = this->record(record, verdict, verdict.decision() != LLAMA_SO8T_ACTION_ALLOW, verdict.audit);
     verdict.enforced    = recorded ? verdict.enforced : SO8T_ENFORCED_UNAVAILABLE;
     count(verdict, record);
-}
-
-so8t_verdict so8t_server::judge(
-    const std::vector<common_chat_msg> & messages, const std::string * answer, bool only_answer) {
-    const auto reader         = get_reader();
-    const llama_tokens prompt = reader->tmpl.literal_conversation(messages);
-    const llama_tokens tokens = answer ? reader->tmpl.literal(*answer) : llama_tokens();
-    so8t_verdict verdict      = reader->judge.read(prompt, tokens, only_answer);
-
-    so8t_request_record record;
-    record.prompt   = common_detokenize(reader->tmpl.vocab, prompt, true);
-    record.n_prompt = prompt.size();
-    record.answer   = answer ? *answer : "";
-    record.n_answer = verdict.n_judged();
-    record_judged(std::move(record), messages, verdict);
     return verdict;
 }
 
-so8t_verdict so8t_server::judge_chat(const std::vector<common_chat_msg> & messages) {
-    const auto reader = get_reader();
-    json list         = json::array();
-    for (const auto & message : messages) {
-        list.push_back(message.to_json_oaicompat());
-    }
-    const std::string rendered = reader->tmpl.render(so8t_template_inputs(reader->chat, json::object()), messages);
-    const llama_tokens prompt  = reader->tmpl.tokens(rendered);
-
-    std::vector<std::string> keys;
-    so8t_verdict verdict = reader->judge.read(prompt, {});
-    verdict.turns = read_turns(*reader, json::object({{"messages", list}, {"prompt", rendered}}), prompt, true, keys);
-    for (size_t i = 0; i < verdict.turns.size(); ++i) {
-        const so8t_trigger & triggered = verdict.turns[i].triggered;
-        if (!verdict.turns[i].noted && triggered.action > verdict.triggered.action) {
-            verdict.triggered         = triggered;
-            verdict.triggered.part    = SO8T_PART_PROMPT;
-            verdict.triggered.reading = i;
-        }
-    }
-    so8t_request_record record;
-    record.prompt   = rendered;
-    record.n_prompt = prompt.size();
-    record.n_answer = 0;
-    record_judged(std::move(record), messages, verdict);
-    return verdict;
+so8t_verdict so8t_server::judge(const std::vector<common_chat_msg> & messages, const std::string * answer,
+    bool only_answer, const so8t_should_stop & should_stop) {
+    return record_judged(readings.judge(messages, answer, only_answer, should_stop), messages, answer ? *answer : "");
 }
 
-std::string so8t_server::question_of(const std::string & prompt) {
-    try {
-        const auto reader = get_reader();
-        return so8t_last_question(reader->tmpl, reader->tmpl.tokens(prompt)).value_or(prompt);
-    } catch (const std::exception &) { // there is no model, or no template that can be read
-        return prompt;
-    }
-}
-
-void so8t_server::remember(
-    const so8t_sampling_params & request, const so8t_verdict & verdict, const std::string & answer) {
-    if (request.prompt_keys.empty()) {
-        return;
-    }
-    // what asked for an action is read again where it comes back: the verdict may be that of another text of the prompt
-    const auto allowed = [&](so8t_part part) { return verdict.parts[part].action == LLAMA_SO8T_ACTION_ALLOW; };
-    for (const auto & key : request.prompt_keys) {
-        if (allowed(SO8T_PART_PROMPT)) {
-            memory.keep(key, {verdict.parts[SO8T_PART_PROMPT], {}});
-        }
-    }
-    const bool is_whole = verdict.enforced == SO8T_ENFORCED_NONE;
-    if (is_whole && allowed(SO8T_PART_THINK) && allowed(SO8T_PART_ANSWER)) {
-        memory.keep(so8t_answer_key(request.prompt_keys[0], answer), {verdict.parts[SO8T_PART_ANSWER], {}});
-    }
+so8t_verdict so8t_server::judge_chat(
+    const std::vector<common_chat_msg> & messages, const so8t_should_stop & should_stop) {
+    return record_judged(readings.judge_chat(messages, should_stop), messages, "");
 }

@@ -6,10 +6,8 @@
 #include "so8t-escalations.h"
 #include "so8t-guard.h"
 #include "so8t-otlp.h"
-#include "so8t-text-judge.h"
-#include "so8t-memory.h"
+#include "so8t-readings.h"
 #include "so8t-reviewers.h"
-#include "so8t-turns.h"
 #include "so8t-webhook.h"
 
 #include "server-common.h"
@@ -52,10 +50,11 @@ class so8t_server {
     bool load(const llama_model * model, const common_params & params);
 
     // what is needed to judge a text apart from the slots, each of which has room for n_ctx tokens
-    void prepare(llama_model * model, const common_params & params, const server_chat_params & chat, uint32_t n_ctx);
+    void prepare(llama_model * model, const common_params & params, const server_chat_params & chat, uint32_t n_ctx,
+        server_queue & queue);
 
     // the model goes, at the end or for a sleep: no text is judged until prepare() is called again
-    void unload();
+    void unload() { readings.unload(); }
 
     // whether a client may choose the adapters, by which it is judged as well: for its request, or for all
     bool takes_adapters() const;
@@ -76,24 +75,29 @@ class so8t_server {
 
     // Adds what the sampler is to know of a request: what its body asks for, and the verdicts of the texts in its prompt,
     // all of which are read here, unless they are remembered. type: of the endpoint.
-    // throws std::invalid_argument: a wrong "so8t", raw prompts that are not served; std::exception: a text could not be read
-    void read_request(task_params & params, const json & body, const server_tokens & prompt, task_response_type type);
+    // throws std::invalid_argument: a wrong "so8t", raw prompts that are not served; so8t_unavailable: the texts cannot be
+    // read now, or should_stop said so; std::exception: a text could not be read
+    void read_request(task_params & params, const json & body, const server_tokens & prompt, task_response_type type,
+        const so8t_should_stop & should_stop);
 
     // The verdict of a conversation and, if it is not null, of an answer to it; nothing is enforced. Control tokens in the
     // texts are text.
-    so8t_verdict judge(
-        const std::vector<common_chat_msg> & messages, const std::string * answer, bool only_answer = false);
+    // throws so8t_unavailable: not now; std::exception: of the template, or a text that is too long
+    so8t_verdict judge(const std::vector<common_chat_msg> & messages, const std::string * answer, bool only_answer,
+        const so8t_should_stop & should_stop);
 
     // The verdict of a conversation whose next answer another model gives: at its end and of each of its turns, as of a
     // request that is answered here; nothing is enforced.
-    // throws std::exception where the template refuses it
-    so8t_verdict judge_chat(const std::vector<common_chat_msg> & messages);
+    // throws as judge() does
+    so8t_verdict judge_chat(const std::vector<common_chat_msg> & messages, const so8t_should_stop & should_stop);
 
     // what the user said last in a prompt, as the chat template writes it; the prompt itself where this is not known
-    std::string question_of(const std::string & prompt);
+    std::string question_of(const std::string & prompt) { return readings.question_of(prompt); }
 
     // remembers what a slot has read: the conversation may come back with more behind it
-    void remember(const so8t_sampling_params & request, const so8t_verdict & verdict, const std::string & answer);
+    void remember(const so8t_sampling_params & request, const so8t_verdict & verdict, const std::string & answer) {
+        readings.remember(request, verdict, answer);
+    }
 
     // false while audit lines could not be written and no answer may be given; tries again
     bool may_serve();
@@ -130,20 +134,6 @@ class so8t_server {
         json to_json(bool with_path) const;
     };
 
-    // what can read a text, as long as the model is loaded
-    struct reader {
-        so8t_template tmpl;
-        so8t_text_judge judge;
-        const server_chat_params & chat;
-        uint32_t n_ctx; // of a slot
-    };
-
-    // what was read at a place
-    struct memory_entry {
-        so8t_part_verdict part;
-        so8t_trigger triggered;
-    };
-
     // a LoRA adapter, as it is now
     struct adapter_info {
         std::string path;
@@ -153,13 +143,9 @@ class so8t_server {
 
     void open_log(const common_params & params);
     json adapters_json() const;
-    so8t_sampling_params sampling_params(const json & body, const server_tokens & prompt, task_response_type type);
     void begin_waiting(const common_params & params);
-    std::shared_ptr<reader> get_reader();
-    std::vector<so8t_turn_verdict> read_turns(
-        reader & reader, const json & body, const llama_tokens & prompt, bool is_chat, std::vector<std::string> & keys);
-    void record_judged(
-        so8t_request_record && record, const std::vector<common_chat_msg> & messages, so8t_verdict & verdict);
+    so8t_verdict record_judged(so8t_readings::judged_text && judged, const std::vector<common_chat_msg> & messages,
+        const std::string & answer);
     json counters() const;
     std::shared_ptr<const std::vector<so8t_text_digest>> digests(const std::vector<so8t_client_text> & texts) const;
     json request_json(const so8t_request_record & request, const so8t_verdict & verdict) const;
@@ -176,10 +162,7 @@ class so8t_server {
     std::unique_ptr<so8t_reviewers> known_reviewers;
     std::unique_ptr<so8t_escalations> waiting;
 
-    std::mutex reader_mutex;
-    std::shared_ptr<reader> current_reader; // null while the model is not loaded, or if its chat template drops texts
-    std::string no_reader = "so8t: the model is not loaded, so no text can be judged"; // why it is null
-    so8t_memory<memory_entry> memory{4096};
+    so8t_readings readings;
 
     bool audit_required = false;
     model_info model;
@@ -199,9 +182,6 @@ class so8t_server {
     mutable std::mutex count_mutex;
     std::map<std::string, uint64_t> n_decisions, n_enforced, n_escalations;
     std::map<std::tuple<std::string, std::string, std::string>, uint64_t> n_labels; // part, head, label
-    uint64_t n_read             = 0;
-    uint64_t t_us               = 0;
-    uint64_t n_texts_read       = 0; // of prompts, besides their last token
-    uint64_t n_texts_remembered = 0;
-    uint64_t n_text_tokens      = 0; // of those that were read
+    uint64_t n_read = 0;
+    uint64_t t_us   = 0;
 };

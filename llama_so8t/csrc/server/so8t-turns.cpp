@@ -8,133 +8,6 @@
 #include <stdexcept>
 
 //
-// the template
-//
-
-static const char * const SO8T_PLACE = "So8tPlaceOfTheText"; // stands for a text in a rendering
-
-static common_chat_msg so8t_user_message(const std::string & text) {
-    common_chat_msg message;
-    message.role    = "user";
-    message.content = text;
-    return message;
-}
-
-static bool so8t_is_space(const llama_vocab * vocab, llama_token token) {
-    return token == llama_vocab_bos(vocab) || string_strip(common_token_to_piece(vocab, token, true)).empty();
-}
-
-// tokens without white space and the begin-of-sequence token at their beginning
-static llama_tokens so8t_stripped(const llama_vocab * vocab, const llama_token * begin, const llama_token * end) {
-    begin = std::find_if(begin, end, [&](llama_token token) { return !so8t_is_space(vocab, token); });
-    return llama_tokens(begin, end);
-}
-
-so8t_template::so8t_template(const llama_vocab * vocab, const server_chat_params & chat) :
-    vocab(vocab),
-    chat(chat) {
-    const std::string rendered = render_alone(SO8T_PLACE);
-    const size_t place         = rendered.rfind(SO8T_PLACE);
-    if (place == std::string::npos) {
-        throw std::runtime_error("so8t: the chat template drops the text of a user, so it cannot be judged");
-    }
-    before_text = rendered.substr(0, place);
-    after_text  = rendered.substr(place + std::string(SO8T_PLACE).size());
-
-    const llama_tokens before = common_tokenize(vocab, before_text, true, true);
-    const llama_tokens after  = common_tokenize(vocab, after_text, false, true);
-    size_t i_end              = 0;
-    while (i_end < after.size() && !llama_vocab_is_eog(vocab, after[i_end])) {
-        i_end++;
-    }
-    if (i_end == after.size()) {
-        return;
-    }
-    size_t i_user = before.size();
-    while (i_user > 0 && !llama_vocab_is_eog(vocab, before[i_user - 1])) {
-        i_user--;
-    }
-    end        = after[i_end];
-    preamble   = llama_tokens(before.begin(), before.begin() + i_user);
-    generation = llama_tokens(after.begin() + i_end + 1, after.end());
-    assistant  = so8t_stripped(vocab, generation.data(), generation.data() + generation.size());
-    user       = so8t_stripped(vocab, before.data() + i_user, before.data() + before.size());
-}
-
-std::string so8t_template::render(common_chat_templates_inputs inputs, std::vector<common_chat_msg> messages) const {
-    inputs.messages               = std::move(messages);
-    inputs.use_jinja              = chat.use_jinja;
-    inputs.add_generation_prompt  = true;
-    inputs.continue_final_message = COMMON_CHAT_CONTINUATION_NONE;
-    inputs.reasoning_format       = chat.reasoning_format;
-    inputs.force_pure_content     = chat.force_pure_content;
-    return common_chat_templates_apply(chat.tmpls.get(), inputs).prompt;
-}
-
-std::string so8t_template::render_alone(const std::string & text) const {
-    common_chat_templates_inputs inputs;
-    inputs.enable_thinking      = chat.enable_thinking;
-    inputs.chat_template_kwargs = chat.chat_template_kwargs;
-    return render(inputs, {so8t_user_message(text)});
-}
-
-bool so8t_template::is_alone(const std::string & rendered, const std::string & text) const {
-    // the second: a template that trims texts, or says the day
-    return rendered == before_text + text + after_text || rendered == render_alone(text);
-}
-
-llama_tokens so8t_template::alone(const std::string & text) const {
-    return literal_conversation({so8t_user_message(text)});
-}
-
-llama_tokens so8t_template::literal_conversation(const std::vector<common_chat_msg> & messages) const {
-    common_chat_templates_inputs inputs;
-    inputs.enable_thinking      = chat.enable_thinking;
-    inputs.chat_template_kwargs = chat.chat_template_kwargs;
-
-    bool any_control = false;
-    auto places      = messages; // with a mark instead of each text
-    for (size_t i = 0; i < messages.size(); ++i) {
-        const std::string text  = messages[i].render_content();
-        any_control            |= has_control(text);
-        places[i].content       = SO8T_PLACE + std::to_string(i) + ".";
-        places[i].content_parts.clear();
-    }
-    if (!any_control) {
-        return tokens(render(inputs, messages));
-    }
-    const std::string rendered = render(inputs, places);
-    llama_tokens result;
-    size_t begin = 0;
-    for (size_t i = 0; i < messages.size(); ++i) {
-        const size_t place = rendered.find(places[i].content, begin);
-        if (place == std::string::npos) {
-            throw std::invalid_argument("so8t: the chat template drops a text or changes the order of the messages");
-        }
-        const auto before = common_tokenize(vocab, rendered.substr(begin, place - begin), begin == 0, true);
-        const auto text   = literal(messages[i].render_content());
-        result.insert(result.end(), before.begin(), before.end());
-        result.insert(result.end(), text.begin(), text.end());
-        begin = place + places[i].content.size();
-    }
-    const auto after = common_tokenize(vocab, rendered.substr(begin), false, true);
-    result.insert(result.end(), after.begin(), after.end());
-    return result;
-}
-
-llama_tokens so8t_template::tokens(const std::string & rendered) const {
-    return common_tokenize(vocab, rendered, true, true); // as llama-server does
-}
-
-llama_tokens so8t_template::literal(const std::string & text) const {
-    return common_tokenize(vocab, text, false, false);
-}
-
-bool so8t_template::has_control(const std::string & text) const {
-    return literal(text) != common_tokenize(vocab, text, false, true);
-}
-
-//
 // keys
 //
 
@@ -154,9 +27,17 @@ std::string so8t_answer_key(const std::string & prompt_key, const std::string & 
     return so8t_key(prompt_key, "answer " + string_strip(visible));
 }
 
+static const size_t SO8T_N_NEAR = 256; // messages at the end of a conversation that are read behind all others
+static const size_t SO8T_N_NAME = 64;  // bytes of the longest name that is no text
+
 //
 // chat
 //
+
+// whether it says something: no name of a tool, of a person or of a call
+static bool so8t_is_text(const std::string & name) {
+    return name.size() > SO8T_N_NAME || name.find_first_of(" \t\r\n") != std::string::npos;
+}
 
 // what a message says, whatever its parts are called
 static std::string so8t_text_of(const common_chat_msg & message) {
@@ -166,8 +47,27 @@ static std::string so8t_text_of(const common_chat_msg & message) {
     }
     for (const auto & call : message.tool_calls) {
         text += "\n" + call.name + " " + call.arguments;
+        text += so8t_is_text(call.id) ? "\n" + call.id : "";
+    }
+    for (const std::string & name : {message.tool_name, message.tool_call_id}) {
+        text += so8t_is_text(name) ? "\n" + name : "";
     }
     return text;
+}
+
+// the texts in a value of a request, a line for each
+static void so8t_add_texts(const json & value, std::string & texts) {
+    if (value.is_string()) {
+        const std::string text = value.get<std::string>();
+        if (so8t_is_text(text)) {
+            texts += (texts.empty() ? "" : "\n") + text;
+        }
+    } else if (value.is_array() || value.is_object()) {
+        for (const auto & [key, item] : value.items()) {
+            so8t_add_texts(json(key), texts); // the name of a parameter can be a text
+            so8t_add_texts(item, texts);
+        }
+    }
 }
 
 // the options of a request that its rendering depends on before its end
@@ -230,22 +130,14 @@ static bool so8t_is_turn(const common_chat_msg & message) {
     return message.role != "system" && message.role != "developer" && message.role != "assistant";
 }
 
-// whether the guard's own words follow message i, and another turn follows them: an answer that goes on behind these
-// words is one to message i
-static bool so8t_was_refused(const so8t_policy & policy, const std::vector<common_chat_msg> & messages, size_t i) {
-    std::string next = i + 1 < messages.size() && messages[i + 1].role == "assistant" ? so8t_text_of(messages[i + 1]) :
-                                                                                        "";
-    return so8t_take_own(policy, next) && std::any_of(messages.begin() + i + 2, messages.end(), so8t_is_turn);
-}
-
 // Goes through the messages of a request once, and has each text read where its role says.
 class so8t_chat_walk {
   public:
     so8t_chat_walk(const so8t_template & tmpl, const server_chat_params & chat, const so8t_policy & policy,
-        const json & data, const llama_tokens & prompt, const so8t_read & read) :
+        const json & data, const llama_tokens & prompt, so8t_reader & reader) :
         tmpl(tmpl),
         policy(policy),
-        read(read),
+        reader(reader),
         messages(common_chat_msgs_parse_oaicompat(data.at("messages"))),
         inputs(so8t_template_inputs(chat, data)),
         rendered(data.at("prompt").get<std::string>()),
@@ -258,10 +150,15 @@ class so8t_chat_walk {
             key                       = so8t_key(key, option);
             has_control              |= tmpl.has_control(option);
         }
+        add_beside(json_value(data, "tools", json::array()));
+        for (const char * name : {"response_format", "json_schema", "chat_template_kwargs"}) {
+            add_beside(json::array({json_value(data, name, json())}));
+        }
     }
 
     // returns the keys of the reading at the last token of the prompt
     std::vector<std::string> walk(const llama_tokens & prompt) {
+        options_key = key;
         for (size_t i = 0; i < messages.size(); ++i) {
             const std::string all  = messages[i].to_json_oaicompat().dump_safe();
             key_before             = key;
@@ -276,21 +173,41 @@ class so8t_chat_walk {
                 read_system(i);
             }
         }
-        std::for_each(later.begin(), later.end(), read);
+        for (const auto & text : beside) {
+            read_alone(SO8T_READING_TEXT, messages.empty() ? 0 : messages.size() - 1, false, text);
+        }
+        for (const auto & reading : later) {
+            reader.read(reading);
+        }
         if (has_control) { // a text of a client that opens or closes turns
-            so8t_read_raw(tmpl, policy, prompt, read);
+            so8t_read_raw(tmpl, policy, prompt, reader);
         }
         return prompt_keys;
     }
 
   private:
-    std::string render(size_t n) const {
-        return tmpl.render(inputs, std::vector<common_chat_msg>(messages.begin(), messages.begin() + n));
+    void add_beside(const json & values) {
+        for (const auto & value : values) {
+            std::string text;
+            so8t_add_texts(value, text);
+            if (!text.empty() && policy.system_texts == SO8T_SYSTEM_TEXTS_ALONE) {
+                beside.push_back(text);
+            }
+        }
+    }
+
+    std::string render(size_t begin, size_t end) const {
+        return tmpl.render(inputs, std::vector<common_chat_msg>(messages.begin() + begin, messages.begin() + end));
+    }
+
+    // A conversation is rendered for each of its turns, so that a long one that is new here would take minutes.
+    bool is_far(size_t i, const std::string & key) const {
+        return i + SO8T_N_NEAR < messages.size() && !reader.knows(key);
     }
 
     void read_context(size_t i, bool noted) const {
-        read({SO8T_READING_CONTEXT, (int32_t) i, key, noted,
-            [&]() { return std::make_pair(tmpl.tokens(render(i + 1)), llama_tokens()); }});
+        reader.read({SO8T_READING_CONTEXT, (int32_t) i, key, noted,
+            [&]() { return std::make_pair(tmpl.tokens(render(0, i + 1)), llama_tokens()); }});
     }
 
     void read_alone(so8t_reading_kind kind, size_t i, bool noted, const std::string & text) {
@@ -298,21 +215,33 @@ class so8t_chat_walk {
             [this, text]() { return std::make_pair(tmpl.alone(text), llama_tokens()); }});
     }
 
+    // another turn follows, and before it the guard's own words, or nothing where it was refused here without words
+    bool was_refused(size_t i) const {
+        const bool is_answered = i + 1 < messages.size() && messages[i + 1].role == "assistant";
+        if (policy.refused_turns != SO8T_REFUSED_TURNS_NOTE || !is_answered ||
+            std::none_of(messages.begin() + i + 2, messages.end(), so8t_is_turn)) {
+            return false;
+        }
+        std::string next = so8t_text_of(messages[i + 1]);
+        return so8t_take_own(policy, next) || (so8t_is_blank(next) && reader.has_refused(key));
+    }
+
     // a turn of a user, or the result of a tool
     void read_turn(size_t i) {
         const std::string text = so8t_text_of(messages[i]);
-        const bool noted   = policy.refused_turns == SO8T_REFUSED_TURNS_NOTE && so8t_was_refused(policy, messages, i);
-        const bool is_last = i + 1 == messages.size() && is_closed;
+        const bool noted       = was_refused(i);
+        const bool is_last     = i + 1 == messages.size() && is_closed;
+        const bool far         = is_far(i, key);
         if (is_last) {
             prompt_keys = {key}; // the slot reads it
-        } else if (policy.turns != SO8T_TURNS_ALONE && !has_media) {
+        } else if (policy.turns != SO8T_TURNS_ALONE && !has_media && !far) {
             read_context(i, noted);
         }
         // the slot takes control tokens in a text as such
         const bool is_only = is_last && i == 0 && !tmpl.has_control(text) && tmpl.is_alone(rendered, text);
         if (is_only) {
             prompt_keys.push_back(so8t_key("alone", text));
-        } else if (policy.turns != SO8T_TURNS_CONTEXT && !so8t_is_blank(text)) {
+        } else if ((policy.turns != SO8T_TURNS_CONTEXT || far) && !so8t_is_blank(text)) {
             read_alone(SO8T_READING_ALONE, i, noted, text);
         }
     }
@@ -326,36 +255,53 @@ class so8t_chat_walk {
         }
         if (i == 0 || has_media) { // nothing before it, or something that only a slot can evaluate
             read_alone(SO8T_READING_TEXT, i, false, text);
-        } else {
-            read({SO8T_READING_GIVEN, (int32_t) i, so8t_answer_key(key_before, text), false,
-                [&]() { return std::make_pair(tmpl.tokens(render(i)), tmpl.literal(text)); }});
+            return;
         }
+        std::string place = so8t_answer_key(key_before, text);
+        size_t begin      = 0;
+        if (is_far(i, place)) { // behind the turn that it answers
+            begin = i - 1;
+            while (begin > 0 && !so8t_is_turn(messages[begin])) {
+                begin--;
+            }
+            place = options_key;
+            for (size_t j = begin; j < i; ++j) {
+                place = so8t_key(place, messages[j].to_json_oaicompat().dump_safe());
+            }
+            place = so8t_answer_key(place, text);
+        }
+        reader.read({SO8T_READING_GIVEN, (int32_t) i, place, false,
+            [&]() { return std::make_pair(tmpl.tokens(render(begin, i)), tmpl.literal(text)); }});
     }
 
     // a text of the system; the turns behind it are read with it
     void read_system(size_t i) {
         const std::string text = so8t_text_of(messages[i]);
-        if (so8t_is_blank(text) || std::any_of(messages.begin() + i + 1, messages.end(), so8t_is_turn)) {
+        if (so8t_is_blank(text)) {
             return;
         }
-        if (has_media) {
-            read_alone(SO8T_READING_TEXT, i, false, text);
-        } else if (render(i + 1) != rendered) {
+        const bool has_turn = std::any_of(messages.begin() + i + 1, messages.end(), so8t_is_turn);
+        if (policy.system_texts == SO8T_SYSTEM_TEXTS_ALONE || (has_media && !has_turn)) {
+            read_alone(SO8T_READING_ALONE, i, false, text);
+        }
+        if (!has_turn && !has_media && !is_far(i, key) && render(0, i + 1) != rendered) {
             read_context(i, false);
         }
     }
 
     const so8t_template & tmpl;
     const so8t_policy & policy;
-    const so8t_read & read;
+    so8t_reader & reader;
 
     const std::vector<common_chat_msg> messages;
     const common_chat_templates_inputs inputs;
     const std::string rendered; // the prompt
     const bool is_closed;       // it ends where an answer to the last message begins
 
-    std::string key;        // of the messages up to the current one
-    std::string key_before; // and without it
+    std::vector<std::string> beside; // texts that a template is given besides the messages: each tool, each option
+    std::string key;                 // of the messages up to the current one
+    std::string key_before;          // and without it
+    std::string options_key;         // of none of them
     std::vector<std::string> prompt_keys;
     std::vector<so8t_reading> later; // each text alone: the KV cache keeps the conversation until then
     bool has_media   = false;
@@ -363,8 +309,8 @@ class so8t_chat_walk {
 };
 
 std::vector<std::string> so8t_read_chat(const so8t_template & tmpl, const server_chat_params & chat,
-    const so8t_policy & policy, const json & data, const llama_tokens & prompt, const so8t_read & read) {
-    return so8t_chat_walk(tmpl, chat, policy, data, prompt, read).walk(prompt);
+    const so8t_policy & policy, const json & data, const llama_tokens & prompt, so8t_reader & reader) {
+    return so8t_chat_walk(tmpl, chat, policy, data, prompt, reader).walk(prompt);
 }
 
 //
@@ -377,7 +323,7 @@ static bool so8t_starts_with(const llama_tokens & tokens, const llama_tokens & s
 
 // what stands up to an end-of-turn token, or up to the end
 struct so8t_segment {
-    enum { USER, ASSISTANT, OTHER } role;
+    enum { USER, ASSISTANT, SYSTEM, OTHER } role;
     size_t n_before; // tokens of the prompt before the text
     size_t n_end;    // and up to its end
     std::string text;
@@ -386,7 +332,7 @@ struct so8t_segment {
 static std::vector<so8t_segment> so8t_segments(const so8t_template & tmpl, const llama_tokens & prompt) {
     std::vector<so8t_segment> result;
     const auto add = [&](size_t begin, size_t end) {
-        const llama_tokens tokens = so8t_stripped(tmpl.vocab, prompt.data() + begin, prompt.data() + end);
+        const llama_tokens tokens = tmpl.stripped(prompt.data() + begin, prompt.data() + end);
         so8t_segment segment      = {so8t_segment::OTHER, end - tokens.size(), end, ""};
         if (so8t_starts_with(tokens, tmpl.user)) {
             segment.role      = so8t_segment::USER;
@@ -394,6 +340,9 @@ static std::vector<so8t_segment> so8t_segments(const so8t_template & tmpl, const
         } else if (so8t_starts_with(tokens, tmpl.assistant)) {
             segment.role      = so8t_segment::ASSISTANT;
             segment.n_before += tmpl.assistant.size();
+        } else if (so8t_starts_with(tokens, tmpl.system)) {
+            segment.role      = so8t_segment::SYSTEM;
+            segment.n_before += tmpl.system.size();
         }
         const llama_tokens text(prompt.begin() + segment.n_before, prompt.begin() + end);
         segment.text = common_detokenize(tmpl.vocab, text, false);
@@ -420,54 +369,115 @@ std::optional<std::string> so8t_last_question(const so8t_template & tmpl, const 
     return question;
 }
 
-std::vector<std::string> so8t_read_raw(
-    const so8t_template & tmpl, const so8t_policy & policy, const llama_tokens & prompt, const so8t_read & read) {
-    std::vector<so8t_reading> later; // as in a chat
-    const auto alone = [&](so8t_reading_kind kind, int32_t turn, bool noted, const std::string & text) {
-        later.push_back({kind, turn, so8t_key("alone", text), noted,
-            [&tmpl, text]() { return std::make_pair(tmpl.alone(text), llama_tokens()); }});
-    };
-    const auto segments    = so8t_segments(tmpl, prompt);
-    const auto was_refused = [&](size_t i) {
-        const bool is_answered = i + 1 < segments.size() && segments[i + 1].role == so8t_segment::ASSISTANT;
-        std::string next       = is_answered ? segments[i + 1].text : "";
-        return so8t_take_own(policy, next) &&
-               std::any_of(segments.begin() + i + 2, segments.end(),
-                   [](const so8t_segment & segment) { return segment.role == so8t_segment::USER; });
-    };
-    std::string outside; // of turns
-    for (size_t i = 0; i < segments.size(); ++i) {
-        const auto & segment = segments[i];
-        const auto turn      = (int32_t) i;
-        if (segment.role == so8t_segment::OTHER) {
-            outside += (outside.empty() ? "" : "\n") + segment.text;
-        } else if (segment.role == so8t_segment::ASSISTANT) {
-            const llama_tokens before(prompt.begin(), prompt.begin() + segment.n_before);
-            std::string text = segment.text;
-            so8t_take_own(policy, text);
-            if (!so8t_is_blank(text)) {
-                read({SO8T_READING_GIVEN, turn, so8t_answer_key(so8t_key(before), text), false,
-                    [&]() { return std::make_pair(before, tmpl.literal(text)); }});
-            }
-        } else {
-            llama_tokens tokens(prompt.begin(), prompt.begin() + segment.n_end);
-            tokens.push_back(tmpl.end);
-            tokens.insert(tokens.end(), tmpl.generation.begin(), tmpl.generation.end());
+std::vector<so8t_client_text> so8t_turn_texts(const so8t_template & tmpl, const llama_tokens & prompt) {
+    static const char * const roles[] = {"user", "assistant", "system", ""};
 
-            const bool noted = policy.refused_turns == SO8T_REFUSED_TURNS_NOTE && was_refused(i);
-            if (tokens != prompt && policy.turns != SO8T_TURNS_ALONE) {
-                read({SO8T_READING_CONTEXT, turn, so8t_key(tokens), noted,
-                    [&]() { return std::make_pair(tokens, llama_tokens()); }});
-            }
-            if (policy.turns != SO8T_TURNS_CONTEXT && !so8t_is_blank(segment.text) &&
-                tokens != tmpl.alone(segment.text)) {
-                alone(SO8T_READING_ALONE, turn, noted, segment.text);
-            }
+    std::vector<so8t_client_text> texts;
+    for (const auto & segment : so8t_segments(tmpl, prompt)) {
+        if (segment.role != so8t_segment::OTHER && !so8t_is_blank(segment.text)) {
+            texts.push_back({roles[segment.role], segment.text});
         }
     }
-    if (!so8t_is_blank(outside) && tmpl.alone(outside) != prompt) {
-        alone(SO8T_READING_TEXT, (int32_t) segments.size() - 1, false, outside);
+    return texts;
+}
+
+// Goes through the segments of a prompt that its client has made, as so8t_chat_walk does through messages.
+class so8t_raw_walk {
+  public:
+    so8t_raw_walk(
+        const so8t_template & tmpl, const so8t_policy & policy, const llama_tokens & prompt, so8t_reader & reader) :
+        tmpl(tmpl),
+        policy(policy),
+        prompt(prompt),
+        reader(reader),
+        segments(so8t_segments(tmpl, prompt)) {}
+
+    void walk() {
+        for (size_t i = 0; i < segments.size(); ++i) {
+            switch (segments[i].role) {
+                case so8t_segment::USER:      read_turn(i); break;
+                case so8t_segment::ASSISTANT: read_given(i); break;
+                case so8t_segment::SYSTEM:    read_system(i); break;
+                case so8t_segment::OTHER:     add_outside(i); break;
+            }
+        }
+        if (!so8t_is_blank(outside) && tmpl.alone(outside) != prompt) {
+            read_alone(SO8T_READING_TEXT, segments.size() - 1, false, outside);
+        }
+        for (const auto & reading : later) {
+            reader.read(reading);
+        }
     }
-    std::for_each(later.begin(), later.end(), read);
+
+  private:
+    void read_alone(so8t_reading_kind kind, size_t i, bool noted, const std::string & text) {
+        later.push_back({kind, (int32_t) i, so8t_key("alone", text), noted,
+            [this, text]() { return std::make_pair(tmpl.alone(text), llama_tokens()); }});
+    }
+
+    bool has_turn_behind(size_t i) const {
+        return std::any_of(segments.begin() + i + 1, segments.end(),
+            [](const so8t_segment & segment) { return segment.role == so8t_segment::USER; });
+    }
+
+    bool was_refused(size_t i, const std::string & key) const {
+        if (policy.refused_turns != SO8T_REFUSED_TURNS_NOTE || !has_turn_behind(i) ||
+            segments[i + 1].role != so8t_segment::ASSISTANT) {
+            return false;
+        }
+        std::string next = segments[i + 1].text;
+        return so8t_take_own(policy, next) || (so8t_is_blank(next) && reader.has_refused(key));
+    }
+
+    void read_turn(size_t i) {
+        const auto & segment = segments[i];
+        llama_tokens tokens(prompt.begin(), prompt.begin() + segment.n_end);
+        tokens.push_back(tmpl.end);
+        tokens.insert(tokens.end(), tmpl.generation.begin(), tmpl.generation.end());
+
+        const std::string key = so8t_key(tokens);
+        const bool noted      = was_refused(i, key);
+        if (tokens != prompt && policy.turns != SO8T_TURNS_ALONE) {
+            reader.read({SO8T_READING_CONTEXT, (int32_t) i, key, noted,
+                [&]() { return std::make_pair(tokens, llama_tokens()); }});
+        }
+        if (policy.turns != SO8T_TURNS_CONTEXT && !so8t_is_blank(segment.text) && tokens != tmpl.alone(segment.text)) {
+            read_alone(SO8T_READING_ALONE, i, noted, segment.text);
+        }
+    }
+
+    void read_given(size_t i) {
+        const llama_tokens before(prompt.begin(), prompt.begin() + segments[i].n_before);
+        std::string text = segments[i].text;
+        so8t_take_own(policy, text);
+        if (!so8t_is_blank(text)) {
+            reader.read({SO8T_READING_GIVEN, (int32_t) i, so8t_answer_key(so8t_key(before), text), false,
+                [&]() { return std::make_pair(before, tmpl.literal(text)); }});
+        }
+    }
+
+    void read_system(size_t i) {
+        if (policy.system_texts == SO8T_SYSTEM_TEXTS_ALONE && !so8t_is_blank(segments[i].text)) {
+            read_alone(SO8T_READING_ALONE, i, false, segments[i].text);
+        } else if (!has_turn_behind(i)) {
+            add_outside(i);
+        }
+    }
+
+    void add_outside(size_t i) { outside += (outside.empty() ? "" : "\n") + segments[i].text; }
+
+    const so8t_template & tmpl;
+    const so8t_policy & policy;
+    const llama_tokens & prompt;
+    so8t_reader & reader;
+    const std::vector<so8t_segment> segments;
+
+    std::string outside;             // of turns
+    std::vector<so8t_reading> later; // as in a chat
+};
+
+std::vector<std::string> so8t_read_raw(
+    const so8t_template & tmpl, const so8t_policy & policy, const llama_tokens & prompt, so8t_reader & reader) {
+    so8t_raw_walk(tmpl, policy, prompt, reader).walk();
     return {so8t_key(prompt)};
 }

@@ -1,9 +1,10 @@
 #pragma once
 
+#include "so8t-client-texts.h"
 #include "so8t-policy.h"
+#include "so8t-template.h"
 #include "so8t-verdict.h"
 
-#include "chat.h"
 #include "common.h"
 #include "json.h"
 
@@ -14,8 +15,6 @@
 #include <utility>
 #include <vector>
 
-struct server_chat_params;
-
 // Where a prompt is judged is not the choice of a client: what is read of it besides its last token.
 //
 // A prompt is cut into the texts that a client can have written. Each is read at a place that depends on nothing that
@@ -25,48 +24,20 @@ struct so8t_reading {
     so8t_reading_kind kind;
     int32_t turn;    // index of the message; in a raw prompt, of the text that an end-of-turn token closes
     std::string key; // equal for readings of the same texts, whatever stands behind them
-    bool noted;      // of a turn that the guard has refused already: its own words follow
+    bool noted;      // of a turn that the guard has refused already
 
     // tokens to evaluate, made only where the key is not remembered: the last one of the first is read, and all of the second
     std::function<std::pair<llama_tokens, llama_tokens>()> tokens;
 };
 
-using so8t_read = std::function<void(const so8t_reading & reading)>;
-
-// Renders conversations as the operator has set it up: the template of the model, its options and its tokens.
-class so8t_template {
+// Who reads the texts of one request, and remembers.
+class so8t_reader {
   public:
-    so8t_template(const llama_vocab * vocab, const server_chat_params & chat);
+    virtual ~so8t_reader() = default;
 
-    // messages up to where the next answer begins. What a request says about the end of its prompt does not count.
-    // throws std::exception where the template refuses them
-    std::string render(common_chat_templates_inputs inputs, std::vector<common_chat_msg> messages) const;
-
-    // the same as tokens; control tokens in the texts are text
-    llama_tokens literal_conversation(const std::vector<common_chat_msg> & messages) const;
-
-    // a text as the only turn of a conversation
-    std::string render_alone(const std::string & text) const;
-    bool is_alone(const std::string & rendered, const std::string & text) const; // it is what render_alone() makes
-    llama_tokens alone(const std::string & text) const;                          // control tokens in it are text
-
-    llama_tokens tokens(const std::string & rendered) const;
-    llama_tokens literal(const std::string & text) const; // no control tokens
-    bool has_control(const std::string & text) const;
-
-    const llama_vocab * vocab;
-
-    // [user] TEXT [end] [generation], and [assistant] TEXT [end]; end is LLAMA_TOKEN_NULL where turns end with a text,
-    // which a client can write as well
-    llama_tokens user, assistant, generation;
-    llama_token end = LLAMA_TOKEN_NULL;
-    llama_tokens preamble; // what the template itself says before the first turn
-
-  private:
-    // the rendering of one turn, cut where its text stands; a rendering takes milliseconds, so it is kept
-    std::string before_text, after_text;
-
-    const server_chat_params & chat;
+    virtual void read(const so8t_reading & reading)   = 0;
+    virtual bool knows(const std::string & key)       = 0; // it is remembered
+    virtual bool has_refused(const std::string & key) = 0; // the prompt of this key
 };
 
 // what the template is given besides messages: the operator's options, and those of a request
@@ -76,11 +47,14 @@ common_chat_templates_inputs so8t_template_inputs(const server_chat_params & cha
 // prompt its tokens. Returns the keys of the reading at the last token, first that of the conversation.
 // throws std::exception where the template refuses a turn
 std::vector<std::string> so8t_read_chat(const so8t_template & tmpl, const server_chat_params & chat,
-    const so8t_policy & policy, const common_json & data, const llama_tokens & prompt, const so8t_read & read);
+    const so8t_policy & policy, const common_json & data, const llama_tokens & prompt, so8t_reader & reader);
 
 // The same for a prompt that its client has made.
 std::vector<std::string> so8t_read_raw(
-    const so8t_template & tmpl, const so8t_policy & policy, const llama_tokens & prompt, const so8t_read & read);
+    const so8t_template & tmpl, const so8t_policy & policy, const llama_tokens & prompt, so8t_reader & reader);
+
+// the turns in a prompt that its client has made, by the words of the template; none if there are no other texts
+std::vector<so8t_client_text> so8t_turn_texts(const so8t_template & tmpl, const llama_tokens & prompt);
 
 // the text of the last turn of a user in a prompt; nothing: it has none that the words of the template tell
 std::optional<std::string> so8t_last_question(const so8t_template & tmpl, const llama_tokens & prompt);
