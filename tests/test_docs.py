@@ -361,7 +361,7 @@ def test_every_endpoint_that_a_page_names_exists(page_):
 def test_every_metric_has_a_row_and_the_reverse():
     rows = page("docs/guard.md").table("metric")
     documented = {name for cells in rows for name in re.findall(r"llamacpp:so8t_(\w+)", cells[0])}
-    counted = set(re.findall(r'metric\("(\w+)"', code_of(r"llama_so8t/csrc/server/")))
+    counted = set(re.findall(r'(?:metric|sent)\("(\w+)"', code_of(r"llama_so8t/csrc/server/")))
     assert len(counted) >= 8
     assert documented == counted
     assert set(re.findall(r"llamacpp:so8t_(\w+)", all_documentation())) <= counted

@@ -336,8 +336,7 @@ bool so8t_server::record_decision(const so8t_escalation & decided) {
         events->add(decided.id, decided.status, {model.served, "", false, false});
     }
     tell("escalation.decided", decided);
-    std::lock_guard<std::mutex> lock(count_mutex);
-    n_escalations[so8t_escalation_status_name(decided.status)]++;
+    counters.add(decided.status);
     return true;
 }
 
@@ -350,54 +349,14 @@ void so8t_server::tell(const char * type, const so8t_escalation & escalation) {
 }
 
 //
-// counters
+// what is told
 //
 
 void so8t_server::count(const so8t_verdict & verdict, const so8t_request_record & record) {
     if (events) {
         events->add(verdict, {model.served, record.id, record.judge, record.cancelled});
     }
-    std::lock_guard<std::mutex> lock(count_mutex);
-    n_decisions[llama_so8t_action_name(verdict.decision())]++;
-    n_enforced[so8t_enforced_name(verdict.enforced)]++;
-    n_read += verdict.n_read;
-    t_us   += verdict.t_us;
-    for (int part = 0; part < SO8T_N_PARTS; ++part) {
-        const auto & heads = verdict.parts[part].heads;
-        for (size_t i = 0; i < heads.size(); ++i) {
-            if (!heads[i].probs.empty()) {
-                const std::string label = verdict.label_name(i, heads[i].label);
-                n_labels[{so8t_part_name((so8t_part) part), verdict.head_name(i), label}]++;
-            }
-        }
-    }
-}
-
-static json so8t_counts(const std::map<std::string, uint64_t> & counts) {
-    json result = json::object();
-    for (const auto & [name, n] : counts) {
-        result[name] = n;
-    }
-    return result;
-}
-
-json so8t_server::counters() const {
-    const auto texts = readings.count();
-    std::lock_guard<std::mutex> lock(count_mutex);
-    json labels = json::object();
-    for (const auto & [key, n] : n_labels) {
-        const auto & [part, head, label]        = key;
-        labels[part + "/" + head + "/" + label] = n;
-    }
-    return {
-        {"decisions", so8t_counts(n_decisions)},
-        {"enforced", so8t_counts(n_enforced)},
-        {"escalations", so8t_counts(n_escalations)},
-        {"labels", labels},
-        {"texts", {{"read", texts.n_read}, {"remembered", texts.n_remembered}, {"tokens", texts.n_tokens}}},
-        {"positions", n_read},
-        {"guard_ms", t_us * 1e-3},
-    };
+    counters.add(verdict);
 }
 
 json so8t_server::info() const {
@@ -417,7 +376,7 @@ json so8t_server::info() const {
         {"policy", policy_json},
         {"rotations", rotations},
         {"audit", audit},
-        {"counters", counters()},
+        {"counters", counters.to_json(readings.count())},
     };
 }
 
@@ -428,86 +387,21 @@ json so8t_server::add_props(json props) const {
     return props;
 }
 
-static std::string so8t_quoted(const std::string & value) {
-    std::string result;
-    for (const char c : value) {
-        result += c == '\n' ? "\\n" : c == '"' || c == '\\' ? std::string("\\") + c : std::string(1, c);
-    }
-    return "\"" + result + "\"";
-}
-
-// with a 0 for each name that did not occur: Prometheus sees no increase in a series that begins with a 1
-static std::map<std::string, uint64_t> so8t_with_zeros(
-    const std::map<std::string, uint64_t> & counts, const std::vector<const char *> & names) {
-    std::map<std::string, uint64_t> result = counts;
-    for (const char * name : names) {
-        result.emplace(name, 0);
-    }
-    return result;
-}
-
-static std::vector<const char *> so8t_enforced_names() {
-    std::vector<const char *> names;
-    for (int i = SO8T_ENFORCED_NONE; i <= SO8T_ENFORCED_UNAVAILABLE; ++i) {
-        names.push_back(so8t_enforced_name((so8t_enforced) i));
-    }
-    return names;
-}
-
 std::string so8t_server::prometheus() const {
     if (!policy) {
         return "";
     }
-    std::string text;
-    const auto metric = [&](const char * name, const char * type, const char * help) {
-        text += string_format("# HELP llamacpp:so8t_%s %s\n# TYPE llamacpp:so8t_%s %s\n", name, help, name, type);
-    };
-    const auto by = [&](const char * name, const char * key, const std::map<std::string, uint64_t> & values) {
-        for (const auto & [value, n] : values) {
-            text += string_format(
-                "llamacpp:so8t_%s{%s=%s} %llu\n", name, key, so8t_quoted(value).c_str(), (unsigned long long) n);
-        }
-    };
-    const size_t n_pending = waiting ? waiting->n_pending() : 0;
-    const auto texts       = readings.count();
-
-    std::lock_guard<std::mutex> lock(count_mutex);
-    metric("decisions_total", "counter", "Answers by the action the heads asked for.");
-    by("decisions_total", "action", so8t_with_zeros(n_decisions, {"allow", "escalate", "refuse"}));
-    metric("enforced_total", "counter", "Answers by what was enforced.");
-    by("enforced_total", "outcome", so8t_with_zeros(n_enforced, so8t_enforced_names()));
-    metric("escalations_total", "counter", "Held answers by how they were decided.");
-    by("escalations_total", "status",
-        so8t_with_zeros(n_escalations, {"allowed", "edited", "denied", "timeout", "shutdown", "cancelled"}));
-    metric("escalations_pending", "gauge", "Held answers that wait for a reviewer.");
-    text += string_format("llamacpp:so8t_escalations_pending %zu\n", n_pending);
+    so8t_counters::others others;
+    others.texts        = readings.count();
+    others.n_pending    = waiting ? waiting->n_pending() : 0;
+    others.audit_failed = log && log->failed();
     if (webhook) {
-        const auto n = webhook->count();
-        metric("webhook_events_total", "counter", "Events of held answers by whether the webhook has taken them.");
-        by("webhook_events_total", "outcome", {{"sent", n.sent}, {"dropped", n.dropped}});
+        others.webhook = webhook->count();
     }
-    metric("labels_total", "counter", "Parts of answers by their last label.");
-    for (const auto & [key, n] : n_labels) {
-        const auto & [part, head, label] = key;
-        text += string_format("llamacpp:so8t_labels_total{part=%s,head=%s,label=%s} %llu\n", so8t_quoted(part).c_str(),
-            so8t_quoted(head).c_str(), so8t_quoted(label).c_str(), (unsigned long long) n);
-    }
-    metric("texts_total", "counter", "Texts of prompts that were judged besides the last token of the prompt.");
-    by("texts_total", "source", {{"read", texts.n_read}, {"remembered", texts.n_remembered}});
-    metric("text_tokens_total", "counter", "Tokens evaluated to judge them.");
-    text += string_format("llamacpp:so8t_text_tokens_total %llu\n", (unsigned long long) texts.n_tokens);
-    metric("positions_total", "counter", "Positions at which heads were read.");
-    text += string_format("llamacpp:so8t_positions_total %llu\n", (unsigned long long) n_read);
-    metric("guard_seconds_total", "counter", "Time spent on reading and judging, outside the graph.");
-    text += string_format("llamacpp:so8t_guard_seconds_total %.6f\n", t_us * 1e-6);
     if (events) {
-        const auto [n_sent, n_dropped] = events->count();
-        metric("otlp_events_total", "counter", "OpenTelemetry events by whether the collector has taken them.");
-        by("otlp_events_total", "outcome", {{"sent", n_sent}, {"dropped", n_dropped}});
+        others.otlp = events->count();
     }
-    metric("audit_failed", "gauge", "1 while audit lines cannot be written.");
-    text += string_format("llamacpp:so8t_audit_failed %d\n", log && log->failed() ? 1 : 0);
-    return text;
+    return counters.prometheus(others);
 }
 
 //

@@ -3,6 +3,7 @@
 #include "so8t-args.h"
 #include "so8t-audit.h"
 #include "so8t-client-texts.h"
+#include "so8t-counters.h"
 #include "so8t-escalations.h"
 #include "so8t-guard.h"
 #include "so8t-otlp.h"
@@ -19,7 +20,6 @@
 #include <mutex>
 #include <optional>
 #include <string>
-#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -146,7 +146,6 @@ class so8t_server {
     void begin_waiting(const common_params & params);
     so8t_verdict record_judged(so8t_readings::judged_text && judged, const std::vector<common_chat_msg> & messages,
         const std::string & answer);
-    json counters() const;
     std::shared_ptr<const std::vector<so8t_text_digest>> digests(const std::vector<so8t_client_text> & texts) const;
     json request_json(const so8t_request_record & request, const so8t_verdict & verdict) const;
     std::optional<so8t_audit::entry> write(const char * event, const json & fields, bool durable);
@@ -179,9 +178,5 @@ class so8t_server {
     std::deque<std::pair<const char *, json>> lost; // events that could not be written, to be tried again
     uint64_t n_dropped = 0;                         // more of them
 
-    mutable std::mutex count_mutex;
-    std::map<std::string, uint64_t> n_decisions, n_enforced, n_escalations;
-    std::map<std::tuple<std::string, std::string, std::string>, uint64_t> n_labels; // part, head, label
-    uint64_t n_read = 0;
-    uint64_t t_us   = 0;
+    so8t_counters counters;
 };
