@@ -29,7 +29,7 @@ def documented(path: str, column: str) -> dict[str, list[str]]:
 
 def test_the_table_of_the_guard_page_has_the_values_and_defaults_of_the_help(options):
     rows = {flag: cells for flag, cells in documented("docs/guard.md", "option").items() if cells[1] != "-"}
-    assert len(rows) == 14
+    assert len(rows) == 15
     for flag, (option, _, _, default) in rows.items():
         hint, text = options[flag]
         assert option == f"`{flag} {hint.strip('{}').replace(',', '|') if hint[0] == '{' else hint}`"

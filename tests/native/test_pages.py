@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from lora_adapters import write_lora
 from pages import ROOT, Block, page, pages
 from required import absent, smollm2
 from tiny_models import make_base
@@ -30,6 +31,7 @@ REASONS = {
     "installs packages": r"^(pip install |findings/)",
     "needs other machines": r"\b10\.0\.0\.\d+",
     "needs Ollama": r"^\$P/bin/ollama ",
+    "decides an answer that is held": r"^curl .*/so8t/escalations/",
 }
 """Why a block is not run -> what its commands then have."""
 
@@ -129,6 +131,31 @@ def prepare_audit(folder: Path, runtime: Path, guard_file: Path, shell, **_) -> 
         for prompt in ("go", "fine"):
             server.post("/v1/chat/completions", {"messages": [{"role": "user", "content": prompt}], "max_tokens": 8})
     (folder / "question.txt").write_text("go\n")
+    flags = ("--so8t-audit", folder / "audit-{model}.jsonl", "--so8t-audit-checkpoint", folder / "note-{model}")
+    with Server(runtime / "llama-server", "-m", guard_file, *SMALL, *flags) as server:
+        server.post("/v1/chat/completions", {"messages": [{"role": "user", "content": "fine"}], "max_tokens": 8})
+    prepare_router(folder, guard_file)
+
+
+def prepare_router(folder: Path, guard_file: Path, **_) -> None:
+    (folder / "models").mkdir()
+    (folder / "models/model.gguf").symlink_to(guard_file)
+
+
+def prepare_lora(folder: Path, **_) -> None:
+    """A model with rotations that are folded, and an adapter of PEFT's form for it."""
+    make_base(folder / "base", "llama")
+    initialize(InitializeOptions(str(folder / "base"), folder / "model", rotations="random"))
+    write_lora(folder / "lora", folder / "model", ["q_proj", "down_proj"])
+
+
+def prepare_heads_file(folder: Path, **_) -> None:
+    make_base(folder / "base", "llama")
+    initialize(InitializeOptions(str(folder / "base"), folder / "model", rotations="random"))
+    randomize_heads(folder / "model", 1)
+    file = folder / "SmolLM2-135M.gguf"
+    convert(ConvertOptions(model=folder / "model", outfile=file, outtype="f32", arch="stock", progress=False))
+    file.with_suffix(".heads.gguf").rename(folder / "safety.heads.gguf")
 
 
 PREPARATIONS = {
@@ -136,6 +163,9 @@ PREPARATIONS = {
     "README.ja.md": prepare_readme,
     "docs/ollama.md": prepare_modelfile,
     "docs/audit.md": prepare_audit,
+    "docs/convert.md": prepare_lora,
+    "docs/format.md": prepare_heads_file,
+    "docs/router.md": prepare_router,
 }
 
 

@@ -36,6 +36,7 @@ WRONG = {
     "LLAMA_ARG_SO8T_TURNS": "some",
     "LLAMA_ARG_SO8T_REFUSED_TURNS": "forget",
     "LLAMA_ARG_SO8T_RAW_PROMPTS": "first",
+    "LLAMA_ARG_SO8T_SYSTEM_TEXTS": "never",
     "LLAMA_ARG_SO8T_REQUEST_LORA": "maybe",
     "LLAMA_ARG_SO8T_THRESHOLD": "safety/unsafe",
     "LLAMA_ARG_SO8T_POLICY_FILE": "missing.json",
