@@ -13,21 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from gguf_files import write_gguf
 
-from llama_so8t import cli
-
 HOSTILE = "\x1b[31mred\x1b[0m\n\r\x07\u202eevil\x9b2J \ud800"
-
-
-@pytest.fixture
-def so8t(monkeypatch, capsys):
-    """Runs `so8t audit`; returns exit code, stdout and stderr."""
-    monkeypatch.setattr(cli, "COMMANDS", ("audit",))
-
-    def run(*args) -> tuple[int, str, str]:
-        code = cli.main(["audit", *map(str, args)])
-        return code, *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture

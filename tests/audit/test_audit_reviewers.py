@@ -11,21 +11,7 @@ from pathlib import Path
 import audit_writer as w
 import pytest
 
-from llama_so8t import cli
-
 EDIT = {"n_bytes": 12, "hmac": w.text("another text")["hmac"]}
-
-
-@pytest.fixture
-def so8t(monkeypatch, capsys):
-    """Runs `so8t audit`; returns exit code, stdout and stderr."""
-    monkeypatch.setattr(cli, "COMMANDS", ("audit",))
-
-    def run(*args) -> tuple[int, str, str]:
-        code = cli.main(["audit", *map(str, args)])
-        return code, *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture

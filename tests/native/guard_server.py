@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -275,3 +276,12 @@ HEADS = {
         },
     ),
 }  # fmt: skip
+
+
+def wait_for_sleep(server: Server) -> None:
+    """Returns when the model is unloaded (--sleep-idle-seconds)."""
+    for _ in range(100):
+        if server.get("/props")["is_sleeping"]:
+            return
+        time.sleep(0.1)
+    raise AssertionError("the server does not sleep")

@@ -10,7 +10,7 @@ import pytest
 from scripted_model import CHATML, scripted_gguf
 
 from .guard_rules import ESCALATION, REFUSAL, Policy, judge
-from .guard_server import CHAT, COMPLETION, ENDPOINTS, HEADS, SCRIPTS, SMALL, Server
+from .guard_server import CHAT, COMPLETION, ENDPOINTS, HEADS, SCRIPTS, SMALL, Server, wait_for_sleep
 
 POLICY = Policy(mode="enforce", holdback=1)
 LONG = (*POLICY.flags, "--so8t-escalation-wait", 600, "--sse-ping-interval", 1, "-np", 1)
@@ -262,12 +262,7 @@ def test_an_answer_is_released_by_a_server_that_sleeps(runtime, guard_file, pool
     with Server(runtime / "llama-server", "-m", guard_file, *flags) as server:
         waiting = [pool.submit(ask, "chat", server, True, "ask", so8t={"trace": True}, seed=i) for i in range(2)]
         entries = pending(server, 2)
-        for _ in range(100):
-            if server.get("/props")["is_sleeping"]:
-                break
-            time.sleep(0.1)
-        else:
-            pytest.fail("the server does not sleep")
+        wait_for_sleep(server)
         assert server.get("/so8t")["heads"]
         for entry, action in zip(entries, ("allow", "deny"), strict=True):
             assert decide(server, entry, action).status == 200

@@ -9,7 +9,7 @@ import pytest
 from llama_so8t.server_process import HOST
 
 from .guard_rules import ESCALATION, REFUSAL, Policy
-from .guard_server import CHAT, COMPLETION, MESSAGES, RESPONSES, TEXT
+from .guard_server import CHAT, COMPLETION, MESSAGES, RESPONSES, TEXT, wait_for_sleep
 
 POLICY = Policy(mode="enforce")
 FORBIDDEN, HARMLESS, ESCALATED = "bomb", "fine", "court"
@@ -301,12 +301,7 @@ def test_a_reading_ends_with_its_client(serve_here, make_model, to_gguf):
 
 def test_a_text_to_be_judged_wakes_the_model(serve_here, guard_file):
     server = serve_here(guard_file, *POLICY.flags, "--sleep-idle-seconds", 1)
-    for _ in range(100):
-        if server.get("/props")["is_sleeping"]:
-            break
-        time.sleep(0.1)
-    else:
-        pytest.fail("the server does not sleep")
+    wait_for_sleep(server)
     for _ in range(2):
         assert server.post("/v1/moderations", {"input": FORBIDDEN})["results"][0]["flagged"]
 
