@@ -8,7 +8,7 @@ exists here once; `format_header` writes the same names and rows for C++ (`csrc/
 import json
 import math
 import reprlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -251,32 +251,46 @@ FAMILIES: Mapping[str, Family] = {family.name: family for family in _FAMILIES}
 # --- heads -----------------------------------------------------------------------------------
 
 
+FORMS = LINEAR, MLP, ATTENTION = ("linear", "mlp", "attention")
+"""What stands between the taps of a head and its values: nothing, or one of two kinds of stem."""
+
+_MLP_STEM = ("weight", "bias")
+_ATTENTION_STEM = ("attn_q.weight", "attn_k.weight", "attn_v.weight", "attn_output.weight", "norm.weight")
+
+
 @dataclass(frozen=True)
 class HeadForm:
-    """The form of a head, named by its activation: ``W z + b``, or ``W act(W1 z + b1) + b`` behind a stem.
+    """The form of a head, named by its activation: ``W z + b``, or ``W stem(z) + b``.
 
-    ``norm``: the stem has a ``norm.weight``. ``bias``: the reference model has biases in head and stem; a file
-    may have them in any form.
+    ``stem`` are the tensors of the stem, as they are named behind it. ``bias``: the reference model has biases in
+    head and stem; a file may have them in any form.
+
+    The stem of a form ``mlp`` is ``act(W1 z + b1)``. That of the form ``attention`` looks back at every token:
+    ``rmsnorm(W_o concat_h(sum_s softmax_s(q_h . k_s / sqrt(d)) v_s) + q) * norm`` with the eps `TAP_NORM_EPS`, where
+    ``q_h`` are the heads of ``attn_q z`` and ``k = attn_k z``, ``v = attn_v z`` [d] are shared by all of them.
     """
 
     activation: str
-    stem: bool = True
-    norm: bool = False
+    form: str = MLP
+    stem: tuple[str, ...] = _MLP_STEM
     bias: bool = True
+
+    @property
+    def norm(self) -> bool:
+        """Whether the stem has a norm with a weight."""
+        return "norm.weight" in self.stem
 
 
 _HEAD_FORMS = (
-    HeadForm("none", stem=False),
+    HeadForm("none", form=LINEAR, stem=()),
     HeadForm("gelu"),
     HeadForm("tanh"),
-    HeadForm("rmsnorm", norm=True, bias=False),  # the form of Qwen3Guard
+    HeadForm("rmsnorm", stem=(*_MLP_STEM, "norm.weight"), bias=False),  # the form of Qwen3Guard
+    HeadForm("attention", form=ATTENTION, stem=_ATTENTION_STEM, bias=False),  # a form of SingProbe
 )
 
 HEAD_FORMS: Mapping[str, HeadForm] = {form.activation: form for form in _HEAD_FORMS}
 """Head forms by the name of their activation; ``gelu`` is the exact one (erf)."""
-
-FORMS = LINEAR, MLP = ("linear", "mlp")
-"""What stands between the taps of a head and its values: nothing, or a stem."""
 
 FINAL_NORM = -1
 """The tap after the final norm. Tap k, from 0 to the number of layers, is the residual stream that enters layer k."""
@@ -294,6 +308,14 @@ SCOPES = ("prompt", "answer", "both")
 
 RULES = THRESHOLD, ARGMAX = ("threshold", "argmax")
 """When a label acts: it reaches its threshold; or it is the largest of its head, the first of equal ones."""
+
+AGGREGATIONS = RUN, WINDOW, EMA, MEAN, MAX = ("run", "window", "ema", "mean", "max")
+"""How the positions of an answer are combined; docs/format.md has the formulas."""
+
+PROMPT_AGGREGATIONS = ("token", MEAN, EMA, MAX, "window8", "window16")
+"""How a prompt is read: at a token, or over the text of the user's turn."""
+
+TOKEN = PROMPT_AGGREGATIONS[0]
 
 MAX_LABELS = 4096
 """Labels of a head: more than any classifier has, few enough for a hostile file."""
@@ -317,6 +339,10 @@ def _is_number(value: Any) -> bool:
 
 def _is_whole(value: Any, smallest: int = 0) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= smallest
+
+
+def _is_count(smallest: int) -> Callable[[Any], bool]:
+    return lambda value: _is_whole(value, smallest) and value <= MAX_DEBOUNCE
 
 
 def _is_label(value: Any) -> bool:
@@ -366,6 +392,17 @@ _HEAD_FIELDS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ),
     ("tap_norm", _one_of(TAP_NORMS), f"one of {', '.join(TAP_NORMS)}"),
     ("link", _one_of(LINKS), f"one of {', '.join(LINKS)}"),
+    ("sliding_window", lambda v: _is_whole(v) and v < 1 << 31, "a number of tokens, 0 for all of them"),
+    ("aggregation", _one_of(AGGREGATIONS), f"one of {', '.join(AGGREGATIONS)}"),
+    ("ema_alpha", lambda v: v is None or (_is_number(v) and 0 < v <= 1), "a number above 0, at most 1"),
+    ("window", lambda v: v is None or _is_count(1)(v), f"1 to {MAX_DEBOUNCE}"),
+    (
+        "prompt_aggregation",
+        lambda v: _all(_one_of(PROMPT_AGGREGATIONS), 1)(v) and len(set(v)) == len(v),
+        f"different ones of {', '.join(PROMPT_AGGREGATIONS)}",
+    ),
+    ("prompt_thresholds", lambda v: v is None or _all(_is_number)(v), "finite numbers"),
+    ("depends_on", lambda v: v is None or _is_name(v), "the name of an earlier head"),
     ("provenance", lambda v: v is None or _is_json_object(v), "a JSON object as text"),
 )
 
@@ -381,6 +418,10 @@ class HeadSpec:
     ``taps`` are the places of the residual stream that the head reads, one behind the other in this order, each
     after ``tap_norm`` and the rotation of ``representation``. ``provenance`` is a JSON object as text: how the head
     was fitted, on what, and its figures.
+
+    ``aggregation`` combines the positions of an answer, with ``ema_alpha`` or ``window``; ``prompt_aggregation`` says
+    how a prompt is read, with ``prompt_thresholds`` for each of its ways and labels, or ``thresholds`` for all ways.
+    A head that ``depends_on`` another is asked where a label of that one has an action other than allow.
     """
 
     name: str
@@ -398,6 +439,13 @@ class HeadSpec:
     taps: tuple[int, ...] = (FINAL_NORM,)
     tap_norm: str = TAP_NORM_NONE
     link: str = SOFTMAX
+    sliding_window: int = 0
+    aggregation: str = RUN
+    ema_alpha: float | None = None
+    window: int | None = None
+    prompt_aggregation: tuple[str, ...] = (TOKEN,)
+    prompt_thresholds: tuple[float, ...] | None = None
+    depends_on: str | None = None
     provenance: str | None = None
 
     def __post_init__(self) -> None:
@@ -406,8 +454,9 @@ class HeadSpec:
             value = getattr(self, key)
             if not is_right(value):
                 raise ConfigError(f"{where}: found {key} {reprlib.repr(value)}, expected {expected}")
-        for key in ("labels", "actions", "thresholds", "taps"):
-            object.__setattr__(self, key, tuple(getattr(self, key)))
+        for key in ("labels", "actions", "thresholds", "taps", "prompt_aggregation", "prompt_thresholds"):
+            if getattr(self, key) is not None:
+                object.__setattr__(self, key, tuple(getattr(self, key)))
         if self.link == SOFTMAX and len(self.labels) < 2:
             raise ConfigError(f"{where}: found 1 label, expected two or more with the link {SOFTMAX}")
         if self.link == SIGMOID and self.rule == ARGMAX:
@@ -423,27 +472,58 @@ class HeadSpec:
                 raise ConfigError(
                     f"{where}: found {len(getattr(self, key))} {key} for {len(self.labels)} labels, expected one each"
                 )
-        if (self.stem is not None) != HEAD_FORMS[self.activation].stem:
+        if (self.stem is not None) != bool(HEAD_FORMS[self.activation].stem):
             raise ConfigError(f"{where}: an activation needs a stem, and a stem an activation")
+        self._check_aggregation(where)
+
+    def _check_aggregation(self, where: str) -> None:
+        for key, is_needed, reason in (
+            ("ema_alpha", EMA in (self.aggregation, *self.prompt_aggregation), f"with the aggregation {EMA} only"),
+            ("window", self.aggregation == WINDOW, f"with the aggregation {WINDOW} only"),
+        ):
+            if (getattr(self, key) is not None) != is_needed:
+                raise ConfigError(f"{where}: found {key} {getattr(self, key)}, expected one {reason}")
+        if self.window is not None and self.window < self.debounce:
+            raise ConfigError(f"{where}: found window {self.window}, expected at least debounce, {self.debounce}")
+        if self.sliding_window and self.form != ATTENTION:
+            raise ConfigError(
+                f"{where}: found sliding_window {self.sliding_window}, expected 0 for the form {self.form}"
+            )
+        n_expected = len(self.prompt_aggregation) * len(self.labels)
+        if self.prompt_thresholds is not None and len(self.prompt_thresholds) != n_expected:
+            raise ConfigError(
+                f"{where}: found {len(self.prompt_thresholds)} prompt_thresholds, expected {n_expected}: "
+                "one for each label of each prompt_aggregation"
+            )
 
     @property
     def form(self) -> str:
         """One of `FORMS`."""
-        return LINEAR if self.stem is None else MLP
+        return HEAD_FORMS[self.activation].form
 
     @property
-    def source(self) -> tuple[tuple[int, ...], str]:
-        """Taps and their norm: heads on the same stem have the same."""
-        return self.taps, self.tap_norm
+    def reads_all_tokens(self) -> bool:
+        """Whether it needs a value at every token of a prompt, and not only where logits are computed."""
+        return self.form == ATTENTION or self.prompt_aggregation != (TOKEN,)
+
+    @property
+    def source(self) -> tuple[tuple[int, ...], str, int]:
+        """Taps, their norm, and how far a stem looks back: heads on the same stem have the same."""
+        return self.taps, self.tap_norm, self.sliding_window
 
     def check_taps(self, n_layer: int) -> None:
         """Compares the taps with the layers of a model.
 
         Raises:
-            ConfigError: a tap is behind the last layer.
+            ConfigError: a tap is behind the last layer, or at a place where not every token is computed.
         """
         if max(self.taps) > n_layer:
             raise ConfigError(f"head {self.name!r}: found tap {max(self.taps)}, expected -1 to {n_layer}")
+        if self.reads_all_tokens and not all(0 <= tap < n_layer for tap in self.taps):
+            raise ConfigError(
+                f"head {self.name!r}: found the taps {list(self.taps)}, expected 0 to {n_layer - 1} for a head "
+                "that reads every token"
+            )
 
     @classmethod
     def from_dict(cls, name: str, fields: dict[str, Any]) -> "HeadSpec":
@@ -471,6 +551,22 @@ class HeadSpec:
         if self.provenance is not None:
             fields["provenance"] = json.loads(self.provenance)
         return {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items() if v is not None}
+
+
+def check_dependencies(heads: Iterable[HeadSpec]) -> None:
+    """Compares what heads depend on with the heads before them, in the order of the file.
+
+    Raises:
+        ConfigError: a head depends on one that does not stand before it.
+    """
+    names: list[str] = []
+    for head in heads:
+        if head.depends_on is not None and head.depends_on not in names:
+            raise ConfigError(
+                f"head {head.name!r}: found depends_on {head.depends_on!r}, "
+                f"expected a head before it: {', '.join(names) or 'there is none'}"
+            )
+        names.append(head.name)
 
 
 def default_heads() -> dict[str, HeadSpec]:
@@ -547,6 +643,13 @@ class Keys:
     HEAD_TAP_NORM = "so8t.head.{name}.tap_norm"
     HEAD_FORM = "so8t.head.{name}.form"
     HEAD_LINK = "so8t.head.{name}.link"
+    HEAD_SLIDING_WINDOW = "so8t.head.{name}.sliding_window"
+    HEAD_AGGREGATION = "so8t.head.{name}.aggregation"
+    HEAD_EMA_ALPHA = "so8t.head.{name}.ema_alpha"
+    HEAD_WINDOW = "so8t.head.{name}.window"
+    HEAD_PROMPT_AGGREGATION = "so8t.head.{name}.prompt_aggregation"
+    HEAD_PROMPT_THRESHOLDS = "so8t.head.{name}.prompt_thresholds"
+    HEAD_DEPENDS_ON = "so8t.head.{name}.depends_on"
     HEAD_PROVENANCE = "so8t.head.{name}.provenance"
     LORA_FOLDED = "so8t.lora.folded"  # of a LoRA adapter
 
@@ -587,6 +690,13 @@ _HEAD_KEYS = (
     HeadKey("tap_norm", "str", since=2),
     HeadKey("form", "str", since=2),
     HeadKey("link", "str", since=2),
+    HeadKey("sliding_window", "u32", since=2),
+    HeadKey("aggregation", "str", since=2),
+    HeadKey("ema_alpha", "f32", since=2),
+    HeadKey("window", "u32", since=2),
+    HeadKey("prompt_aggregation", "str[]", since=2),
+    HeadKey("prompt_thresholds", "f32[]", since=2),
+    HeadKey("depends_on", "str", since=2),
     HeadKey("provenance", "str", since=2),
 )
 
@@ -607,5 +717,9 @@ class Tensors:
     HEAD_WEIGHT = "so8t_head.{name}.weight"  # [taps * d or inner, labels]
     HEAD_BIAS = "so8t_head.{name}.bias"  # [labels]
     STEM_WEIGHT = "so8t_stem.{stem}.weight"  # [taps * d, inner]
+    STEM_ATTN_Q = "so8t_stem.{stem}.attn_q.weight"  # [taps * d, n_head * head_dim = inner]
+    STEM_ATTN_K = "so8t_stem.{stem}.attn_k.weight"  # [taps * d, head_dim]
+    STEM_ATTN_V = "so8t_stem.{stem}.attn_v.weight"  # [taps * d, head_dim]
+    STEM_ATTN_OUTPUT = "so8t_stem.{stem}.attn_output.weight"  # [inner, inner]
     STEM_BIAS = "so8t_stem.{stem}.bias"  # [inner]
     STEM_NORM = "so8t_stem.{stem}.norm.weight"  # [inner]

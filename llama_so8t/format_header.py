@@ -17,6 +17,10 @@ _TENSORS = {
     ),
     "BIAS": (format.Tensors.HEAD_BIAS, 'after "so8t_head." [labels], "so8t_stem." [inner]'),
     "NORM": (format.Tensors.STEM_NORM, 'after "so8t_stem." [inner]'),
+    "ATTN_Q": (format.Tensors.STEM_ATTN_Q, 'after "so8t_stem." [n, n_head * head_dim = inner]'),
+    "ATTN_K": (format.Tensors.STEM_ATTN_K, 'after "so8t_stem." [n, head_dim]'),
+    "ATTN_V": (format.Tensors.STEM_ATTN_V, 'after "so8t_stem." [n, head_dim]'),
+    "ATTN_OUTPUT": (format.Tensors.STEM_ATTN_OUTPUT, 'after "so8t_stem." [inner, inner]'),
 }
 """Suffix of a tensor name in C++ -> the name that it ends, and where it stands."""
 
@@ -80,8 +84,11 @@ def header() -> str:
         ),
         "// base families: X(name, whether it has a norm after q and k, {type, parameters} of its known sizes...)\n"
         + _macro("SO8T_FAMILIES", (_family(family) for family in format.FAMILIES.values())),
-        "// forms of a head with a stem: X(activation, whether the stem has a norm); a head without has the one below\n"
-        + _macro("SO8T_STEM_FORMS", (f"X({_name(form.activation)}, {_bool(form.norm)})" for form in stems)),
+        "// forms of a head with a stem: X(activation, form, whether the stem has a norm); a head without has the one below\n"
+        + _macro(
+            "SO8T_STEM_FORMS",
+            (f"X({_name(form.activation)}, {form.form.upper()}, {_bool(form.norm)})" for form in stems),
+        ),
         f'#define SO8T_ACTIVATION_WITHOUT_STEM "{without_stem}"',
         "// values of enum llama_so8t_action; of enum llama_so8t_scope, less one; of enum llama_so8t_rule\n"
         "inline constexpr const char * so8t_action_names[] = " + _names(format.ACTIONS),
@@ -91,6 +98,9 @@ def header() -> str:
         "inline constexpr const char * so8t_form_names[] = " + _names(format.FORMS),
         "inline constexpr const char * so8t_tap_norm_names[] = " + _names(format.TAP_NORMS),
         "inline constexpr const char * so8t_link_names[] = " + _names(format.LINKS),
+        "// values of enum llama_so8t_aggregation, of enum llama_so8t_prompt_aggregation\n"
+        "inline constexpr const char * so8t_aggregation_names[] = " + _names(format.AGGREGATIONS),
+        "inline constexpr const char * so8t_prompt_aggregation_names[] = " + _names(format.PROMPT_AGGREGATIONS),
         "// clang-format on",
     ]
     return "\n\n".join(parts) + "\n"

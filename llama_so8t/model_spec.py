@@ -20,6 +20,7 @@ from llama_so8t.format import (
     HeadSpec,
     Site,
     SiteRotation,
+    check_dependencies,
     default_heads,
     default_representations,
     generator_name,
@@ -107,6 +108,7 @@ class ModelSpec:
         n_layer = _positive(config, "num_hidden_layers", largest=2**63)  # `base_tensors` has the limit
         for head in specs.values():
             head.check_taps(n_layer)
+        check_dependencies(specs.values())
         return cls(
             base_model_type=base,
             hidden_size=hidden_size,
@@ -207,7 +209,7 @@ def _stem_sizes(config: Mapping[str, Any], heads: Mapping[str, HeadSpec]) -> dic
         if head.stem is None:
             continue
         first = stems.setdefault(head.stem, head)
-        for key in ("activation", "representation", "taps", "tap_norm"):
+        for key in ("activation", "representation", "taps", "tap_norm", "sliding_window"):
             if getattr(first, key) != getattr(head, key):
                 raise ConfigError(
                     f"config.json: heads {first.name!r} and {head.name!r} share the stem {head.stem!r}: "

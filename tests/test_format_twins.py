@@ -24,7 +24,7 @@ def test_the_header_is_the_one_that_is_made():
 def test_the_header_has_every_key_and_row():
     text = format_header.header()
     defined = dict(re.findall(r'#define SO8T_KV_(\w+)\s+"([^"]+)"', text))
-    assert len(python_keys()) == 27 and defined == python_keys()
+    assert len(python_keys()) == 34 and defined == python_keys()
     assert int(re.search(r"#define SO8T_FORMAT_VERSION (\d+)", text)[1]) == format.FORMAT_VERSION
     rows = re.search(r"so8t_head_key_rows\[\] = \{(.*?)\n\};", text, re.DOTALL)[1]
     assert dict(re.findall(r'\{"(\w+)", (\d)\}', rows)) == {k.field: str(k.since) for k in format.HEAD_KEYS.values()}
@@ -40,7 +40,9 @@ def test_the_header_has_every_key_and_row():
                 assert f'{{"{weight}", SO8T_GENERATOR_{rotation.generator.upper()}}},' in text
     assert len(re.findall(r'{"\w+\.weight", SO8T_GENERATOR_', text)) == 12
     assert all(f'X("{family}", ' in text for family in format.FAMILIES)
-    assert all(f"X({form.activation}, " in text for form in format.HEAD_FORMS.values() if form.stem)
+    assert all(
+        f"X({form.activation}, {form.form.upper()}, " in text for form in format.HEAD_FORMS.values() if form.stem
+    )
 
 
 def test_every_key_of_a_head_is_a_row_and_a_field():
@@ -98,6 +100,8 @@ def test_the_format_page_has_every_site_family_and_form():
         (format.LINKS, format.Keys.HEAD_LINK),
         (format.TAP_NORMS, format.Keys.HEAD_TAP_NORM),
         (format.RULES, format.Keys.HEAD_RULE),
+        (format.AGGREGATIONS, format.Keys.HEAD_AGGREGATION),
+        (format.PROMPT_AGGREGATIONS, format.Keys.HEAD_PROMPT_AGGREGATION),
     ):
         assert set(names) - meaning[key.format(name="NAME")] == set()
 

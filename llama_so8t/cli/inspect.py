@@ -27,8 +27,10 @@ The object of --json:
     commutator_norm        largest Frobenius norm of [R_safe, R_cmd], site gate, else null
   heads                    one object per head: name, labels, actions, thresholds, representation,
                            temperature, debounce, scope, rule, form, activation, taps, tap_norm, link,
+                           sliding_window, aggregation, prompt_aggregation,
                            weight_shape, weight_norm, has_bias, fitted (false: weights of zeros, which
-                           do not act), and stem, prompt_token and provenance where set
+                           do not act), and where set stem, prompt_token, ema_alpha, window,
+                           prompt_thresholds, depends_on and provenance
 A number that is not finite is null. The exit code is 1 if ok is false.
 """
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from llama_so8t.errors import CheckpointError, ConfigError
 from llama_so8t.files.gguf_file import GgufFile
-from llama_so8t.format import FORMAT_VERSION, HEAD_KEYS, HeadKey, HeadSpec, Keys
+from llama_so8t.format import FORMAT_VERSION, HEAD_KEYS, HeadKey, HeadSpec, Keys, check_dependencies
 
 _UINT32, _INT32, _FLOAT32, _STRING, _ARRAY = 4, 5, 6, 8, 9
 _TYPES = {"u32": _UINT32, "i32": _INT32, "f32": _FLOAT32, "str": _STRING}
@@ -57,6 +57,7 @@ def read_heads(file: GgufFile, n_layer: int) -> dict[str, HeadSpec]:
             raise ConfigError(f"head {name!r}: found form {reprlib.repr(form)}, expected {head.form!r} by its stem")
         head.check_taps(n_layer)
         heads[name] = head
+    check_dependencies(heads.values())
     _check_stems(file, heads)
     _check_keys(file, version, names)
     return heads
@@ -66,7 +67,7 @@ def _check_stems(file: GgufFile, heads: dict[str, HeadSpec]) -> None:
     stems: dict[str, HeadSpec] = {}
     for head in heads.values():
         first = stems.setdefault(head.stem, head) if head.stem is not None else head
-        for field in ("activation", "taps", "tap_norm"):
+        for field in ("activation", "taps", "tap_norm", "sliding_window"):
             found, expected = getattr(head, field), getattr(first, field)
             if found != expected:
                 what = "activations" if field == "activation" else field

@@ -23,7 +23,7 @@ SO8T_KEYS = {
     "so8t.attention.head_representation", "so8t.attention.head_kv_representation", "so8t.heads",
     *(f"so8t.head.{name}.{key}" for name in ("safety", "authority") for key in (
         "labels", "actions", "thresholds", "temperature", "debounce", "representation", "activation", "scope", "rule",
-        "taps", "tap_norm", "form", "link")),
+        "taps", "tap_norm", "form", "link", "sliding_window", "aggregation", "prompt_aggregation")),
 }  # fmt: skip
 
 

@@ -257,7 +257,7 @@ def _version_2(key, value):
     [
         (lambda m, t: m.pop(Keys.FORMAT_VERSION), Keys.FORMAT_VERSION),
         (lambda m, t: m.update({Keys.FORMAT_VERSION: 3}), "found so8t.format_version 3, this program reads 1 to 2"),
-        (lambda m, t: m.update({"so8t.head.safety.window": 1}), "the unknown key 'so8t.head.safety.window'"),
+        (lambda m, t: m.update({"so8t.head.safety.width": 1}), "the unknown key 'so8t.head.safety.width'"),
         (lambda m, t: m.update({"so8t.head.other.rule": "argmax"}), "of a head that so8t.heads does not name"),
         (lambda m, t: m.update({"so8t.head.safety.link": "sigmoid"}), "came with version 2, in a file of version 1"),
         (lambda m, t: m.update(_version_2("safety.form", "mlp")), "found form 'mlp', expected 'linear'"),

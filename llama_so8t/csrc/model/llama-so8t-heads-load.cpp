@@ -12,11 +12,11 @@
 #include "gguf.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 #include <iterator>
 #include <stdexcept>
-#include <unordered_set>
+#include <string>
+#include <vector>
 
 so8t_head_tensors::so8t_head_tensors(const llama_model & model) :
     n_embd(model.hparams.n_embd),
@@ -29,135 +29,6 @@ void so8t_check_f32(const ggml_tensor * tensor, const std::string & name) {
         throw std::runtime_error(
             format("so8t: tensor '%s' is %s, expected f32", name.c_str(), ggml_type_name(tensor->type)));
     }
-}
-
-static std::vector<so8t_label> so8t_load_labels(const gguf_context * ctx, const std::string & name) {
-    auto key = [&](const char * pattern) { return format(pattern, name.c_str()); };
-
-    const so8t_names known_actions(std::begin(so8t_action_names), std::end(so8t_action_names));
-    const auto labels     = so8t_kv_strings(ctx, key(SO8T_KV_HEAD_LABELS), true);
-    const auto actions    = so8t_kv_strings(ctx, key(SO8T_KV_HEAD_ACTIONS), true);
-    const auto thresholds = so8t_kv_floats(ctx, key(SO8T_KV_HEAD_THRESHOLDS), true);
-    if (labels.size() > SO8T_MAX_LABELS) {
-        throw std::runtime_error(format("so8t: key '%s' has %zu labels, expected at most %d",
-            key(SO8T_KV_HEAD_LABELS).c_str(), labels.size(), SO8T_MAX_LABELS));
-    }
-    if (labels.empty() || actions.size() != labels.size() || thresholds.size() != labels.size()) {
-        throw std::runtime_error(format("so8t: head '%s' has %zu labels, %zu actions and %zu thresholds, expected the "
-                                        "same number of each, one or more",
-            name.c_str(), labels.size(), actions.size(), thresholds.size()));
-    }
-    std::vector<so8t_label> result;
-    std::unordered_set<std::string> known_labels;
-    for (size_t i = 0; i < labels.size(); ++i) {
-        if (!so8t_is_text(labels[i]) || !known_labels.insert(labels[i]).second) {
-            throw std::runtime_error(
-                format("so8t: key '%s' has '%s' at %zu, expected different texts in UTF-8 that are "
-                       "not empty",
-                    key(SO8T_KV_HEAD_LABELS).c_str(), so8t_shown(labels[i]).c_str(), i));
-        }
-        const int action = so8t_index_of(known_actions, actions[i]);
-        if (action < 0) {
-            throw std::runtime_error(format("so8t: key '%s' has '%s', expected %s", key(SO8T_KV_HEAD_ACTIONS).c_str(),
-                so8t_shown(actions[i]).c_str(), so8t_one_of(known_actions).c_str()));
-        }
-        if (!std::isfinite(thresholds[i])) {
-            throw std::runtime_error(
-                format("so8t: key '%s' has a value that is not finite", key(SO8T_KV_HEAD_THRESHOLDS).c_str()));
-        }
-        result.push_back({labels[i], thresholds[i], (llama_so8t_action) action});
-    }
-    return result;
-}
-
-// how the head was fitted: a text for people and programs that nothing here depends on
-static std::string so8t_load_provenance(const gguf_context * ctx, const std::string & key) {
-    const std::string text = so8t_kv_string(ctx, key, "");
-    if (gguf_find_key(ctx, key.c_str()) >= 0 && (!so8t_is_text(text) || text.front() != '{')) {
-        throw std::runtime_error(
-            format("so8t: key '%s' is '%s', expected a JSON object in UTF-8", key.c_str(), so8t_shown(text).c_str()));
-    }
-    return text;
-}
-
-static so8t_head so8t_load_head(const gguf_context * ctx, const std::string & name, uint32_t n_vocab) {
-    auto key = [&](const char * pattern) { return format(pattern, name.c_str()); };
-
-    const so8t_names known_scopes(std::begin(so8t_scope_names), std::end(so8t_scope_names));
-    const so8t_names known_rules(std::begin(so8t_rule_names), std::end(so8t_rule_names));
-    const so8t_names known_links(std::begin(so8t_link_names), std::end(so8t_link_names));
-
-    so8t_head head;
-    head.name           = name;
-    head.labels         = so8t_load_labels(ctx, name);
-    head.temperature    = so8t_kv_float(ctx, key(SO8T_KV_HEAD_TEMPERATURE), head.temperature);
-    head.debounce       = so8t_kv_uint(ctx, key(SO8T_KV_HEAD_DEBOUNCE), head.debounce);
-    head.representation = so8t_kv_int(ctx, key(SO8T_KV_HEAD_REPRESENTATION), head.representation);
-    head.prompt_token   = so8t_kv_int(ctx, key(SO8T_KV_HEAD_PROMPT_TOKEN), head.prompt_token);
-    if (!(head.temperature > 0) || !std::isfinite(head.temperature)) {
-        throw std::runtime_error(format("so8t: key '%s' is %f, expected a number above 0",
-            key(SO8T_KV_HEAD_TEMPERATURE).c_str(), head.temperature));
-    }
-    if (head.debounce < 1 || head.debounce > SO8T_MAX_DEBOUNCE) {
-        throw std::runtime_error(format("so8t: key '%s' is %u, expected 1 to %d", key(SO8T_KV_HEAD_DEBOUNCE).c_str(),
-            head.debounce, SO8T_MAX_DEBOUNCE));
-    }
-    if (gguf_find_key(ctx, key(SO8T_KV_HEAD_PROMPT_TOKEN).c_str()) >= 0 &&
-        (head.prompt_token < 0 || (n_vocab > 0 && head.prompt_token >= (llama_token) n_vocab))) {
-        throw std::runtime_error(format("so8t: key '%s' is %d, expected a token of the vocabulary, 0 to %u",
-            key(SO8T_KV_HEAD_PROMPT_TOKEN).c_str(), head.prompt_token, n_vocab - 1));
-    }
-    if (head.representation < LLAMA_SO8T_REPRESENTATION_VECTOR ||
-        head.representation > LLAMA_SO8T_REPRESENTATION_SPINOR_MINUS) {
-        throw std::runtime_error(format(
-            "so8t: key '%s' is %d, expected 0, 1 or 2", key(SO8T_KV_HEAD_REPRESENTATION).c_str(), head.representation));
-    }
-    head.scope = (llama_so8t_scope) (so8t_kv_name(ctx, key(SO8T_KV_HEAD_SCOPE), known_scopes, head.scope - 1) + 1);
-    head.rule  = (llama_so8t_rule) so8t_kv_name(ctx, key(SO8T_KV_HEAD_RULE), known_rules, head.rule);
-    head.link  = (llama_so8t_link) so8t_kv_name(ctx, key(SO8T_KV_HEAD_LINK), known_links, head.link);
-    if (head.link == LLAMA_SO8T_LINK_SOFTMAX && head.labels.size() < 2) {
-        throw std::runtime_error(format("so8t: head '%s' has 1 label, expected two or more with the link '%s'",
-            name.c_str(), so8t_link_names[head.link]));
-    }
-    if (head.link == LLAMA_SO8T_LINK_SIGMOID && head.rule == LLAMA_SO8T_RULE_ARGMAX) {
-        throw std::runtime_error(
-            format("so8t: head '%s' has the link '%s' and the rule '%s', expected the rule '%s' for "
-                   "labels of which several may hold",
-                name.c_str(), so8t_link_names[head.link], so8t_rule_names[head.rule],
-                so8t_rule_names[LLAMA_SO8T_RULE_THRESHOLD]));
-    }
-    head.provenance = so8t_load_provenance(ctx, key(SO8T_KV_HEAD_PROVENANCE));
-    return head;
-}
-
-// index of what a head reads; heads that read the same share it
-static int32_t so8t_load_source(
-    const gguf_context * ctx, const std::string & name, int64_t n_layer, std::vector<so8t_source> & sources) {
-    const so8t_names known_norms(std::begin(so8t_tap_norm_names), std::end(so8t_tap_norm_names));
-    const std::string key = format(SO8T_KV_HEAD_TAPS, name.c_str());
-
-    so8t_source source;
-    source.taps = so8t_kv_ints(ctx, key, false);
-    source.norm = (llama_so8t_tap_norm) so8t_kv_name(
-        ctx, format(SO8T_KV_HEAD_TAP_NORM, name.c_str()), known_norms, source.norm);
-    if (gguf_find_key(ctx, key.c_str()) < 0) {
-        source.taps = {SO8T_TAP_FINAL_NORM};
-    }
-    if (source.taps.empty()) {
-        throw std::runtime_error(format("so8t: key '%s' is empty, expected one layer or more", key.c_str()));
-    }
-    for (auto tap = source.taps.begin(); tap != source.taps.end(); ++tap) {
-        if (*tap < SO8T_TAP_FINAL_NORM || *tap > n_layer || std::find(source.taps.begin(), tap, *tap) != tap) {
-            throw std::runtime_error(format("so8t: key '%s' has %d, expected different layers from %d to %d",
-                key.c_str(), *tap, SO8T_TAP_FINAL_NORM, (int) n_layer));
-        }
-    }
-    const auto found = std::find(sources.begin(), sources.end(), source);
-    const auto index = found - sources.begin();
-    if (found == sources.end()) {
-        sources.push_back(source);
-    }
-    return (int32_t) index;
 }
 
 static const so8t_stem_form & so8t_find_form(
@@ -179,55 +50,129 @@ static int64_t so8t_n_in(const so8t_head_tensors & tensors, const so8t_heads & h
     return (int64_t) heads.sources[head.source].taps.size() * tensors.n_embd;
 }
 
-// index of the stem of a head; heads of one file that name the same share it, and have to agree on its activation
+// index of what a head reads; heads that read the same share it
+static int32_t so8t_find_source(std::vector<so8t_source> & sources, const so8t_source & source) {
+    const auto found = std::find(sources.begin(), sources.end(), source);
+    const auto index = found - sources.begin();
+    if (found == sources.end()) {
+        sources.push_back(source);
+    }
+    return (int32_t) index;
+}
+
+// the places that are computed for outputs only have no value at every token
+static void so8t_read_all_tokens(const std::string & name, so8t_source & source, int64_t n_layer) {
+    for (const int32_t tap : source.taps) {
+        if (tap == SO8T_TAP_FINAL_NORM || tap == n_layer) {
+            throw std::runtime_error(
+                format("so8t: head '%s' reads every token and has the tap %d, expected 0 to %d: others are computed "
+                       "where there are logits only",
+                    name.c_str(), tap, (int) n_layer - 1));
+        }
+    }
+    source.all_tokens = true;
+}
+
+// heads of one file that name the same stem share it, and have to agree
+static void so8t_check_shared(const so8t_heads & heads, const so8t_head & head, int32_t i_stem,
+    const so8t_stem_form & form, uint32_t sliding_window) {
+    const auto & stem = heads.stems[i_stem];
+    if (stem.form != &form) {
+        const auto first = std::find_if(
+            heads.heads.begin(), heads.heads.end(), [&](const so8t_head & other) { return other.stem == i_stem; });
+        throw std::runtime_error(format("so8t: heads '%s' and '%s' share the stem '%s' and have the activations "
+                                        "'%s' and '%s', expected the same",
+            first->name.c_str(), head.name.c_str(), stem.name.c_str(), stem.form->activation, form.activation));
+    }
+    if (stem.source != head.source) {
+        throw std::runtime_error(format("so8t: head '%s' shares the stem '%s' and has other taps or another norm of "
+                                        "them than the heads before it, expected the same",
+            head.name.c_str(), stem.name.c_str()));
+    }
+    if (stem.sliding_window != sliding_window) {
+        throw std::runtime_error(
+            format("so8t: head '%s' shares the stem '%s' and has the sliding_window %u, expected %u as the "
+                   "heads before it",
+                head.name.c_str(), stem.name.c_str(), sliding_window, stem.sliding_window));
+    }
+}
+
+// rows of a tensor of a stem, which is there and has some
+static int64_t so8t_n_rows(so8t_head_tensors & tensors, const so8t_head & head, const std::string & suffix) {
+    const int64_t n_rows = tensors.n_rows(LLM_TENSOR_SO8T_STEM, suffix);
+    if (n_rows < 0) {
+        throw std::runtime_error(
+            format("so8t: head '%s': tensor 'so8t_stem.%s' is missing", head.name.c_str(), suffix.c_str()));
+    }
+    if (n_rows < 1) {
+        throw std::runtime_error(format("so8t: tensor 'so8t_stem.%s' has no rows, expected 1 or more", suffix.c_str()));
+    }
+    return n_rows;
+}
+
+static void so8t_create_attention(so8t_head_tensors & tensors, const so8t_head & head, int64_t n_in, so8t_stem & stem) {
+    auto named = [&](const char * suffix) { return format(suffix, stem.name.c_str()); };
+
+    const int64_t n_inner  = so8t_n_rows(tensors, head, named(SO8T_TENSOR_ATTN_Q));
+    const int64_t head_dim = so8t_n_rows(tensors, head, named(SO8T_TENSOR_ATTN_K));
+    if (n_inner % head_dim != 0) {
+        throw std::runtime_error(
+            format("so8t: tensor 'so8t_stem.%s' has %d rows, expected a multiple of the %d of '%s'",
+                named(SO8T_TENSOR_ATTN_Q).c_str(), (int) n_inner, (int) head_dim, named(SO8T_TENSOR_ATTN_K).c_str()));
+    }
+    stem.attn_q      = tensors.create(LLM_TENSOR_SO8T_STEM, named(SO8T_TENSOR_ATTN_Q), {n_in, n_inner}, true);
+    stem.attn_k      = tensors.create(LLM_TENSOR_SO8T_STEM, named(SO8T_TENSOR_ATTN_K), {n_in, head_dim}, true);
+    stem.attn_v      = tensors.create(LLM_TENSOR_SO8T_STEM, named(SO8T_TENSOR_ATTN_V), {n_in, head_dim}, true);
+    stem.attn_output = tensors.create(LLM_TENSOR_SO8T_STEM, named(SO8T_TENSOR_ATTN_OUTPUT), {n_inner, n_inner}, true);
+    stem.norm        = tensors.create(LLM_TENSOR_SO8T_STEM, named(SO8T_TENSOR_NORM), {n_inner}, true);
+}
+
+static void so8t_create_mlp(so8t_head_tensors & tensors, const so8t_head & head, int64_t n_in, so8t_stem & stem) {
+    auto named = [&](const char * suffix) { return format(suffix, stem.name.c_str()); };
+
+    const int64_t n_inner = so8t_n_rows(tensors, head, named(SO8T_TENSOR_WEIGHT));
+    stem.weight           = tensors.create(LLM_TENSOR_SO8T_STEM, named(SO8T_TENSOR_WEIGHT), {n_in, n_inner}, true);
+    stem.bias             = tensors.create(LLM_TENSOR_SO8T_STEM, named(SO8T_TENSOR_BIAS), {n_inner}, false);
+    if (stem.form->has_norm) {
+        stem.norm = tensors.create(LLM_TENSOR_SO8T_STEM, named(SO8T_TENSOR_NORM), {n_inner}, true);
+    }
+}
+
+// index of the stem of a head
 static int32_t so8t_load_stem(so8t_head_tensors & tensors, so8t_heads & result, const so8t_head & head,
-    const std::string & name, const std::string & activation) {
+    const std::string & name, const std::string & activation, uint32_t sliding_window) {
     const auto & form = so8t_find_form(head, name, activation);
     for (size_t i = tensors.first_stem; i < result.stems.size(); ++i) {
-        const auto & stem = result.stems[i];
-        if (stem.name != name) {
-            continue;
+        if (result.stems[i].name == name) {
+            so8t_check_shared(result, head, i, form, sliding_window);
+            return (int32_t) i;
         }
-        if (stem.form != &form) {
-            const auto first = std::find_if(result.heads.begin(), result.heads.end(),
-                [&](const so8t_head & other) { return other.stem == (int32_t) i; });
-            throw std::runtime_error(format("so8t: heads '%s' and '%s' share the stem '%s' and have the activations "
-                                            "'%s' and '%s', expected the same",
-                first->name.c_str(), head.name.c_str(), name.c_str(), stem.form->activation, form.activation));
-        }
-        if (stem.source != head.source) {
-            throw std::runtime_error(
-                format("so8t: head '%s' shares the stem '%s' and has other taps or another norm of "
-                       "them than the heads before it, expected the same",
-                    head.name.c_str(), name.c_str()));
-        }
-        return (int32_t) i;
     }
-    const std::string weight = format(SO8T_TENSOR_WEIGHT, name.c_str());
-    const std::string bias   = format(SO8T_TENSOR_BIAS, name.c_str());
-    const std::string norm   = format(SO8T_TENSOR_NORM, name.c_str());
-
-    const int64_t n_in    = so8t_n_in(tensors, result, head);
-    const int64_t n_inner = tensors.n_rows(LLM_TENSOR_SO8T_STEM, weight);
-    if (n_inner < 0) {
-        throw std::runtime_error(
-            format("so8t: head '%s': tensor 'so8t_stem.%s' is missing", head.name.c_str(), weight.c_str()));
-    }
-    if (n_inner < 1) {
-        throw std::runtime_error(format("so8t: tensor 'so8t_stem.%s' has no rows, expected 1 or more", weight.c_str()));
-    }
-
     so8t_stem stem;
-    stem.name   = name;
-    stem.form   = &form;
-    stem.source = head.source;
-    stem.weight = tensors.create(LLM_TENSOR_SO8T_STEM, weight, {n_in, n_inner}, true);
-    stem.bias   = tensors.create(LLM_TENSOR_SO8T_STEM, bias, {n_inner}, false);
-    if (form.has_norm) {
-        stem.norm = tensors.create(LLM_TENSOR_SO8T_STEM, norm, {n_inner}, true);
-    }
+    stem.name           = name;
+    stem.form           = &form;
+    stem.source         = head.source;
+    stem.sliding_window = sliding_window;
+    const auto create   = form.form == LLAMA_SO8T_FORM_ATTENTION ? so8t_create_attention : so8t_create_mlp;
+    create(tensors, head, so8t_n_in(tensors, result, head), stem);
     result.stems.push_back(stem);
     return (int32_t) result.stems.size() - 1;
+}
+
+// index of the head that another one depends on; -1: on none
+static int32_t so8t_load_dependency(const gguf_context * ctx, const std::string & name, const so8t_heads & heads) {
+    const std::string key  = format(SO8T_KV_HEAD_DEPENDS_ON, name.c_str());
+    const std::string text = so8t_kv_string(ctx, key, "");
+    const auto found       = std::find_if(
+        heads.heads.begin(), heads.heads.end(), [&](const so8t_head & other) { return other.name == text; });
+    if (found != heads.heads.end()) {
+        return (int32_t) (found - heads.heads.begin());
+    }
+    if (gguf_find_key(ctx, key.c_str()) >= 0) {
+        throw std::runtime_error(format(
+            "so8t: key '%s' is '%s', expected the name of a head before it", key.c_str(), so8t_shown(text).c_str()));
+    }
+    return -1;
 }
 
 // every key of a head is known, in the version of the file, and belongs to a head that the file names
@@ -264,40 +209,56 @@ static void so8t_check_head_keys(const gguf_context * ctx, const so8t_names & na
     }
 }
 
-static void so8t_check_form(const gguf_context * ctx, const so8t_head & head) {
+static void so8t_check_form(const gguf_context * ctx, const so8t_head & head, llama_so8t_form form) {
     const so8t_names known(std::begin(so8t_form_names), std::end(so8t_form_names));
     const std::string key = format(SO8T_KV_HEAD_FORM, head.name.c_str());
-    if (so8t_kv_name(ctx, key, known, head.form()) != head.form()) {
-        throw std::runtime_error(format("so8t: key '%s' is '%s', expected '%s' for a head %s a stem", key.c_str(),
-            so8t_kv_string(ctx, key, "").c_str(), so8t_form_names[head.form()], head.stem < 0 ? "without" : "with"));
+    if (so8t_kv_name(ctx, key, known, form) != form) {
+        throw std::runtime_error(
+            format("so8t: key '%s' is '%s', expected '%s' for a head with this stem and activation", key.c_str(),
+                so8t_kv_string(ctx, key, "").c_str(), so8t_form_names[form]));
+    }
+}
+
+// the stem of a head, with what belongs to it
+static void so8t_create_stem(const gguf_context * ctx, so8t_head_tensors & tensors, so8t_heads & result,
+    so8t_head & head, const std::string & activation) {
+    const std::string key         = format(SO8T_KV_HEAD_SLIDING_WINDOW, head.name.c_str());
+    const std::string stem        = so8t_kv_string(ctx, format(SO8T_KV_HEAD_STEM, head.name.c_str()), "");
+    const uint32_t sliding_window = so8t_kv_uint(ctx, key, 0);
+    if (!stem.empty()) {
+        if (!so8t_is_name(stem)) {
+            throw std::runtime_error(format("so8t: key '%s' is '%s', expected letters, digits, '_' and '-'",
+                format(SO8T_KV_HEAD_STEM, head.name.c_str()).c_str(), so8t_shown(stem).c_str()));
+        }
+        head.stem = so8t_load_stem(tensors, result, head, stem, activation, sliding_window);
+    } else if (activation != SO8T_ACTIVATION_WITHOUT_STEM) {
+        throw std::runtime_error(format(
+            "so8t: head '%s' has the activation '%s' and no stem", head.name.c_str(), so8t_shown(activation).c_str()));
+    }
+    const auto form = head.stem < 0 ? LLAMA_SO8T_FORM_LINEAR : result.stems[head.stem].form->form;
+    so8t_check_form(ctx, head, form);
+    if (sliding_window > INT32_MAX || (sliding_window > 0 && form != LLAMA_SO8T_FORM_ATTENTION)) {
+        throw std::runtime_error(format("so8t: key '%s' is %u, expected 0 for the form '%s', or at most %d",
+            key.c_str(), sliding_window, so8t_form_names[form], INT32_MAX));
+    }
+    if (head.aggregates_prompt() || form == LLAMA_SO8T_FORM_ATTENTION) {
+        so8t_read_all_tokens(head.name, result.sources[head.source], tensors.n_layer);
     }
 }
 
 // reads the keys of a head, and creates its tensors
 static so8t_head so8t_create_head(
     const gguf_context * ctx, so8t_head_tensors & tensors, so8t_heads & result, const std::string & name) {
-    so8t_head head = so8t_load_head(ctx, name, tensors.n_vocab);
-    head.source    = so8t_load_source(ctx, name, tensors.n_layer, result.sources);
-    head.offset    = result.n_values;
+    so8t_head head  = so8t_load_head_keys(ctx, name, tensors.n_vocab);
+    head.source     = so8t_find_source(result.sources, so8t_load_source_keys(ctx, head, tensors.n_layer));
+    head.offset     = result.n_values;
+    head.depends_on = so8t_load_dependency(ctx, name, result);
+    so8t_create_stem(ctx, tensors, result, head,
+        so8t_kv_string(ctx, format(SO8T_KV_HEAD_ACTIVATION, name.c_str()), SO8T_ACTIVATION_WITHOUT_STEM));
 
     const int64_t n_labels = head.labels.size();
-    int64_t n_in           = so8t_n_in(tensors, result, head);
+    const int64_t n_in     = head.stem < 0 ? so8t_n_in(tensors, result, head) : result.stems[head.stem].n_inner();
 
-    const std::string stem       = so8t_kv_string(ctx, format(SO8T_KV_HEAD_STEM, name.c_str()), "");
-    const std::string activation = so8t_kv_string(
-        ctx, format(SO8T_KV_HEAD_ACTIVATION, name.c_str()), SO8T_ACTIVATION_WITHOUT_STEM);
-    if (!stem.empty()) {
-        if (!so8t_is_name(stem)) {
-            throw std::runtime_error(format("so8t: key '%s' is '%s', expected letters, digits, '_' and '-'",
-                format(SO8T_KV_HEAD_STEM, name.c_str()).c_str(), so8t_shown(stem).c_str()));
-        }
-        head.stem = so8t_load_stem(tensors, result, head, stem, activation);
-        n_in      = result.stems[head.stem].weight->ne[1];
-    } else if (activation != SO8T_ACTIVATION_WITHOUT_STEM) {
-        throw std::runtime_error(format(
-            "so8t: head '%s' has the activation '%s' and no stem", name.c_str(), so8t_shown(activation).c_str()));
-    }
-    so8t_check_form(ctx, head);
     head.weight = tensors.create(
         LLM_TENSOR_SO8T_HEAD, format(SO8T_TENSOR_WEIGHT, name.c_str()), {n_in, n_labels}, true);
     head.bias = tensors.create(LLM_TENSOR_SO8T_HEAD, format(SO8T_TENSOR_BIAS, name.c_str()), {n_labels}, false);

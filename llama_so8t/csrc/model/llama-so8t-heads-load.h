@@ -34,5 +34,11 @@ class so8t_head_tensors {
 // adds the heads that a file names; throws std::runtime_error with the key or tensor that is wrong
 void so8t_read_heads(const gguf_context * ctx, so8t_head_tensors & tensors, so8t_heads & result);
 
+// the keys of one head, but for those that say what it reads and depends on; throws std::runtime_error
+so8t_head so8t_load_head_keys(const gguf_context * ctx, const std::string & name, uint32_t n_vocab);
+
+// the taps of a head; throws std::runtime_error
+so8t_source so8t_load_source_keys(const gguf_context * ctx, const so8t_head & head, int64_t n_layer);
+
 // throws std::runtime_error where there is a tensor and it is of another type
 void so8t_check_f32(const ggml_tensor * tensor, const std::string & name);

@@ -26,7 +26,13 @@ static ggml_tensor * so8t_activate_rmsnorm(llm_graph_context & llm, const so8t_s
     return ggml_mul(llm.ctx0, ggml_rms_norm(llm.ctx0, cur, llm.hparams.f_norm_rms_eps), stem.norm);
 }
 
-#define SO8T_STEM_FORM(NAME, HAS_NORM) {#NAME, HAS_NORM, so8t_activate_##NAME},
+static ggml_tensor * so8t_activate_attention(llm_graph_context & llm, const so8t_stem & stem, ggml_tensor * cur) {
+    GGML_UNUSED(llm);
+    GGML_UNUSED(cur);
+    throw std::runtime_error(format("so8t: stem '%s' has the form attention, which cannot be run yet", stem.name.c_str()));
+}
+
+#define SO8T_STEM_FORM(NAME, FORM, HAS_NORM) {#NAME, LLAMA_SO8T_FORM_##FORM, HAS_NORM, so8t_activate_##NAME},
 const std::vector<so8t_stem_form> & so8t_stem_forms() {
     static const std::vector<so8t_stem_form> forms = {SO8T_STEM_FORMS(SO8T_STEM_FORM)};
     return forms;

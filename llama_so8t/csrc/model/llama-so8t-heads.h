@@ -4,6 +4,7 @@
 #include "so8t.h"
 
 #include "ggml-backend.h"
+#include "ggml.h"
 
 #include <cstdint>
 #include <memory>
@@ -19,9 +20,10 @@ struct llm_graph_params;
 
 struct so8t_stem;
 
-// what a stem does after its linear map; activate: [inner, n_outputs] -> the same shape
+// a form of stem; activate: what an mlp does after its linear map, [inner, n] -> the same shape
 struct so8t_stem_form {
     const char * activation;
+    llama_so8t_form form;
     bool has_norm;
     ggml_tensor * (*activate)(llm_graph_context & llm, const so8t_stem & stem, ggml_tensor * cur);
 };
@@ -29,15 +31,24 @@ struct so8t_stem_form {
 // all of them
 const std::vector<so8t_stem_form> & so8t_stem_forms();
 
-// first layer of an MLP head, shared by the heads that name it: act(W1 z + b1), or rmsnorm(W1 z)
+// what stands before the heads that name it: act(W1 z + b1), rmsnorm(W1 z), or one layer of attention
 struct so8t_stem {
     std::string name;
     const so8t_stem_form * form = nullptr;
     int32_t source              = 0; // index into so8t_heads::sources
+    uint32_t sliding_window     = 0; // of attention: tokens that a token sees, 0: all before it
 
     ggml_tensor * weight = nullptr; // [n_taps * n_embd, inner]
     ggml_tensor * bias   = nullptr; // [inner], optional
     ggml_tensor * norm   = nullptr; // [inner], where the form has one
+
+    // of attention: one key and value head of head_dim for all query heads; inner = n_head * head_dim
+    ggml_tensor * attn_q      = nullptr; // [n_taps * n_embd, inner]
+    ggml_tensor * attn_k      = nullptr; // [n_taps * n_embd, head_dim]
+    ggml_tensor * attn_v      = nullptr; // [n_taps * n_embd, head_dim]
+    ggml_tensor * attn_output = nullptr; // [inner, inner]
+
+    int64_t n_inner() const { return (weight ? weight : attn_q)->ne[1]; }
 };
 
 struct so8t_label {
@@ -50,12 +61,20 @@ struct so8t_head {
     std::string name;
     std::vector<so8t_label> labels;
 
-    float temperature        = 1.0f;
-    uint32_t debounce        = 1;
-    int32_t representation   = 0; // provenance: the rotation is folded into the weights
-    llama_so8t_scope scope   = LLAMA_SO8T_SCOPE_BOTH;
-    llama_so8t_rule rule     = LLAMA_SO8T_RULE_THRESHOLD;
-    llama_so8t_link link     = LLAMA_SO8T_LINK_SOFTMAX;
+    float temperature      = 1.0f;
+    uint32_t debounce      = 1;
+    int32_t representation = 0; // provenance: the rotation is folded into the weights
+    llama_so8t_scope scope = LLAMA_SO8T_SCOPE_BOTH;
+    llama_so8t_rule rule   = LLAMA_SO8T_RULE_THRESHOLD;
+    llama_so8t_link link   = LLAMA_SO8T_LINK_SOFTMAX;
+
+    llama_so8t_aggregation aggregation                             = LLAMA_SO8T_AGGREGATION_RUN;
+    float ema_alpha                                                = 0; // of ema
+    uint32_t window                                                = 0; // of the aggregation window
+    std::vector<llama_so8t_prompt_aggregation> prompt_aggregations = {LLAMA_SO8T_PROMPT_AGGREGATION_TOKEN};
+    std::vector<float> prompt_thresholds; // of each of them and each label
+    int32_t depends_on = -1;              // an earlier head
+
     llama_token prompt_token = LLAMA_TOKEN_NULL;
     int32_t source           = 0;       // index into so8t_heads::sources
     int32_t stem             = -1;      // index into so8t_heads::stems
@@ -66,7 +85,10 @@ struct so8t_head {
     std::string provenance;             // how it was fitted, as JSON; empty: not told
     bool beside = false;                // of a heads file, which is not a part of the model when that is saved
 
-    llama_so8t_form form() const { return stem < 0 ? LLAMA_SO8T_FORM_LINEAR : LLAMA_SO8T_FORM_MLP; }
+    // whether a prompt is read at more than one token
+    bool aggregates_prompt() const {
+        return prompt_aggregations.size() > 1 || prompt_aggregations[0] != LLAMA_SO8T_PROMPT_AGGREGATION_TOKEN;
+    }
 };
 
 // all heads of a model, owned by llama_model
@@ -78,6 +100,10 @@ struct so8t_heads {
     int32_t n_values = 0; // labels of all heads together
 
     std::vector<std::shared_ptr<void>> owned; // tensors of heads files
+
+    llama_so8t_form form_of(const so8t_head & head) const {
+        return head.stem < 0 ? LLAMA_SO8T_FORM_LINEAR : stems[head.stem].form->form;
+    }
 
     // whether a head reads something else than the final norm as it is
     bool read_layers() const;

@@ -39,6 +39,31 @@ static void so8t_save_arch(const llama_model_so8t & so8t, gguf_context * ctx) {
     }
 }
 
+static void so8t_save_aggregation(const so8t_heads & heads, const so8t_head & head, gguf_context * ctx) {
+    auto key = [&](const char * pattern) { return format(pattern, head.name.c_str()); };
+
+    const auto & thresholds = head.prompt_thresholds;
+    std::vector<std::string> names;
+    for (const auto aggregation : head.prompt_aggregations) {
+        names.push_back(so8t_prompt_aggregation_names[aggregation]);
+    }
+    gguf_set_val_str(ctx, key(SO8T_KV_HEAD_AGGREGATION).c_str(), so8t_aggregation_names[head.aggregation]);
+    so8t_set_strings(ctx, key(SO8T_KV_HEAD_PROMPT_AGGREGATION), names);
+    gguf_set_arr_data(
+        ctx, key(SO8T_KV_HEAD_PROMPT_THRESHOLDS).c_str(), GGUF_TYPE_FLOAT32, thresholds.data(), thresholds.size());
+    gguf_set_val_u32(
+        ctx, key(SO8T_KV_HEAD_SLIDING_WINDOW).c_str(), head.stem < 0 ? 0 : heads.stems[head.stem].sliding_window);
+    if (head.ema_alpha > 0) {
+        gguf_set_val_f32(ctx, key(SO8T_KV_HEAD_EMA_ALPHA).c_str(), head.ema_alpha);
+    }
+    if (head.window > 0) {
+        gguf_set_val_u32(ctx, key(SO8T_KV_HEAD_WINDOW).c_str(), head.window);
+    }
+    if (head.depends_on >= 0) {
+        gguf_set_val_str(ctx, key(SO8T_KV_HEAD_DEPENDS_ON).c_str(), heads.heads[head.depends_on].name.c_str());
+    }
+}
+
 static void so8t_save_heads(const so8t_heads & heads, gguf_context * ctx) {
     std::vector<std::string> names;
     for (const auto & head : heads.heads) {
@@ -69,8 +94,9 @@ static void so8t_save_heads(const so8t_heads & heads, gguf_context * ctx) {
         const auto & source = heads.sources[head.source];
         gguf_set_arr_data(ctx, key(SO8T_KV_HEAD_TAPS).c_str(), GGUF_TYPE_INT32, source.taps.data(), source.taps.size());
         gguf_set_val_str(ctx, key(SO8T_KV_HEAD_TAP_NORM).c_str(), so8t_tap_norm_names[source.norm]);
-        gguf_set_val_str(ctx, key(SO8T_KV_HEAD_FORM).c_str(), so8t_form_names[head.form()]);
+        gguf_set_val_str(ctx, key(SO8T_KV_HEAD_FORM).c_str(), so8t_form_names[heads.form_of(head)]);
         gguf_set_val_str(ctx, key(SO8T_KV_HEAD_LINK).c_str(), so8t_link_names[head.link]);
+        so8t_save_aggregation(heads, head, ctx);
         if (!head.provenance.empty()) {
             gguf_set_val_str(ctx, key(SO8T_KV_HEAD_PROVENANCE).c_str(), head.provenance.c_str());
         }

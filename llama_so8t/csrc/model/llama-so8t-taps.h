@@ -14,7 +14,9 @@ struct llm_graph_context;
 struct so8t_source {
     std::vector<int32_t> taps;
     llama_so8t_tap_norm norm = LLAMA_SO8T_TAP_NORM_NONE;
+    bool all_tokens          = false; // read at every token of a batch, and not only at its outputs
 
+    // they can share it
     bool operator==(const so8t_source & other) const { return taps == other.taps && norm == other.norm; }
 };
 

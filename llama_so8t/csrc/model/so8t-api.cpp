@@ -18,9 +18,14 @@ static_assert(LLAMA_SO8T_ACTION_REFUSE + 1 == std::size(so8t_action_names), "so8
 static_assert(LLAMA_SO8T_SCOPE_BOTH == std::size(so8t_scope_names), "so8t.h has other scopes than the format");
 static_assert(LLAMA_SO8T_RULE_ARGMAX + 1 == std::size(so8t_rule_names), "so8t.h has other rules than the format");
 static_assert(LLAMA_SO8T_LINK_SIGMOID + 1 == std::size(so8t_link_names), "so8t.h has other links than the format");
-static_assert(LLAMA_SO8T_FORM_MLP + 1 == std::size(so8t_form_names), "so8t.h has other forms than the format");
+static_assert(LLAMA_SO8T_FORM_ATTENTION + 1 == std::size(so8t_form_names), "so8t.h has other forms than the format");
 static_assert(
     LLAMA_SO8T_TAP_NORM_RMS + 1 == std::size(so8t_tap_norm_names), "so8t.h has other norms of taps than the format");
+
+static_assert(LLAMA_SO8T_AGGREGATION_MAX + 1 == std::size(so8t_aggregation_names),
+    "so8t.h has other aggregations than the format");
+static_assert(LLAMA_SO8T_PROMPT_AGGREGATION_WINDOW16 + 1 == std::size(so8t_prompt_aggregation_names),
+    "so8t.h has other aggregations of prompts than the format");
 
 //
 // heads
@@ -39,8 +44,11 @@ llama_so8t_head llama_so8t_get_head(const llama_model * model, int32_t head) {
     const auto & h      = so8t_get(model, head);
     const auto & source = model->so8t_heads->sources[h.source];
     return {h.name.c_str(), (int32_t) h.labels.size(), h.temperature, (int32_t) h.debounce, h.scope, h.prompt_token,
-        (llama_so8t_representation) h.representation, h.rule, h.fitted, h.form(), h.link, source.taps.data(),
-        (int32_t) source.taps.size(), source.norm};
+        (llama_so8t_representation) h.representation, h.rule, h.fitted, model->so8t_heads->form_of(h), h.link,
+        source.taps.data(), (int32_t) source.taps.size(), source.norm,
+        h.stem < 0 ? 0 : (int32_t) model->so8t_heads->stems[h.stem].sliding_window, h.aggregation, h.ema_alpha,
+        (int32_t) h.window, h.prompt_aggregations.data(), (int32_t) h.prompt_aggregations.size(),
+        h.prompt_thresholds.data(), h.depends_on};
 }
 
 llama_so8t_label llama_so8t_get_label(const llama_model * model, int32_t head, int32_t label) {
@@ -67,6 +75,14 @@ const char * llama_so8t_form_name(llama_so8t_form form) {
 
 const char * llama_so8t_tap_norm_name(llama_so8t_tap_norm norm) {
     return so8t_tap_norm_names[norm];
+}
+
+const char * llama_so8t_aggregation_name(llama_so8t_aggregation aggregation) {
+    return so8t_aggregation_names[aggregation];
+}
+
+const char * llama_so8t_prompt_aggregation_name(llama_so8t_prompt_aggregation aggregation) {
+    return so8t_prompt_aggregation_names[aggregation];
 }
 
 const char * llama_so8t_representation_name(llama_so8t_representation representation) {

@@ -39,6 +39,13 @@
 #define SO8T_KV_HEAD_TAP_NORM               "so8t.head.%s.tap_norm"
 #define SO8T_KV_HEAD_FORM                   "so8t.head.%s.form"
 #define SO8T_KV_HEAD_LINK                   "so8t.head.%s.link"
+#define SO8T_KV_HEAD_SLIDING_WINDOW         "so8t.head.%s.sliding_window"
+#define SO8T_KV_HEAD_AGGREGATION            "so8t.head.%s.aggregation"
+#define SO8T_KV_HEAD_EMA_ALPHA              "so8t.head.%s.ema_alpha"
+#define SO8T_KV_HEAD_WINDOW                 "so8t.head.%s.window"
+#define SO8T_KV_HEAD_PROMPT_AGGREGATION     "so8t.head.%s.prompt_aggregation"
+#define SO8T_KV_HEAD_PROMPT_THRESHOLDS      "so8t.head.%s.prompt_thresholds"
+#define SO8T_KV_HEAD_DEPENDS_ON             "so8t.head.%s.depends_on"
 #define SO8T_KV_HEAD_PROVENANCE             "so8t.head.%s.provenance"
 #define SO8T_KV_LORA_FOLDED                 "so8t.lora.folded"
 #define SO8T_KV_HEAD_PREFIX                 "so8t.head."
@@ -65,17 +72,28 @@ inline constexpr so8t_head_key_row so8t_head_key_rows[] = {
     {"tap_norm", 2},
     {"form", 2},
     {"link", 2},
+    {"sliding_window", 2},
+    {"aggregation", 2},
+    {"ema_alpha", 2},
+    {"window", 2},
+    {"prompt_aggregation", 2},
+    {"prompt_thresholds", 2},
+    {"depends_on", 2},
     {"provenance", 2},
 };
 
 // tensors, always F32. The part before the first dot is registered in llama-arch (LLM_TENSOR_SO8T_*),
 // the suffixes below follow it.
-#define SO8T_TENSOR_LAYER_GEN "so8t_%s_gen.weight" // after "blk.N." [28, n]
-#define SO8T_TENSOR_LAYER_ROT "so8t_%s_rot.weight" // after "blk.N." [8, 8, n], element [j, i, b] = R_b[i][j]
-#define SO8T_TENSOR_OUT_GEN   "weight"             // after "so8t_out_gen." [28, nb]
-#define SO8T_TENSOR_WEIGHT    "%s.weight"          // after "so8t_head." [n, labels], "so8t_stem." [n, inner], n: taps * d or inner
-#define SO8T_TENSOR_BIAS      "%s.bias"            // after "so8t_head." [labels], "so8t_stem." [inner]
-#define SO8T_TENSOR_NORM      "%s.norm.weight"     // after "so8t_stem." [inner]
+#define SO8T_TENSOR_LAYER_GEN   "so8t_%s_gen.weight"    // after "blk.N." [28, n]
+#define SO8T_TENSOR_LAYER_ROT   "so8t_%s_rot.weight"    // after "blk.N." [8, 8, n], element [j, i, b] = R_b[i][j]
+#define SO8T_TENSOR_OUT_GEN     "weight"                // after "so8t_out_gen." [28, nb]
+#define SO8T_TENSOR_WEIGHT      "%s.weight"             // after "so8t_head." [n, labels], "so8t_stem." [n, inner], n: taps * d or inner
+#define SO8T_TENSOR_BIAS        "%s.bias"               // after "so8t_head." [labels], "so8t_stem." [inner]
+#define SO8T_TENSOR_NORM        "%s.norm.weight"        // after "so8t_stem." [inner]
+#define SO8T_TENSOR_ATTN_Q      "%s.attn_q.weight"      // after "so8t_stem." [n, n_head * head_dim = inner]
+#define SO8T_TENSOR_ATTN_K      "%s.attn_k.weight"      // after "so8t_stem." [n, head_dim]
+#define SO8T_TENSOR_ATTN_V      "%s.attn_v.weight"      // after "so8t_stem." [n, head_dim]
+#define SO8T_TENSOR_ATTN_OUTPUT "%s.attn_output.weight" // after "so8t_stem." [inner, inner]
 
 // how many matrices a rotation has: one for each block of 8 of the hidden vector, or one for all of them;
 // one for each group of 8 attention heads; one for each head or key-value head, in its representation
@@ -179,11 +197,12 @@ inline constexpr so8t_folded_row so8t_folded_rows[] = {
     X("llama", false, {LLM_TYPE_360M, 360e6}, {LLM_TYPE_1B, 1e9}, {LLM_TYPE_1_7B, 1.7e9}, {LLM_TYPE_3B, 3e9}, {LLM_TYPE_7B, 7e9}, {LLM_TYPE_8B, 8e9}, {LLM_TYPE_13B, 13e9}, {LLM_TYPE_34B, 34e9}, {LLM_TYPE_65B, 65e9}, {LLM_TYPE_70B, 70e9}, {LLM_TYPE_405B, 405e9}) \
     X("qwen2", false, {LLM_TYPE_0_5B, 0.5e9}, {LLM_TYPE_1_5B, 1.5e9}, {LLM_TYPE_3B, 3e9}, {LLM_TYPE_7B, 7e9}, {LLM_TYPE_14B, 14e9}, {LLM_TYPE_32B, 32e9}, {LLM_TYPE_70B, 70e9})
 
-// forms of a head with a stem: X(activation, whether the stem has a norm); a head without has the one below
+// forms of a head with a stem: X(activation, form, whether the stem has a norm); a head without has the one below
 #define SO8T_STEM_FORMS(X) \
-    X(gelu, false) \
-    X(tanh, false) \
-    X(rmsnorm, true)
+    X(gelu, MLP, false) \
+    X(tanh, MLP, false) \
+    X(rmsnorm, MLP, true) \
+    X(attention, ATTENTION, true)
 
 #define SO8T_ACTIVATION_WITHOUT_STEM "none"
 
@@ -195,10 +214,15 @@ inline constexpr const char * so8t_scope_names[] = {"prompt", "answer", "both"};
 inline constexpr const char * so8t_rule_names[] = {"threshold", "argmax"};
 
 // values of enum llama_so8t_form, of enum llama_so8t_tap_norm, of enum llama_so8t_link
-inline constexpr const char * so8t_form_names[] = {"linear", "mlp"};
+inline constexpr const char * so8t_form_names[] = {"linear", "mlp", "attention"};
 
 inline constexpr const char * so8t_tap_norm_names[] = {"none", "rms"};
 
 inline constexpr const char * so8t_link_names[] = {"softmax", "sigmoid"};
+
+// values of enum llama_so8t_aggregation, of enum llama_so8t_prompt_aggregation
+inline constexpr const char * so8t_aggregation_names[] = {"run", "window", "ema", "mean", "max"};
+
+inline constexpr const char * so8t_prompt_aggregation_names[] = {"token", "mean", "ema", "max", "window8", "window16"};
 
 // clang-format on

@@ -41,13 +41,33 @@ enum llama_so8t_link {
 };
 
 enum llama_so8t_form {
-    LLAMA_SO8T_FORM_LINEAR = 0,
-    LLAMA_SO8T_FORM_MLP    = 1, // behind a stem
+    LLAMA_SO8T_FORM_LINEAR    = 0,
+    LLAMA_SO8T_FORM_MLP       = 1, // behind a stem
+    LLAMA_SO8T_FORM_ATTENTION = 2, // behind a stem that looks back at every token
 };
 
 enum llama_so8t_tap_norm {
     LLAMA_SO8T_TAP_NORM_NONE = 0,
     LLAMA_SO8T_TAP_NORM_RMS  = 1, // without a weight
+};
+
+// how the positions of an answer are combined (docs/format.md has the formulas)
+enum llama_so8t_aggregation {
+    LLAMA_SO8T_AGGREGATION_RUN    = 0, // not: a label has to hold at consecutive positions
+    LLAMA_SO8T_AGGREGATION_WINDOW = 1, // not: a label has to hold at some of the last positions
+    LLAMA_SO8T_AGGREGATION_EMA    = 2,
+    LLAMA_SO8T_AGGREGATION_MEAN   = 3,
+    LLAMA_SO8T_AGGREGATION_MAX    = 4,
+};
+
+// how a prompt is read: at a token, or over a text of the user
+enum llama_so8t_prompt_aggregation {
+    LLAMA_SO8T_PROMPT_AGGREGATION_TOKEN    = 0,
+    LLAMA_SO8T_PROMPT_AGGREGATION_MEAN     = 1,
+    LLAMA_SO8T_PROMPT_AGGREGATION_EMA      = 2,
+    LLAMA_SO8T_PROMPT_AGGREGATION_MAX      = 3,
+    LLAMA_SO8T_PROMPT_AGGREGATION_WINDOW8  = 4, // the largest of the means of 8 tokens
+    LLAMA_SO8T_PROMPT_AGGREGATION_WINDOW16 = 5,
 };
 
 enum llama_so8t_representation {
@@ -73,6 +93,19 @@ struct llama_so8t_head {
     const int32_t * taps;
     int32_t n_taps;
     enum llama_so8t_tap_norm tap_norm; // of each tap
+
+    int32_t sliding_window; // of the form attention: tokens that a token sees, 0: all before it
+
+    enum llama_so8t_aggregation aggregation; // of the positions of an answer
+    float ema_alpha;                         // of ema: weight of the newest position
+    int32_t window;                          // of the aggregation window: positions
+
+    // how a prompt is read, and for each of these ways the threshold of each label
+    const enum llama_so8t_prompt_aggregation * prompt_aggregations;
+    int32_t n_prompt_aggregations;
+    const float * prompt_thresholds;
+
+    int32_t depends_on; // the head is asked where a label of this head has an action other than allow; -1: everywhere
 };
 
 struct llama_so8t_label {
@@ -94,6 +127,8 @@ LLAMA_API const char * llama_so8t_rule_name(enum llama_so8t_rule rule);
 LLAMA_API const char * llama_so8t_link_name(enum llama_so8t_link link);
 LLAMA_API const char * llama_so8t_form_name(enum llama_so8t_form form);
 LLAMA_API const char * llama_so8t_tap_norm_name(enum llama_so8t_tap_norm norm);
+LLAMA_API const char * llama_so8t_aggregation_name(enum llama_so8t_aggregation aggregation);
+LLAMA_API const char * llama_so8t_prompt_aggregation_name(enum llama_so8t_prompt_aggregation aggregation);
 LLAMA_API const char * llama_so8t_representation_name(enum llama_so8t_representation representation);
 
 // logits of one head at output i (indexed as llama_get_logits_ith: batch position, or negative from the
