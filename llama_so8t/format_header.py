@@ -84,7 +84,7 @@ def header() -> str:
         ),
         "// base families: X(name, whether it has a norm after q and k, {type, parameters} of its known sizes...)\n"
         + _macro("SO8T_FAMILIES", (_family(family) for family in format.FAMILIES.values())),
-        "// forms of a head with a stem: X(activation, form, whether the stem has a norm); a head without has the one below\n"
+        "// stems: X(activation, form, whether there is a norm); a head without a stem has the activation below\n"
         + _macro(
             "SO8T_STEM_FORMS",
             (f"X({_name(form.activation)}, {form.form.upper()}, {_bool(form.norm)})" for form in stems),

@@ -197,7 +197,7 @@ inline constexpr so8t_folded_row so8t_folded_rows[] = {
     X("llama", false, {LLM_TYPE_360M, 360e6}, {LLM_TYPE_1B, 1e9}, {LLM_TYPE_1_7B, 1.7e9}, {LLM_TYPE_3B, 3e9}, {LLM_TYPE_7B, 7e9}, {LLM_TYPE_8B, 8e9}, {LLM_TYPE_13B, 13e9}, {LLM_TYPE_34B, 34e9}, {LLM_TYPE_65B, 65e9}, {LLM_TYPE_70B, 70e9}, {LLM_TYPE_405B, 405e9}) \
     X("qwen2", false, {LLM_TYPE_0_5B, 0.5e9}, {LLM_TYPE_1_5B, 1.5e9}, {LLM_TYPE_3B, 3e9}, {LLM_TYPE_7B, 7e9}, {LLM_TYPE_14B, 14e9}, {LLM_TYPE_32B, 32e9}, {LLM_TYPE_70B, 70e9})
 
-// forms of a head with a stem: X(activation, form, whether the stem has a norm); a head without has the one below
+// stems: X(activation, form, whether there is a norm); a head without a stem has the activation below
 #define SO8T_STEM_FORMS(X) \
     X(gelu, MLP, false) \
     X(tanh, MLP, false) \
