@@ -254,6 +254,40 @@ FAMILIES: Mapping[str, Family] = {family.name: family for family in _FAMILIES}
 FORMS = LINEAR, MLP, ATTENTION = ("linear", "mlp", "attention")
 """What stands between the taps of a head and its values: nothing, or one of two kinds of stem."""
 
+STEM_SIZES = INNER, HEAD_DIM, READ = ("inner", "head_dim", "n_in")
+"""Sizes of the tensors of a stem: what it gives, one key of attention, and all that it reads (taps * hidden size)."""
+
+
+@dataclass(frozen=True)
+class StemTensor:
+    """A tensor of a stem: its name behind that of the stem, in a checkpoint and in a file, and its shape, rows first.
+
+    ``sizes`` are some of `STEM_SIZES`. Rotations before the heads are folded into the columns of those that read.
+    """
+
+    name: str
+    sizes: tuple[str, ...]
+    required: bool = True
+
+    @property
+    def reads(self) -> bool:
+        """Whether its columns are what the stem reads."""
+        return self.sizes[-1] == READ
+
+
+_STEM_TENSORS = (
+    StemTensor("weight", (INNER, READ)),
+    StemTensor("bias", (INNER,), required=False),
+    StemTensor("attn_q.weight", (INNER, READ)),
+    StemTensor("attn_k.weight", (HEAD_DIM, READ)),
+    StemTensor("attn_v.weight", (HEAD_DIM, READ)),
+    StemTensor("attn_output.weight", (INNER, INNER)),
+    StemTensor("norm.weight", (INNER,)),
+)
+
+STEM_TENSORS: Mapping[str, StemTensor] = {tensor.name: tensor for tensor in _STEM_TENSORS}
+"""Tensors of stems by their names; a form has some of them, in this order."""
+
 _MLP_STEM = ("weight", "bias")
 _ATTENTION_STEM = ("attn_q.weight", "attn_k.weight", "attn_v.weight", "attn_output.weight", "norm.weight")
 
@@ -262,8 +296,8 @@ _ATTENTION_STEM = ("attn_q.weight", "attn_k.weight", "attn_v.weight", "attn_outp
 class HeadForm:
     """The form of a head, named by its activation: ``W z + b``, or ``W stem(z) + b``.
 
-    ``stem`` are the tensors of the stem, as they are named behind it. ``bias``: the reference model has biases in
-    head and stem; a file may have them in any form.
+    ``stem`` names the tensors of the stem, some of `STEM_TENSORS`. ``bias``: the reference model has biases in head
+    and stem; a file may have that of a head in any form.
 
     The stem of a form ``mlp`` is ``act(W1 z + b1)``. That of the form ``attention`` looks back at every token:
     ``rmsnorm(W_o concat_h(sum_s softmax_s(q_h . k_s / sqrt(d)) v_s) + q) * norm`` with the eps `TAP_NORM_EPS`, where
@@ -276,6 +310,11 @@ class HeadForm:
     bias: bool = True
 
     @property
+    def stem_tensors(self) -> tuple[StemTensor, ...]:
+        """The rows of `stem`."""
+        return tuple(STEM_TENSORS[name] for name in self.stem)
+
+    @property
     def norm(self) -> bool:
         """Whether the stem has a norm with a weight."""
         return "norm.weight" in self.stem
@@ -286,7 +325,7 @@ _HEAD_FORMS = (
     HeadForm("gelu"),
     HeadForm("tanh"),
     HeadForm("rmsnorm", stem=(*_MLP_STEM, "norm.weight"), bias=False),  # the form of Qwen3Guard
-    HeadForm("attention", form=ATTENTION, stem=_ATTENTION_STEM, bias=False),  # a form of SingProbe
+    HeadForm("attention", form=ATTENTION, stem=_ATTENTION_STEM),  # a form of SingProbe
 )
 
 HEAD_FORMS: Mapping[str, HeadForm] = {form.activation: form for form in _HEAD_FORMS}
@@ -604,7 +643,7 @@ def head_tensor_prefix(name: str) -> str:
 
 
 def stem_tensor_prefix(stem: str) -> str:
-    """Checkpoint prefix of a stem's ``weight`` [inner, d], ``bias`` [inner] and ``norm.weight`` [inner]."""
+    """Checkpoint prefix of the tensors of a stem, `STEM_TENSORS`."""
     return f"stems.{stem}"
 
 
@@ -716,6 +755,7 @@ class Tensors:
     OUT_GENERATOR = "so8t_out_gen.weight"  # [28, nb]
     HEAD_WEIGHT = "so8t_head.{name}.weight"  # [taps * d or inner, labels]
     HEAD_BIAS = "so8t_head.{name}.bias"  # [labels]
+    STEM = "so8t_stem.{stem}.{part}"  # any of them; part: a name of STEM_TENSORS
     STEM_WEIGHT = "so8t_stem.{stem}.weight"  # [taps * d, inner]
     STEM_ATTN_Q = "so8t_stem.{stem}.attn_q.weight"  # [taps * d, n_head * head_dim = inner]
     STEM_ATTN_K = "so8t_stem.{stem}.attn_k.weight"  # [taps * d, head_dim]

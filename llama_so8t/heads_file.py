@@ -1,20 +1,25 @@
-"""Heads in a file of their own: put into a copy of a model, and taken out of one again."""
+"""Heads in a file of their own: written, put into a copy of a model, and taken out of one again."""
 
-from collections.abc import Mapping, Sequence
+import reprlib
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from llama_so8t import upstream
+from llama_so8t.conversion.so8t_keys import head_keys
 from llama_so8t.errors import CheckpointError, ConversionError
 from llama_so8t.files.atomic import new_files
 from llama_so8t.files.gguf_file import GgufFile, read_gguf
-from llama_so8t.format import ARCH, FORMAT_VERSION, HEADS_TYPE, Keys, Tensors
+from llama_so8t.files.json_file import read_json
+from llama_so8t.format import ARCH, FAMILIES, FORMAT_VERSION, HEADS_TYPE, HeadSpec, Keys, Tensors
 from llama_so8t.inspection.gguf_heads import format_version, read_heads
 from llama_so8t.inspection.tensor_hash import model_sha256
+from llama_so8t.tensors import LazyTensor
 
-_PARTS = (Tensors.HEAD_WEIGHT.partition("{")[0], Tensors.STEM_WEIGHT.partition("{")[0])
+_PARTS = (Tensors.HEAD_WEIGHT.partition("{")[0], Tensors.STEM.partition("{")[0])
 """Beginnings of the tensor names of heads and stems."""
 
 
@@ -35,16 +40,17 @@ def attach(model: Path, heads: Sequence[Path], out: Path) -> tuple[str, ...]:
         ConversionError: the heads belong to another base, or a name is there already.
     """
     file = _read_model(model)
-    base = _Base(file)
+    base = Base.of_gguf(file)
     keys = {key: value.for_writer() for key, value in file.metadata.items()}
-    names = list(read_heads(file, base.n_layer))
+    n_layer = _layers(file)
+    names = list(read_heads(file, n_layer))
     tensors = {tensor.name: tensor for tensor in upstream.gguf.GGUFReader(model).tensors}
     added: dict[str, Any] = {}
     new_names: list[str] = []
     for path in heads:
         other = _read_heads_file(path)
-        base.check(other)
-        for name in read_heads(other, base.n_layer):
+        base.check(file.path, other)
+        for name in read_heads(other, n_layer):
             if name in (*names, *new_names):
                 raise ConversionError(f"{path}: head {name!r} is there already, expected heads with different names")
             new_names.append(name)
@@ -78,15 +84,17 @@ def detach(model: Path, out: Path, heads_out: Path | None = None) -> tuple[str, 
         CheckpointError: the file is damaged, or has no heads.
     """
     file = _read_model(model)
-    base = _Base(file)
-    heads = read_heads(file, base.n_layer)
+    base = Base.of_gguf(file)
+    heads = read_heads(file, _layers(file))
     if not heads:
         raise CheckpointError(f"{model}: found no heads (key {Keys.HEADS}), expected a model with heads")
     of_heads = {
         k: v.for_writer() for k, v in file.metadata.items() if k == Keys.HEADS or k.startswith(Keys.HEAD_PREFIX)
     }
     keys = {key: value.for_writer() for key, value in file.metadata.items() if key not in of_heads}
-    version = keys[Keys.FORMAT_VERSION] if base.is_so8t else keys.pop(Keys.FORMAT_VERSION, None)
+    version = (
+        keys[Keys.FORMAT_VERSION] if file.get("general.architecture") == ARCH else keys.pop(Keys.FORMAT_VERSION, None)
+    )
     tensors = upstream.gguf.GGUFReader(model).tensors
     kept = [tensor for tensor in tensors if not tensor.name.startswith(_PARTS)]
     moved = [tensor for tensor in tensors if tensor.name.startswith(_PARTS)]
@@ -94,37 +102,69 @@ def detach(model: Path, out: Path, heads_out: Path | None = None) -> tuple[str, 
     with new_files(outs) as temporaries:
         _write(temporaries[0], file, keys, kept)
         if heads_out is not None:
-            bound = base.keys(model_sha256(temporaries[0])) | ({Keys.FORMAT_VERSION: version} if version else {})
+            bound = replace(base, sha256=model_sha256(temporaries[0])).keys() | (
+                {Keys.FORMAT_VERSION: version} if version else {}
+            )
             _write(temporaries[1], None, bound | of_heads, moved)
     return tuple(heads)
 
 
-class _Base:
-    """What a heads file is bound to: architecture, width and layers of a model, and the hash of its tensors."""
+@dataclass(frozen=True)
+class Base:
+    """What a heads file is bound to: width, architecture and layers of a model, and the hash of its tensors.
 
-    def __init__(self, file: GgufFile) -> None:
-        self.path = file.path
-        self.arch = _get(file, "general.architecture", str)
-        self.is_so8t = self.arch == ARCH
-        self.architecture = _get(file, Keys.BASE_ARCHITECTURE, str) if self.is_so8t else self.arch
-        self.hidden_size = _get(file, f"{self.arch}.embedding_length", int)
-        self.n_layer = _get(file, f"{self.arch}.block_count", int)
+    What is None is not known, and not compared. The architecture is that of llama.cpp; of a model of the architecture
+    so8t, that of its base.
+    """
 
-    def keys(self, sha256: str) -> dict[str, Any]:
-        """Keys of a heads file that is bound to this model and to the tensors with this hash."""
-        gguf = upstream.gguf
-        kinds = gguf.GGUFValueType
-        return {
-            "general.architecture": gguf.GGUFValue(ARCH, kinds.STRING),
-            "general.type": gguf.GGUFValue(HEADS_TYPE, kinds.STRING),
-            Keys.BASE_ARCHITECTURE: gguf.GGUFValue(self.architecture, kinds.STRING),
-            Keys.BASE_SHA256: gguf.GGUFValue(sha256, kinds.STRING),
-            f"{ARCH}.embedding_length": gguf.GGUFValue(self.hidden_size, kinds.UINT32),
-            f"{ARCH}.block_count": gguf.GGUFValue(self.n_layer, kinds.UINT32),
+    hidden_size: int
+    architecture: str | None = None
+    n_layer: int | None = None
+    sha256: str | None = None
+
+    @classmethod
+    def of(cls, model: Path) -> "Base":
+        """A base from a GGUF file, with the hash of its tensors, or from a model directory, without.
+
+        Raises:
+            CheckpointError: a file is missing or damaged, or the architecture is unknown to llama.cpp.
+        """
+        if not model.is_dir():
+            return replace(cls.of_gguf(read_gguf(model)), sha256=model_sha256(model, "hash of the base"))
+        where = model / "config.json"
+        config = read_json(where)
+        sizes = config.get("text_config", config)
+        found: dict[str, Any] = {}
+        for key in ("hidden_size", "num_hidden_layers"):
+            found[key] = sizes.get(key) if isinstance(sizes, dict) else None
+            if type(found[key]) is not int or not 0 < found[key] < 1 << 31:
+                raise CheckpointError(
+                    f"{where}: found {key} {reprlib.repr(found[key])}, expected a whole number above 0"
+                )
+        return cls(found["hidden_size"], _architecture(where, config), found["num_hidden_layers"])
+
+    @classmethod
+    def of_gguf(cls, file: GgufFile) -> "Base":
+        """A base from the metadata of its file."""
+        arch = _get(file, "general.architecture", str)
+        architecture = _get(file, Keys.BASE_ARCHITECTURE, str) if arch == ARCH else arch
+        return cls(_get(file, f"{arch}.embedding_length", int), architecture, _layers(file))
+
+    def keys(self) -> dict[str, Any]:
+        """Keys of a heads file that is bound to this model."""
+        kinds = upstream.gguf.GGUFValueType
+        values = {
+            "general.architecture": (ARCH, kinds.STRING),
+            "general.type": (HEADS_TYPE, kinds.STRING),
+            Keys.BASE_ARCHITECTURE: (self.architecture, kinds.STRING),
+            Keys.BASE_SHA256: (self.sha256, kinds.STRING),
+            f"{ARCH}.embedding_length": (self.hidden_size, kinds.UINT32),
+            f"{ARCH}.block_count": (self.n_layer, kinds.UINT32),
         }
+        return {key: upstream.gguf.GGUFValue(*value) for key, value in values.items() if value[0] is not None}
 
-    def check(self, heads: GgufFile) -> None:
-        """Compares the model with what the heads say of theirs."""
+    def check(self, path: Path, heads: GgufFile) -> None:
+        """Compares the model with what the heads say of theirs; ``path`` is that of the model."""
         for key, found in (
             (Keys.BASE_ARCHITECTURE, self.architecture),
             (f"{ARCH}.embedding_length", self.hidden_size),
@@ -133,14 +173,32 @@ class _Base:
             expected = heads.get(key)
             if expected not in (None, found):
                 raise ConversionError(
-                    f"{heads.path}: its heads belong to a base with {key} {expected!r}, {self.path} has {found!r}"
+                    f"{heads.path}: its heads belong to a base with {key} {expected!r}, {path} has {found!r}"
                 )
         sha256 = heads.get(Keys.BASE_SHA256)
-        if sha256 is not None and sha256 != model_sha256(self.path):
+        if sha256 is not None and sha256 != model_sha256(path):
             raise ConversionError(
                 f"{heads.path}: its heads belong to a base whose tensors have the hash {sha256}, "
-                f"those of {self.path} have another"
+                f"those of {path} have another"
             )
+
+
+def write_heads_file(path: Path, base: Base, heads: Collection[HeadSpec], tensors: Collection[LazyTensor]) -> None:
+    """Writes heads and the tensors of heads and stems, float32, as a file that is bound to a base.
+
+    Raises:
+        CheckpointError: a tensor cannot be read.
+        ConfigError: a head reads behind the layers of the base.
+    """
+    for head in heads:
+        if base.n_layer is not None:
+            head.check_taps(base.n_layer)
+    with new_files([path]) as (temporary,):
+        writer = upstream.gguf.GGUFWriter(temporary, arch=ARCH)
+        upstream.put_keys(writer, base.keys() | head_keys(heads))
+        for tensor in tensors:
+            writer.add_tensor(tensor.name, np.ascontiguousarray(tensor.read(), dtype=np.float32))
+        _finish(writer)
 
 
 def _read_model(path: Path) -> GgufFile:
@@ -161,6 +219,23 @@ def _read_heads_file(path: Path) -> GgufFile:
     return file
 
 
+def _layers(file: GgufFile) -> int:
+    return _get(file, f"{_get(file, 'general.architecture', str)}.block_count", int)
+
+
+def _architecture(where: Path, config: Mapping[str, Any]) -> str:
+    """The name in llama.cpp of the architecture of a model directory."""
+    model_type = config.get("base_model_type", config.get("model_type"))
+    if config.get("model_type") == ARCH or model_type in FAMILIES:
+        return str(model_type)
+    classes = config.get("architectures")
+    name = classes[0] if isinstance(classes, list) and classes else None
+    try:
+        return upstream.gguf.MODEL_ARCH_NAMES[upstream.conversion.get_model_class(name).model_arch]
+    except (NotImplementedError, TypeError):
+        raise CheckpointError(f"{where}: found the class {name!r}, which llama.cpp does not convert") from None
+
+
 def _get(file: GgufFile, key: str, kind: type) -> Any:
     value = file.get(key)
     if not isinstance(value, kind) or isinstance(value, bool):
@@ -179,6 +254,10 @@ def _write(path: Path, model: GgufFile | None, keys: Mapping[str, Any], tensors:
     upstream.put_keys(writer, keys)
     for tensor in tensors:
         writer.add_tensor(tensor.name, np.asarray(tensor.data), raw_dtype=tensor.tensor_type)
+    _finish(writer)
+
+
+def _finish(writer: Any) -> None:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -1,7 +1,7 @@
 """What `config.json` says about an SO8T model, checked once and used everywhere."""
 
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from types import NoneType
 from typing import Any
@@ -11,6 +11,9 @@ from llama_so8t.algebra.triality import REPRESENTATIONS, VECTOR
 from llama_so8t.errors import ConfigError
 from llama_so8t.format import (
     FAMILIES,
+    HEAD_DIM,
+    HEAD_FORMS,
+    INNER,
     OUT,
     OUT_GENERATOR,
     PER_HEAD,
@@ -61,6 +64,8 @@ class ModelSpec:
     mlp_bias: bool = False
     stem_sizes: dict[str, int] = field(default_factory=dict)
     """Stem -> its inner width, as far as ``so8t_stem_sizes`` says; a checkpoint's tensors say it too."""
+    stem_head_dims: dict[str, int] = field(default_factory=dict)
+    """The same from ``so8t_stem_head_dims``: stem of the form attention -> numbers of a key."""
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "ModelSpec":
@@ -124,7 +129,8 @@ class ModelSpec:
             qkv_bias=_has_bias(config, family.qkv_bias),
             o_bias=_has_bias(config, family.o_bias),
             mlp_bias=_has_bias(config, family.mlp_bias),
-            stem_sizes=_stem_sizes(config, specs),
+            stem_sizes=_stem_sizes(config, "so8t_stem_sizes", _stems(specs)),
+            stem_head_dims=_stem_sizes(config, "so8t_stem_head_dims", _stems(specs, HEAD_DIM)),
         )
 
     @property
@@ -203,7 +209,8 @@ def _representations(config: Mapping[str, Any], key: str, n: int, enabled: tuple
     return tuple(v if enabled[v] else 0 for v in value)
 
 
-def _stem_sizes(config: Mapping[str, Any], heads: Mapping[str, HeadSpec]) -> dict[str, int]:
+def _stems(heads: Mapping[str, HeadSpec], size: str = INNER) -> list[str]:
+    """Names of the stems with a tensor of that size, whose heads must agree on what the stem reads and does."""
     stems: dict[str, HeadSpec] = {}
     for head in heads.values():
         if head.stem is None:
@@ -215,12 +222,20 @@ def _stem_sizes(config: Mapping[str, Any], heads: Mapping[str, HeadSpec]) -> dic
                     f"config.json: heads {first.name!r} and {head.name!r} share the stem {head.stem!r}: "
                     f"found {key} {getattr(first, key)!r} and {getattr(head, key)!r}, expected the same"
                 )
-    sizes = config.get("so8t_stem_sizes")
+    return [
+        stem
+        for stem, head in stems.items()
+        if any(size in tensor.sizes for tensor in HEAD_FORMS[head.activation].stem_tensors)
+    ]
+
+
+def _stem_sizes(config: Mapping[str, Any], key: str, stems: Collection[str]) -> dict[str, int]:
+    sizes = config.get(key)
     if sizes is None:
         return {}
     if not isinstance(sizes, Mapping) or set(sizes) - set(stems):
         raise ConfigError(
-            f"config.json: found so8t_stem_sizes {reprlib.repr(sizes)}, "
+            f"config.json: found {key} {reprlib.repr(sizes)}, "
             f"expected an object with the stems of so8t_heads: {', '.join(stems) or 'none'}"
         )
     return {stem: _positive(sizes, stem) for stem in sizes}

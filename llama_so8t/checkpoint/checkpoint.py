@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from llama_so8t.checkpoint.checks import generator
-from llama_so8t.checkpoint.names import EMBEDDING
+from llama_so8t.checkpoint.names import EMBEDDING, stem_sizes
 from llama_so8t.checkpoint.vocabulary import Vocabulary
 from llama_so8t.errors import CheckpointError
 from llama_so8t.files.finite import finite
 from llama_so8t.folding import LayerRotations, RotationCache
-from llama_so8t.format import head_tensor_prefix
+from llama_so8t.format import HEAD_DIM, INNER, head_tensor_prefix
 from llama_so8t.model_spec import ModelSpec
 from llama_so8t.tensors import LazyTensor
 
@@ -87,6 +87,16 @@ class Checkpoint:
             CheckpointError: as `load`.
         """
         return tuple(name for name in self.spec.heads if not self.load(f"{head_tensor_prefix(name)}.weight").any())
+
+    @property
+    def stem_fields(self) -> dict[str, dict[str, int] | None]:
+        """The fields of ``config.json`` with the sizes of the stems, as the tensors have them."""
+        shapes = {name: tensor.shape for name, tensor in self.tensors.items()}
+        sizes = {head.stem: stem_sizes(head, shapes) for head in self.spec.heads.values() if head.stem is not None}
+        return {
+            field: {stem: found[size] for stem, found in sizes.items() if size in found} or None
+            for field, size in (("so8t_stem_sizes", INNER), ("so8t_stem_head_dims", HEAD_DIM))
+        }
 
     def rotations(self) -> RotationCache:
         """Rotations of the layers, from their generators."""

@@ -6,14 +6,15 @@ from pathlib import Path
 import numpy as np
 
 from llama_so8t.algebra import MAX_COEFFICIENT
-from llama_so8t.checkpoint.names import IGNORED_SUFFIXES, OUTPUT, OUTPUT_ALIAS, Expected
+from llama_so8t.checkpoint.names import IGNORED_SUFFIXES, OUTPUT, OUTPUT_ALIAS, Expected, stem_sizes
 from llama_so8t.errors import CheckpointError
 from llama_so8t.files.finite import finite
-from llama_so8t.format import head_tensor_prefix, stem_tensor_prefix
+from llama_so8t.format import HEAD_DIM, HEAD_FORMS, INNER, head_tensor_prefix, stem_tensor_prefix
 from llama_so8t.model_spec import ModelSpec
 from llama_so8t.tensors import LazyTensor
 
 _SHOWN = 3
+_SIZE_NAMES = {INNER: "the width", HEAD_DIM: "the size of a key"}
 
 
 def normalized(path: Path, tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
@@ -59,26 +60,32 @@ def check_tensors(path: Path, tensors: Mapping[str, LazyTensor], expected: Mappi
 
 
 def check_stems(path: Path, tensors: Mapping[str, LazyTensor], spec: ModelSpec) -> None:
-    """Checks the inner width of every stem, which a file may know alone.
+    """Checks the sizes of every stem, which a file may know alone.
 
     Raises:
-        CheckpointError: heads and stem disagree.
+        CheckpointError: heads and stem disagree, or a stem of attention is not made of whole heads.
     """
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
     for head in spec.heads.values():
         if head.stem is None:
             continue
-        prefix = stem_tensor_prefix(head.stem)
-        inner = tensors[f"{prefix}.weight"].shape[0]
-        for name, axis in (
-            (f"{prefix}.bias", 0),
-            (f"{prefix}.norm.weight", 0),
-            (f"{head_tensor_prefix(head.name)}.weight", 1),
-        ):
-            if name in tensors and tensors[name].shape[axis] != inner:
-                raise CheckpointError(
-                    f"{path}: tensor {name!r}: found shape {list(tensors[name].shape)}, "
-                    f"expected {inner} on axis {axis}, the width of its stem"
-                )
+        prefix, sizes = stem_tensor_prefix(head.stem), stem_sizes(head, shapes)
+        names = {f"{prefix}.{part.name}": part.sizes for part in HEAD_FORMS[head.activation].stem_tensors}
+        names[f"{head_tensor_prefix(head.name)}.weight"] = ("labels", INNER)
+        for name, kinds in names.items():
+            for axis, kind in enumerate(kinds):
+                expected, what = sizes.get(kind), _SIZE_NAMES.get(kind)
+                if expected is not None and name in shapes and shapes[name][axis] != expected:
+                    raise CheckpointError(
+                        f"{path}: tensor {name!r}: found shape {list(shapes[name])}, "
+                        f"expected {expected} on axis {axis}, {what} of its stem"
+                    )
+        head_dim = sizes.get(HEAD_DIM, 1)
+        if not sizes[INNER] or not head_dim or sizes[INNER] % head_dim:
+            raise CheckpointError(
+                f"{path}: stem {head.stem!r}: found the width {sizes[INNER]} and keys of {head_dim}, "
+                "expected a multiple: one or more whole heads"
+            )
 
 
 def generator(path: Path, tensor: LazyTensor) -> np.ndarray:

@@ -6,7 +6,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from llama_so8t.errors import CheckpointError
-from llama_so8t.format import HEAD_FORMS, LINEAR_NAMES, Tensors, head_tensor_prefix, stem_tensor_prefix
+from llama_so8t.format import (
+    HEAD_DIM,
+    HEAD_FORMS,
+    INNER,
+    LINEAR_NAMES,
+    READ,
+    HeadSpec,
+    Tensors,
+    head_tensor_prefix,
+    stem_tensor_prefix,
+)
 from llama_so8t.model_spec import ModelSpec
 
 EMBEDDING = "model.embed_tokens.weight"
@@ -117,16 +127,32 @@ def so8t_tensors(spec: ModelSpec) -> dict[str, Expected]:
     for head in spec.heads.values():
         columns: int | None = len(head.taps) * spec.hidden_size
         if head.stem is not None:
-            prefix, inner = stem_tensor_prefix(head.stem), spec.stem_sizes.get(head.stem)
-            tensors[f"{prefix}.weight"] = Expected((inner, columns))
+            inner, head_dim = spec.stem_sizes.get(head.stem), spec.stem_head_dims.get(head.stem)
+            sizes = {READ: columns, INNER: inner, HEAD_DIM: head_dim}
+            for part in HEAD_FORMS[head.activation].stem_tensors:
+                shape = tuple(sizes[size] for size in part.sizes)
+                tensors[f"{stem_tensor_prefix(head.stem)}.{part.name}"] = Expected(shape, part.required)
             columns = inner
-            tensors[f"{prefix}.bias"] = Expected((columns,), required=False)
-            if HEAD_FORMS[head.activation].norm:
-                tensors[f"{prefix}.norm.weight"] = Expected((columns,))
         prefix = head_tensor_prefix(head.name)
         tensors[f"{prefix}.weight"] = Expected((len(head.labels), columns))
         tensors[f"{prefix}.bias"] = Expected((len(head.labels),), required=False)
     return tensors
+
+
+def stem_sizes(head: HeadSpec, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+    """`INNER` and, where there are keys, `HEAD_DIM` of the stem of a head, as the first tensor that has each says it.
+
+    Args:
+        head: with a stem.
+        shapes: of the tensors of a checkpoint, by name; those of the stem have as many sizes as they should.
+    """
+    sizes: dict[str, int] = {}
+    for part in HEAD_FORMS[head.activation].stem_tensors:
+        shape = shapes.get(f"{stem_tensor_prefix(str(head.stem))}.{part.name}", ())
+        for size, found in zip(part.sizes, shape, strict=False):
+            sizes.setdefault(size, found)
+    sizes.pop(READ, None)
+    return sizes
 
 
 def gguf_name(name: str, spec: ModelSpec) -> str:
@@ -146,14 +172,9 @@ def gguf_name(name: str, spec: ModelSpec) -> str:
         if name in forms:
             return forms[name].format(name=head.name)
         if head.stem is not None:
-            prefix = stem_tensor_prefix(head.stem)
-            forms = {
-                f"{prefix}.weight": Tensors.STEM_WEIGHT,
-                f"{prefix}.bias": Tensors.STEM_BIAS,
-                f"{prefix}.norm.weight": Tensors.STEM_NORM,
-            }
-            if name in forms:
-                return forms[name].format(stem=head.stem)
+            prefix, _, part = name.partition(f"{stem_tensor_prefix(head.stem)}.")
+            if not prefix and part in HEAD_FORMS[head.activation].stem:
+                return Tensors.STEM.format(stem=head.stem, part=part)
     raise KeyError(name)
 
 

@@ -16,6 +16,7 @@ COMMANDS = (
     "heads",
     "attach",
     "detach",
+    "import-probe",
     "audit",
     "diagnose",
     "modelfile",
@@ -29,7 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"so8t {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in COMMANDS:
-        module = importlib.import_module(f"llama_so8t.cli.{name}")
+        module = importlib.import_module(f"llama_so8t.cli.{name.replace('-', '_')}")
         subparser = subparsers.add_parser(name, help=module.HELP, description=module.HELP)
         module.add_arguments(subparser)
         subparser.set_defaults(run=module.run)

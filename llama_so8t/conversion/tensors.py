@@ -13,6 +13,7 @@ from llama_so8t.checkpoint.row_order import to_gguf
 from llama_so8t.files.finite import check_finite
 from llama_so8t.folding import RotationCache
 from llama_so8t.format import (
+    HEAD_FORMS,
     OUT_GENERATOR,
     SITES,
     Tensors,
@@ -118,11 +119,11 @@ def plan_heads(checkpoint: Checkpoint) -> Iterator[LazyTensor]:
     spec = checkpoint.spec
     yield _exact(checkpoint, OUT_GENERATOR, Tensors.OUT_GENERATOR)
     # one representation per stem, as ModelSpec checks: the rotation before a stem is folded into it
-    stems = {head.stem: head.representation for head in spec.heads.values() if head.stem is not None}
-    for stem, representation in stems.items():
-        for suffix in ("weight", "bias", "norm.weight"):
-            name = f"{stem_tensor_prefix(stem)}.{suffix}"
-            yield from _part(checkpoint, name, representation if suffix == "weight" else None)
+    stems = {head.stem: head for head in spec.heads.values() if head.stem is not None}
+    for stem, head in stems.items():
+        for part in HEAD_FORMS[head.activation].stem_tensors:
+            name = f"{stem_tensor_prefix(stem)}.{part.name}"
+            yield from _part(checkpoint, name, head.representation if part.reads else None)
     for head in spec.heads.values():
         for suffix in ("weight", "bias"):
             first_layer = suffix == "weight" and head.stem is None

@@ -10,7 +10,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from llama_so8t.algebra import DIM
 from llama_so8t.errors import ConfigError
-from llama_so8t.format import ARCH, FAMILIES, HeadSpec, default_heads
+from llama_so8t.format import ARCH, ATTENTION, FAMILIES, HeadSpec, default_heads
 from llama_so8t.model_spec import ModelSpec
 
 ARCHITECTURE = "SO8TTransformerForCausalLM"
@@ -37,6 +37,8 @@ class SO8TTransformerConfig(PretrainedConfig):
         so8t_heads: name -> entry of `HeadSpec.from_dict` (or a `HeadSpec`), in verdict order; None is safety
             and authority, {} is no head.
         so8t_stem_sizes: stem -> inner width, one for each stem that the heads name.
+        so8t_stem_head_dims: stem -> numbers of a key, one for each stem of the form attention; its inner width is a
+            multiple, which gives the number of its attention heads.
 
     Raises:
         ConfigError: a field is unknown, of the wrong kind, or contradicts another.
@@ -58,6 +60,7 @@ class SO8TTransformerConfig(PretrainedConfig):
     so8t_head_kv_representation: list[int] | None = None
     so8t_heads: dict[str, Any] | None = None
     so8t_stem_sizes: dict[str, int] | None = None
+    so8t_stem_head_dims: dict[str, int] | None = None
 
     if TYPE_CHECKING:
         architectures: list[str] | None = None  # of the base class, which no type checker reads
@@ -120,6 +123,14 @@ class SO8TTransformerConfig(PretrainedConfig):
                 raise ConfigError(
                     f"config: head {head.name!r} uses the stem {head.stem!r}, which has no width; "
                     f"add it to so8t_stem_sizes"
+                )
+            if head.form != ATTENTION:
+                continue
+            inner, head_dim = spec.stem_sizes[str(head.stem)], spec.stem_head_dims.get(str(head.stem))
+            if head_dim is None or inner % head_dim:
+                raise ConfigError(
+                    f"config: the stem {head.stem!r} has the width {inner}; found {head_dim} for it in "
+                    f"so8t_stem_head_dims, expected the size of a key, of which the width is a multiple"
                 )
         return spec
 

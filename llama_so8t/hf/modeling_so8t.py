@@ -42,10 +42,9 @@ from llama_so8t.format import (
     head_tensor_prefix,
 )
 from llama_so8t.hf.configuration_so8t import SO8TTransformerConfig
+from llama_so8t.hf.stems import make_stem
 from llama_so8t.hf.torch_rotation import mix_heads, rotate_blocks, rotate_heads, rotation
 from llama_so8t.model_spec import ModelSpec
-
-STEM_ACTIVATIONS = {"gelu": nn.GELU(), "tanh": nn.Tanh(), "rmsnorm": nn.Identity()}
 
 
 class SO8TGenerators(nn.Module):
@@ -298,19 +297,6 @@ class SO8TTransformerModel(SO8TPreTrainedModel):
         )
 
 
-class SO8TStem(nn.Linear):
-    """First layer of MLP heads: ``act(W1 z + b1)``, or ``rmsnorm(W1 z)``. ``(..., d) -> (..., inner)``."""
-
-    def __init__(self, d: int, inner: int, activation: str, eps: float) -> None:
-        form = HEAD_FORMS[activation]
-        super().__init__(d, inner, bias=form.bias, dtype=torch.float32)
-        self.activation = STEM_ACTIVATIONS[activation]
-        self.norm = Qwen3RMSNorm(inner, eps=eps).float() if form.norm else nn.Identity()
-
-    def forward(self, z: torch.Tensor) -> torch.Tensor:
-        return self.norm(self.activation(super().forward(z)))
-
-
 @dataclass
 class SO8TCausalLMOutput(ModelOutput):
     """Task logits as in every causal model, and the values of the heads at every position of the input.
@@ -350,8 +336,7 @@ class SO8TTransformerForCausalLM(SO8TPreTrainedModel, GenerationMixin):
             read = len(head.taps) * spec.hidden_size
             width = spec.stem_sizes[head.stem] if head.stem else read
             if head.stem and head.stem not in self.stems:
-                stem = SO8TStem(read, width, head.activation, config.rms_norm_eps)
-                self.stems[head.stem] = stem
+                self.stems[head.stem] = make_stem(spec, head, config.rms_norm_eps)
             bias = HEAD_FORMS[head.activation].bias
             linear = nn.Linear(width, len(head.labels), bias=bias, dtype=torch.float32)
             parent, _, leaf = head_tensor_prefix(name).rpartition(".")
@@ -359,7 +344,11 @@ class SO8TTransformerForCausalLM(SO8TPreTrainedModel, GenerationMixin):
         self.post_init()
 
     def verdicts(
-        self, hidden_states: torch.Tensor, taps: dict[int, torch.Tensor] | None = None
+        self,
+        hidden_states: torch.Tensor,
+        taps: dict[int, torch.Tensor] | None = None,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
     ) -> dict[str, torch.Tensor]:
         """Values of every head: ``W z + b`` (or behind a stem), z the taps of the head one behind the other.
 
@@ -369,6 +358,8 @@ class SO8TTransformerForCausalLM(SO8TPreTrainedModel, GenerationMixin):
         Args:
             hidden_states: after the final norm, ``(batch, seq, d)``.
             taps: layer -> what enters it, ``(batch, seq, d)``, for each layer that a head reads.
+            attention_mask: ``(batch, past + seq)``, 0 at padding, for stems that look at other tokens.
+            past_key_values: the cache of the layers, which has seen these tokens; the stems have theirs behind it.
 
         Returns:
             name -> ``(batch, seq, labels)``, in the dtype of the heads (float32 unless the caller cast them).
@@ -382,7 +373,9 @@ class SO8TTransformerForCausalLM(SO8TPreTrainedModel, GenerationMixin):
             features = read[source]  # (batch, seq, taps * d)
             if head.stem:
                 if head.stem not in stems:
-                    stems[head.stem] = self.stems[head.stem](features)  # (batch, seq, inner)
+                    place = len(self.model.layers) + list(self.stems).index(head.stem)
+                    stem = self.stems[head.stem]
+                    stems[head.stem] = stem(features, attention_mask, past_key_values, place)  # (batch, seq, inner)
                 features = stems[head.stem]
             logits[name] = self.get_submodule(head_tensor_prefix(name))(features)  # (batch, seq, labels)
         return logits
@@ -422,7 +415,9 @@ class SO8TTransformerForCausalLM(SO8TPreTrainedModel, GenerationMixin):
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.vocab_size, **kwargs)
-        head_logits = self.verdicts(hidden_states, outputs.taps)  # diff with Qwen3
+        # diff with Qwen3; the model gives no cache back where the caller has one and asks for none
+        cache = outputs.past_key_values if past_key_values is None else past_key_values
+        head_logits = self.verdicts(hidden_states, outputs.taps, attention_mask, cache)
         return SO8TCausalLMOutput(
             loss=loss,
             logits=logits,

@@ -11,9 +11,13 @@ from llama_so8t.errors import CheckpointError
 from llama_so8t.files.gguf_file import GgufFile, read_gguf
 from llama_so8t.format import (
     ARCH,
+    HEAD_DIM,
+    HEAD_FORMS,
+    INNER,
     OUT,
     PER_HEAD,
     PER_HEAD_KV,
+    READ,
     SITES,
     HeadSpec,
     Keys,
@@ -197,17 +201,36 @@ class _Reader:
         rotations = self._array(tensor, (count, DIM, DIM), count).astype(np.float64)
         return RotationTensor(tensor, rotations, per_matrix or (0,) * n, stored=True)
 
+    def _stem_width(self, spec: HeadSpec, n_in: int) -> int:
+        """What the stem of a head gives; all its tensors are there, and fit together."""
+        sizes = {READ: n_in}
+        for part in HEAD_FORMS[spec.activation].stem_tensors:
+            tensor = self.file.tensors.get(Tensors.STEM.format(stem=spec.stem, part=part.name))
+            if tensor is None and not part.required:
+                continue
+            found = None if tensor is None else tensor.shape
+            fits = found is not None and len(found) == len(part.sizes)
+            if not fits or any(sizes.setdefault(s, n) != n for s, n in zip(part.sizes, found or (), strict=True)):
+                shown = "none" if found is None else str(list(reversed(found)))
+                expected = ", ".join(str(sizes.get(size, size)) for size in reversed(part.sizes))
+                raise CheckpointError(
+                    f"{self.path}: stem {spec.stem} of head {spec.name}: found {part.name} {shown}, "
+                    f"expected [{expected}]"
+                )
+        head_dim = sizes.get(HEAD_DIM, 1)
+        if not head_dim or sizes[INNER] % head_dim:
+            raise CheckpointError(
+                f"{self.path}: stem {spec.stem} of head {spec.name}: found keys of {head_dim}, "
+                f"expected whole heads in its width, {sizes[INNER]}"
+            )
+        return sizes[INNER]
+
     def _head(self, spec: HeadSpec) -> HeadTensors:
         weight_name = Tensors.HEAD_WEIGHT.format(name=spec.name)
         bias_name = Tensors.HEAD_BIAS.format(name=spec.name)
         width = len(spec.taps) * self.hidden_size
         if spec.stem is not None:
-            stem = self.file.tensors.get(Tensors.STEM_WEIGHT.format(stem=spec.stem))
-            if stem is None or len(stem.shape) != 2 or stem.shape[1] != width:
-                raise CheckpointError(
-                    f"{self.path}: stem {spec.stem} of head {spec.name} has no weight [{width}, inner]"
-                )
-            width = stem.shape[0]
+            width = self._stem_width(spec, width)
         weight = self._array(weight_name, (None, None), MAX_WIDTH)
         bias = self._array(bias_name, (None,), MAX_WIDTH) if bias_name in self.file.tensors else None
         problem = head_problem(spec, weight, bias, width)

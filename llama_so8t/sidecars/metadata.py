@@ -19,6 +19,7 @@ SO8T_FIELDS = (
     "so8t_head_kv_representation",
     "so8t_heads",
     "so8t_stem_sizes",
+    "so8t_stem_head_dims",
 )
 FURTHER = ("base_model_type", "mlp_bias", "rope_parameters", "rope_scaling", *SLIDING, *SO8T_FIELDS)
 """Keys beyond the 27; each is there only where a reader of the 27 would take the model for another one."""

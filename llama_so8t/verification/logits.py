@@ -13,7 +13,7 @@ from llama_so8t.checkpoint.names import gguf_name, layer_tensor
 from llama_so8t.checkpoint.row_order import from_gguf
 from llama_so8t.conversion.convert import Plan
 from llama_so8t.errors import RuntimeLibraryError
-from llama_so8t.format import ARCH, SITES, Tensors, stem_tensor_prefix
+from llama_so8t.format import ARCH, SITES, Tensors
 from llama_so8t.machine import available_memory, n_cores
 from llama_so8t.tensors import LazyTensor
 from llama_so8t.verification.bounds import LOGITS, LOGITS_QUANTIZED
@@ -100,9 +100,7 @@ def _of_reference(
 
     from llama_so8t.hf import SO8TTransformerConfig, SO8TTransformerForCausalLM
 
-    stems = {head.stem for head in checkpoint.spec.heads.values() if head.stem is not None}
-    sizes = {stem: checkpoint.shape(f"{stem_tensor_prefix(stem)}.weight")[0] for stem in sorted(stems)}
-    config = SO8TTransformerConfig(**checkpoint.config | {"so8t_stem_sizes": sizes or None})
+    config = SO8TTransformerConfig(**checkpoint.config | checkpoint.stem_fields)
     with no_init_weights():
         model = SO8TTransformerForCausalLM(config)
     model = model.float().eval()

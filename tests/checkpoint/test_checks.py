@@ -115,6 +115,45 @@ def test_stems_decide_their_width(model):
         model(lambda tensors: with_stems(tensors, tone_inner=13), so8t_heads=STEM_HEADS)
 
 
+ATTENTION_HEADS = {
+    "h": {
+        "labels": ["a", "b"], "actions": ["allow", "refuse"], "thresholds": [0.5, 0.5], "taps": [0, 1],
+        "activation": "attention", "stem": "p",
+    }
+}  # fmt: skip
+
+
+def with_attention(tensors, **changed):
+    for name in ("safety_head", "authority_head"):
+        del tensors[f"{name}.weight"], tensors[f"{name}.bias"]
+    shapes = {"attn_q": (24, 128), "attn_k": (8, 128), "attn_v": (8, 128), "attn_output": (24, 24), "norm": (24,)}
+    for name, shape in (shapes | changed).items():
+        if shape is not None:
+            put(f"stems.p.{name}.weight", *shape)(tensors)
+    put("heads.h.weight", 2, 24)(tensors)
+
+
+def test_an_attention_stem_has_its_tensors_and_no_other(model):
+    opened = model(with_attention, so8t_heads=ATTENTION_HEADS)
+    assert opened.stem_fields == {"so8t_stem_sizes": {"p": 24}, "so8t_stem_head_dims": {"p": 8}}
+    model(with_attention, so8t_heads=ATTENTION_HEADS, **opened.stem_fields)
+    for changed, message in (
+        ({"attn_v": None}, r"tensor 'stems.p.attn_v.weight' is missing"),
+        ({"attn_k": (8, 64)}, r"'stems.p.attn_k.weight': found shape \[8, 64\], expected \[any, 128\]"),
+        ({"attn_v": (9, 128)}, r"'stems.p.attn_v.weight'.*expected 8 on axis 0, the size of a key of its stem"),
+        ({"attn_output": (24, 16)}, r"'stems.p.attn_output.weight'.*expected 24 on axis 1, the width of its stem"),
+        ({"norm": (16,)}, r"'stems.p.norm.weight'.*expected 24 on axis 0, the width of its stem"),
+        ({"attn_k": (9, 128), "attn_v": (9, 128)}, r"stem 'p': found the width 24 and keys of 9, expected a multiple"),
+        ({"attn_k": (0, 128), "attn_v": (0, 128)}, r"stem 'p': found the width 24 and keys of 0, expected a multiple"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            model(lambda tensors, changed=changed: with_attention(tensors, **changed), so8t_heads=ATTENTION_HEADS)
+    with pytest.raises(CheckpointError, match=r"'stems.p.weight' is not expected"):
+        model(lambda t: (with_attention(t), put("stems.p.weight", 24, 128)(t)), so8t_heads=ATTENTION_HEADS)
+    with pytest.raises(CheckpointError, match=r"'stems.p.attn_k.weight'.*expected \[4, 128\]"):
+        model(with_attention, so8t_heads=ATTENTION_HEADS, so8t_stem_head_dims={"p": 4})
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

@@ -196,6 +196,42 @@ def test_stems_read_the_rotated_state_and_their_heads_do_not(models, copied, con
     assert "so8t.head.response_risk.prompt_token" not in file.metadata
 
 
+@pytest.mark.parametrize("shared_blocks", [False, True])
+def test_what_reads_in_an_attention_stem_reads_the_rotated_taps(models, copied, convert_to, rng, shared_blocks):
+    directory = copied(models["tiny-llama", "random"])
+    entry = {
+        "labels": ["a", "b"], "actions": ["allow", "refuse"], "thresholds": [0.5, 0.5], "representation": 1,
+        "taps": [1, 0], "tap_norm": "rms", "activation": "attention", "stem": "p", "sliding_window": 9,
+    }  # fmt: skip
+    shapes = {"attn_q": (24, 128), "attn_k": (8, 128), "attn_v": (8, 128), "attn_output": (24, 24), "norm": (24,)}
+    shapes = {f"stems.p.{name}.weight": shape for name, shape in shapes.items()} | {"heads.h.weight": (2, 24)}
+    values = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+
+    def edit(tensors):
+        for name in list(tensors):
+            if name.startswith(("safety_head", "authority_head")):
+                del tensors[name]
+            elif shared_blocks and (name.endswith((".gate_safe", ".gate_cmd", ".ffn")) or name == "so8t.out"):
+                tensors[name] = stored(name, tensors[name].read()[:1].copy())
+        tensors.update({name: stored(name, array) for name, array in values.items()})
+
+    rewrite(edit_config(directory, so8t_heads={"h": entry}, so8t_shared_blocks=shared_blocks), edit)
+    file, checkpoint = read_gguf(convert_to(directory)), open_checkpoint(directory)
+    assert checkpoint.stem_fields == {"so8t_stem_sizes": {"p": 24}, "so8t_stem_head_dims": {"p": 8}}
+    blocks = rotation(checkpoint.load("so8t.out"), 1)
+    z = rng.normal(size=128)
+    turned = np.concatenate([blocks[b % 8 % len(blocks)] @ z[8 * b : 8 * b + 8] for b in range(16)])
+    for name, weight in values.items():
+        found = file.tensors[name.replace("stems.", "so8t_stem.").replace("heads.", "so8t_head.")].read()
+        if name.endswith(("attn_q.weight", "attn_k.weight", "attn_v.weight")):
+            np.testing.assert_allclose(found @ z, weight @ turned, atol=1e-4)
+            assert not np.allclose(found, weight)
+        else:
+            np.testing.assert_array_equal(found, weight)
+    keys = {"form": "attention", "activation": "attention", "stem": "p", "taps": [1, 0], "sliding_window": 9}
+    assert {key: file.get(f"so8t.head.h.{key}") for key in keys} == keys
+
+
 def test_so8t_keys_say_what_the_model_is(models, convert_to):
     file = read_gguf(convert_to(models["Tiny-Qwen3-0.1M-Instruct", "random"], "q8_0"))
     expected = {

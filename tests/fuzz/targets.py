@@ -21,6 +21,7 @@ from audit_writer import run, write
 from gguf_files import write_gguf
 from hypothesis import strategies as st
 from lora_adapters import write_lora
+from probe_models import ProbeShape, write_probe
 from tiny_models import write_base
 
 from llama_so8t.algebra import random_generators
@@ -32,6 +33,7 @@ from llama_so8t.checkpoint import open_checkpoint
 from llama_so8t.checkpoint.adapter import WEIGHTS_NAME
 from llama_so8t.checkpoint.initialize import InitializeOptions, initialize
 from llama_so8t.checkpoint.lora import merged, read_lora
+from llama_so8t.checkpoint.singprobe import open_probe
 from llama_so8t.conversion.convert import plan
 from llama_so8t.conversion.lora import plan_lora
 from llama_so8t.conversion.options import ConvertOptions
@@ -39,6 +41,7 @@ from llama_so8t.diagnosis import diagnose
 from llama_so8t.errors import So8tError
 from llama_so8t.files import gguf_file, safetensors_file, torch_file
 from llama_so8t.format import Keys
+from llama_so8t.heads_file import Base, write_heads_file
 from llama_so8t.inspection import inspect, render
 
 SECONDS = 60
@@ -386,11 +389,11 @@ def _lora_inputs() -> st.SearchStrategy[bytes]:
     """A configuration behind its length, and the weights behind that: one of them is changed."""
     config, weights = (_lora() / "adapter_config.json").read_bytes(), (_lora() / WEIGHTS_NAME).read_bytes()
     configs = changed_json(json.loads(config)).map(lambda value: json.dumps(value).encode("utf-8", "surrogatepass"))
+    return configs.map(lambda changed: _joined(changed, weights)) | changed([weights]).map(lambda w: _joined(config, w))
 
-    def joined(config: bytes, weights: bytes) -> bytes:
-        return len(config).to_bytes(4, "little") + config + weights
 
-    return configs.map(lambda changed: joined(changed, weights)) | changed([weights]).map(lambda w: joined(config, w))
+def _joined(config: bytes, weights: bytes) -> bytes:
+    return len(config).to_bytes(4, "little") + config + weights
 
 
 def _read_lora(path: Path) -> None:
@@ -408,6 +411,34 @@ def _read_lora(path: Path) -> None:
     plan_lora(ConvertOptions(_model(), path.parent / "out.gguf", "f32"), directory)
 
 
+# --- probes ----------------------------------------------------------------------------------
+
+_PROBE = ProbeShape("attn", 8, (0, 1), n_head=2, head_dim=4)
+
+
+@cache
+def _probe() -> Path:
+    return write_probe(Path(_kept().name) / "probe", _PROBE)
+
+
+def _probe_inputs() -> st.SearchStrategy[bytes]:
+    """A configuration behind its length, and the weights behind that: one of them is changed."""
+    config, weights = (_probe() / "config.json").read_bytes(), (_probe() / "model.safetensors").read_bytes()
+    configs = changed_json(json.loads(config)).map(lambda value: json.dumps(value).encode("utf-8", "surrogatepass"))
+    return configs.map(lambda c: _joined(c, weights)) | changed([weights]).map(lambda w: _joined(config, w))
+
+
+def _read_probe(path: Path) -> None:
+    """As `so8t import-probe` reads it, for a base of three layers."""
+    data, directory = path.read_bytes(), path.parent / "probe"
+    directory.mkdir()
+    n = int.from_bytes(data[:4], "little")
+    (directory / "config.json").write_bytes(data[4 : 4 + n])
+    (directory / "model.safetensors").write_bytes(data[4 + n :])
+    probe = open_probe(directory, {"A": "escalate"})
+    write_heads_file(path.parent / "out.gguf", Base(probe.hidden_size, n_layer=3), probe.heads, probe.tensors)
+
+
 TARGETS = {
     target.name: target
     for target in (
@@ -420,5 +451,6 @@ TARGETS = {
         Target("anchor", lambda: changed([_ANCHOR]), _read_anchor),
         Target("config", _config_inputs, _read_config),
         Target("lora", _lora_inputs, _read_lora),
+        Target("probe", _probe_inputs, _read_probe),
     )
 }

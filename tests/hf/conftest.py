@@ -74,9 +74,10 @@ def model(config):
 
 @pytest.fixture
 def head_forms():
-    """Fields with the two heads of SO8T, linear and MLP heads, and two heads that share a Qwen3Guard stem."""
+    """Fields with the two heads of SO8T, linear and MLP heads, two on a Qwen3Guard stem, two that look back."""
     from llama_so8t.format import default_heads
 
+    attention = {"activation": "attention", "stem": "look", "taps": [1, 0], "tap_norm": "rms", "sliding_window": 4}
     return {
         "so8t_heads": {
             **default_heads(),
@@ -85,8 +86,11 @@ def head_forms():
             "tone": {**THREE_LABELS, "activation": "gelu", "stem": "tone", "representation": 2},
             "topic": {**THREE_LABELS, "activation": "tanh", "stem": "topic", "representation": 1},
             "plain": {**THREE_LABELS, "representation": 0},
+            "look": {**THREE_LABELS, **attention, "representation": 1},
+            "back": {**THREE_LABELS, **attention, "representation": 1},
         },
-        "so8t_stem_sizes": {"response": 24, "tone": 12, "topic": 8},
+        "so8t_stem_sizes": {"response": 24, "tone": 12, "topic": 8, "look": 12},
+        "so8t_stem_head_dims": {"look": 4},
     }
 
 

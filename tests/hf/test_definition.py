@@ -93,7 +93,9 @@ class Definition:
 
     def hidden(self, tokens):
         x = self.w["model.embed_tokens.weight"][tokens]
+        self.streams = []
         for layer in range(self.c["num_hidden_layers"]):
+            self.streams.append(x)
             prefix = f"model.layers.{layer}."
             so8t = prefix + "so8t."
             h = self.rms_norm(x, self.w[prefix + "input_layernorm.weight"])
@@ -106,11 +108,35 @@ class Definition:
             x = x + self.linear(gate / (1 + np.exp(-gate)) * up, prefix + "mlp.down_proj")
         return self.rms_norm(x, self.w["model.norm.weight"])
 
+    def look_back(self, z, stem, window):
+        """A stem of the form attention, one token and one attention head after the other."""
+        q, k, v = (self.linear(z, f"{stem}.attn_{name}") for name in "qkv")
+        d = k.shape[1]
+        read = np.zeros_like(q)
+        for token in range(len(z)):
+            first = max(0, token + 1 - window) if window else 0
+            for start in range(0, q.shape[1], d):
+                scores = np.exp([q[token, start : start + d] @ k[s] / math.sqrt(d) for s in range(first, token + 1)])
+                read[token, start : start + d] = scores / scores.sum() @ v[first : token + 1]
+        y = self.linear(read, f"{stem}.attn_output") + q
+        return y / np.sqrt((y**2).mean(-1, keepdims=True) + 1e-6) * self.w[f"{stem}.norm.weight"]
+
+    def read(self, head, f):
+        parts = []
+        for tap in head["taps"]:
+            x = f if tap == -1 else self.streams[tap]
+            if head["tap_norm"] == "rms":
+                x = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6)
+            parts.append(self.rotate_blocks(x, self.w["so8t.out"], head["representation"]))
+        return np.concatenate(parts, axis=-1)
+
     def verdicts(self, f):
         values = {}
         for name, head in self.c["so8t_heads"].items():
-            z = self.rotate_blocks(f, self.w["so8t.out"], head["representation"])
-            if "stem" in head:
+            z = self.read(head, f)
+            if head.get("activation") == "attention":
+                z = self.look_back(z, f"stems.{head['stem']}", head["sliding_window"])
+            elif "stem" in head:
                 stem = f"stems.{head['stem']}"
                 z = self.linear(z, stem)
                 if head["activation"] == "gelu":

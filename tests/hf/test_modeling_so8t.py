@@ -53,6 +53,8 @@ def test_tensors_of_heads_and_stems_have_the_names_of_the_format(model, head_for
         "stems.tone.weight", "stems.tone.bias", "heads.tone.weight", "heads.tone.bias",
         "stems.topic.weight", "stems.topic.bias", "heads.topic.weight", "heads.topic.bias",
         "heads.plain.weight", "heads.plain.bias",
+        *(f"stems.look.{part}.weight" for part in ("attn_q", "attn_k", "attn_v", "attn_output", "norm")),
+        "heads.look.weight", "heads.look.bias", "heads.back.weight", "heads.back.bias",
     }  # fmt: skip
 
 
@@ -218,7 +220,17 @@ def test_every_position_has_verdicts_and_the_task_follows_logits_to_keep(model, 
     m = model(**head_forms)
     full = m(tokens)
     assert full.logits.shape == (2, 11, 61)
-    assert list(full.head_logits) == ["safety", "authority", "risk", "category", "tone", "topic", "plain"]
+    assert list(full.head_logits) == [
+        "safety",
+        "authority",
+        "risk",
+        "category",
+        "tone",
+        "topic",
+        "plain",
+        "look",
+        "back",
+    ]
     assert {values.shape for values in full.head_logits.values()} == {(2, 11, 2), (2, 11, 3)}
     assert full.safety_logits is full.head_logits["safety"]
     assert full.authority_logits is full.head_logits["authority"]
