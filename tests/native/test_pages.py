@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from lora_adapters import write_lora
 from pages import ROOT, Block, page, pages
+from probe_models import ProbeShape, write_probe
 from required import absent, smollm2
 from tiny_models import make_base
 
@@ -142,11 +143,14 @@ def prepare_router(folder: Path, guard_file: Path, **_) -> None:
     (folder / "models/model.gguf").symlink_to(guard_file)
 
 
-def prepare_lora(folder: Path, **_) -> None:
-    """A model with rotations that are folded, and an adapter of PEFT's form for it."""
+def prepare_convert(folder: Path, **_) -> None:
+    """A model with rotations that are folded, an adapter of PEFT's form for it, and a probe beside a stock file."""
     make_base(folder / "base", "llama")
     initialize(InitializeOptions(str(folder / "base"), folder / "model", rotations="random"))
     write_lora(folder / "lora", folder / "model", ["q_proj", "down_proj"])
+    outfile = folder / "Qwen3-0.6B-Q8_0.gguf"
+    convert(ConvertOptions(model=make_base(folder / "qwen3", "qwen3"), outfile=outfile, arch="stock", progress=False))
+    write_probe(folder / "Qwen3-0.6B-singprobe", ProbeShape("attn", 64, (0, 1), head_dim=8))
 
 
 def prepare_heads_file(folder: Path, **_) -> None:
@@ -163,7 +167,7 @@ PREPARATIONS = {
     "README.ja.md": prepare_readme,
     "docs/ollama.md": prepare_modelfile,
     "docs/audit.md": prepare_audit,
-    "docs/convert.md": prepare_lora,
+    "docs/convert.md": prepare_convert,
     "docs/format.md": prepare_heads_file,
     "docs/router.md": prepare_router,
 }
