@@ -8,6 +8,7 @@ import numpy as np
 
 from llama_so8t.algebra import DIM, N_GENERATORS
 from llama_so8t.errors import CheckpointError
+from llama_so8t.files.finite import check_finite
 from llama_so8t.files.gguf_file import GgufFile, read_gguf
 from llama_so8t.format import (
     ARCH,
@@ -202,26 +203,19 @@ class _Reader:
         return RotationTensor(tensor, rotations, per_matrix or (0,) * n, stored=True)
 
     def _stem_width(self, spec: HeadSpec, n_in: int) -> int:
-        """What the stem of a head gives; all its tensors are there, and fit together."""
+        """What the stem of a head gives; all its tensors are there, fit together, and are finite."""
         sizes = {READ: n_in}
         for part in HEAD_FORMS[spec.activation].stem_tensors:
-            tensor = self.file.tensors.get(Tensors.STEM.format(stem=spec.stem, part=part.name))
-            if tensor is None and not part.required:
-                continue
-            found = None if tensor is None else tensor.shape
-            fits = found is not None and len(found) == len(part.sizes)
-            if not fits or any(sizes.setdefault(s, n) != n for s, n in zip(part.sizes, found or (), strict=True)):
-                shown = "none" if found is None else str(list(reversed(found)))
-                expected = ", ".join(str(sizes.get(size, size)) for size in reversed(part.sizes))
-                raise CheckpointError(
-                    f"{self.path}: stem {spec.stem} of head {spec.name}: found {part.name} {shown}, "
-                    f"expected [{expected}]"
-                )
+            name = Tensors.STEM.format(stem=spec.stem, part=part.name)
+            if part.required or name in self.file.tensors:
+                values = self._array(name, tuple(sizes.get(size) for size in part.sizes), MAX_WIDTH)
+                check_finite(self.path, name, values)
+                sizes.update(zip(part.sizes, values.shape, strict=True))
         head_dim = sizes.get(HEAD_DIM, 1)
-        if not head_dim or sizes[INNER] % head_dim:
+        if sizes[INNER] % head_dim:
             raise CheckpointError(
-                f"{self.path}: stem {spec.stem} of head {spec.name}: found keys of {head_dim}, "
-                f"expected whole heads in its width, {sizes[INNER]}"
+                f"{self.path}: stem {spec.stem} of head {spec.name}: found keys of {head_dim} and the width "
+                f"{sizes[INNER]}, expected a multiple: one or more whole heads"
             )
         return sizes[INNER]
 

@@ -6,7 +6,18 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 
 from llama_so8t.algebra import TOLERANCE
-from llama_so8t.format import FINAL_NORM, SOFTMAX, TAP_NORM_NONE, THRESHOLD, HeadSpec, unfitted_warning
+from llama_so8t.format import (
+    EMA,
+    FINAL_NORM,
+    RUN,
+    SOFTMAX,
+    TAP_NORM_NONE,
+    THRESHOLD,
+    TOKEN,
+    WINDOW,
+    HeadSpec,
+    unfitted_warning,
+)
 from llama_so8t.inspection.measure import ANGLE_FLOOR, Report, SiteMeasure
 from llama_so8t.inspection.subject import HeadTensors, Subject, representation_name
 from llama_so8t.text_table import aligned
@@ -130,9 +141,30 @@ def _reads(spec: HeadSpec) -> str:
     return "; ".join(parts)
 
 
+def _asked(spec: HeadSpec) -> str:
+    """Where a head is asked, and how a prompt is read."""
+    parts = [spec.scope]
+    if spec.prompt_aggregation != (TOKEN,) and spec.scope != "answer":
+        parts.append(f"prompt by {', '.join(spec.prompt_aggregation)}")
+    if spec.depends_on is not None:
+        parts.append(f"where {spec.depends_on} acts")
+    return "; ".join(parts)
+
+
+def _combined(spec: HeadSpec) -> str:
+    """Positions of an answer that have to agree, and how they are combined before."""
+    if spec.aggregation == WINDOW:
+        return f"{spec.debounce} of {spec.window}"
+    if spec.aggregation == RUN:
+        return str(spec.debounce)
+    return f"{spec.debounce}, {spec.aggregation}" + (f" {spec.ema_alpha:g}" if spec.aggregation == EMA else "")
+
+
 def _head_row(head: HeadTensors) -> tuple[str, ...]:
     spec = head.spec
     form = spec.form if spec.stem is None else f"{spec.activation} ({spec.stem})"
+    if spec.sliding_window:
+        form += f", last {spec.sliding_window}"
     if spec.link != SOFTMAX:
         form += f", {spec.link}"
     if not head.fitted:
@@ -150,7 +182,7 @@ def _head_row(head: HeadTensors) -> tuple[str, ...]:
         _reads(spec),
         form,
         " | ".join(labels),
-        spec.scope,
-        str(spec.debounce),
+        _asked(spec),
+        _combined(spec),
         f"{spec.temperature:g}",
     )

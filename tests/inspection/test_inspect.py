@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -230,6 +231,80 @@ def test_a_picture_of_a_broken_model_marks_it(write_gguf, tmp_path):
 def test_a_head_is_as_wide_as_its_taps(write_gguf):
     report = inspect(write_gguf(edit=_spoiled(lambda m, t: m.update(_version_2("safety.taps", [1, 2])))))
     assert report.problems == ("head safety: weight has shape [2, 72], expected [2, 144]",)
+
+
+def _looking_back(change=lambda metadata, tensors: None):
+    """Both heads behind one stem of the form attention: 3 heads of 4 on two taps."""
+
+    def edit(metadata, tensors):
+        rng = np.random.default_rng(0)
+        metadata.update({Keys.FORMAT_VERSION: 2})
+        for name in ("safety", "authority"):
+            metadata |= {
+                f"so8t.head.{name}.activation": "attention",
+                f"so8t.head.{name}.form": "attention",
+                f"so8t.head.{name}.stem": "s",
+                f"so8t.head.{name}.taps": [1, 2],
+                f"so8t.head.{name}.sliding_window": 16,
+            }
+            tensors[f"so8t_head.{name}.weight"] = rng.normal(size=(2, 12))
+        shapes = {"attn_q": (12, 144), "attn_k": (4, 144), "attn_v": (4, 144), "attn_output": (12, 12), "norm": (12,)}
+        tensors |= {f"so8t_stem.s.{name}.weight": rng.normal(size=shape) for name, shape in shapes.items()}
+        change(metadata, tensors)
+
+    return edit
+
+
+def test_a_head_that_looks_back_is_shown_with_what_it_sees(write_gguf):
+    def change(metadata, tensors):
+        metadata |= {
+            "so8t.head.safety.aggregation": "window",
+            "so8t.head.safety.window": 5,
+            "so8t.head.safety.debounce": 2,
+            "so8t.head.authority.aggregation": "ema",
+            "so8t.head.authority.ema_alpha": 0.25,
+            "so8t.head.authority.prompt_aggregation": ["mean", "max"],
+            "so8t.head.authority.depends_on": "safety",
+        }
+
+    report = inspect(write_gguf(edit=_looking_back(change)))
+    assert not report.problems
+    rows = {line.split()[0]: line for line in render(report).splitlines() if line.startswith(("safety", "authority"))}
+    assert "attention (s), last 16" in rows["safety"] and re.search(r" both +2 of 5 +1$", rows["safety"])
+    assert " both; prompt by mean, max; where safety acts  1, ema 0.25  1" in rows["authority"]
+    assert report.to_dict()["heads"][0]["sliding_window"] == 16
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("attn_q", None, "tensor so8t_stem.s.attn_q.weight is missing"),
+        ("attn_q", np.zeros((12, 72)), r"so8t_stem.s.attn_q.weight has dimensions \[72, 12\], expected \[144, n\]"),
+        ("attn_k", np.zeros((4, 72)), r"so8t_stem.s.attn_k.weight has dimensions \[72, 4\], expected \[144, n\]"),
+        ("attn_v", np.zeros((6, 144)), r"so8t_stem.s.attn_v.weight has dimensions \[144, 6\], expected \[144, 4\]"),
+        ("attn_output", np.zeros((12, 8)), r"attn_output.weight has dimensions \[8, 12\], expected \[12, 12\]"),
+        ("norm", np.zeros(11), r"so8t_stem.s.norm.weight has dimensions \[11\], expected \[12\]"),
+        ("norm", np.full(12, np.nan), r"'so8t_stem.s.norm.weight': found nan at \[0\], expected finite numbers"),
+    ],
+)
+def test_a_stem_that_does_not_fit_is_an_error_of_one_line(write_gguf, name, values, message):
+    def change(metadata, tensors):
+        tensors[f"so8t_stem.s.{name}.weight"] = values
+        if values is None:
+            del tensors[f"so8t_stem.s.{name}.weight"]
+
+    with pytest.raises(So8tError, match=message) as error:
+        inspect(write_gguf(edit=_looking_back(change)))
+    assert "\n" not in str(error.value)
+
+
+def test_a_stem_of_attention_has_whole_heads(write_gguf):
+    def change(metadata, tensors):
+        for name in ("attn_k", "attn_v"):
+            tensors[f"so8t_stem.s.{name}.weight"] = np.ones((5, 144))
+
+    with pytest.raises(So8tError, match="found keys of 5 and the width 12, expected a multiple"):
+        inspect(write_gguf(edit=_looking_back(change)))
 
 
 # --- hostile files ---------------------------------------------------------------------------
