@@ -55,6 +55,12 @@ def run(*arguments):
     return main(["import-probe", *map(str, arguments)])
 
 
+def test_the_tensors_are_all_that_a_published_probe_has():
+    """The card of Ling-3.0-flash-singprobe, layers 13, 26 and 40 of width 2560, says 5,182,986 parameters."""
+    shape = ProbeShape("attn", 2560, (13, 26, 40), n_head=8)
+    assert sum(np.prod(size) for size in shape.shapes.values()) == 5_182_986
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("shape", [ATTN, MLP], ids=["attn", "mlp"])
 def test_every_tensor_arrives_with_its_values(tmp_path, base, shape, dtype):
