@@ -5,7 +5,7 @@
 # block is "F32", although 99 % of its parameters are Q8_0 and general.file_type says so.
 # Versions: modelinfo-cli 1.4.4, gguf 0.19.0, numpy 2.4.6.
 # Why it matters: norms, biases, scales and adapters keep small tensors in F32; models with many of them (q and k norms,
-# LoRA-like parameters, our rotation generators) are shown as unquantized, and lists sorted by type are wrong.
+# LoRA-like parameters) are shown as unquantized, and lists sorted by type are wrong.
 set -euo pipefail
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT

@@ -10,6 +10,7 @@ import math
 import reprlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import accumulate, pairwise
 from typing import Any
 
 from llama_so8t.algebra.basis import DIM
@@ -33,7 +34,7 @@ key-value head, in the representation of that head; all are made from one genera
 
 @dataclass(frozen=True)
 class SiteGenerator:
-    """A generator tensor ``model.layers.{i}.so8t.NAME``, ``(n, 28)`` float32, and how a picture shows it.
+    """A generator ``model.layers.{i}.so8t.NAME`` of a checkpoint, ``(n, 28)`` float32, and how a picture shows it.
 
     ``titles`` has a title for each representation that is drawn, from the vector on (matplotlib's mathtext).
     """
@@ -178,6 +179,27 @@ def n_generators(generator: str, hidden_size: int, n_head: int, shared_blocks: b
     if per == PER_GROUP:
         return n_head // DIM
     return 1 if shared_blocks else hidden_size // DIM
+
+
+def generator_rows(sites: Collection[str], n_rows: int, hidden_size: int, n_head: int) -> dict[str, slice] | None:
+    """Where the generators of a layer stand in their one tensor ``[n_rows, 28]``, or None if it has other rows.
+
+    Those of the sites in use stand one behind the other, in the order of `SITES`. The generators of blocks have one
+    row each, or one for each block; ``n_rows`` tells which of both.
+
+    Args:
+        sites: sites that the file has, explicit or folded, in any order.
+        n_rows: rows of the tensor.
+        hidden_size: width of the model.
+        n_head: attention heads.
+    """
+    names = [name for site in _SITES if site.name in sites for name in site.generator_names]
+    for shared_blocks in (True, False):
+        counts = (n_generators(name, hidden_size, n_head, shared_blocks) for name in names)
+        stops = list(accumulate(counts, initial=0))
+        if stops[-1] == n_rows:
+            return {name: slice(*rows) for name, rows in zip(names, pairwise(stops), strict=True)}
+    return None
 
 
 # --- base families -----------------------------------------------------------------------------
@@ -750,7 +772,8 @@ HEADS_TYPE = "heads"
 class Tensors:
     """GGUF tensor names. All are F32 in every file; ggml dimensions in comments, fastest first."""
 
-    GENERATOR = "blk.{layer}.so8t_{name}_gen.weight"  # [28, n]
+    GENERATORS = "blk.{layer}.so8t_gen.weight"  # [28, n]; the rows of each, as `generator_rows` says
+    GENERATOR = "blk.{layer}.so8t_{name}_gen.weight"  # [28, n]; one alone, in files of version 1
     ROTATION = "blk.{layer}.so8t_{name}_rot.weight"  # [8, 8, n]; element [j, i, b] = R_b[i][j]
     OUT_GENERATOR = "so8t_out_gen.weight"  # [28, nb]
     HEAD_WEIGHT = "so8t_head.{name}.weight"  # [taps * d or inner, labels]

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping
 from llama_so8t import format
 
 _TENSORS = {
-    "LAYER_GEN": (format.Tensors.GENERATOR, 'after "blk.N." [28, n]'),
+    "LAYER_GENS": (format.Tensors.GENERATORS, 'after "blk.N." [28, n of all generators of the layer]'),
+    "LAYER_GEN": (format.Tensors.GENERATOR, 'after "blk.N." [28, n], in files of version 1'),
     "LAYER_ROT": (format.Tensors.ROTATION, 'after "blk.N." [8, 8, n], element [j, i, b] = R_b[i][j]'),
     "OUT_GEN": (format.Tensors.OUT_GENERATOR, 'after "so8t_out_gen." [28, nb]'),
     "WEIGHT": (
@@ -63,7 +64,7 @@ def header() -> str:
         + _enum("so8t_per", "PER", format.PER),
         "// sites inside a layer, in the order of the data flow\n" + _enum("so8t_site", "SITE", format.SITES),
         "inline constexpr const char * so8t_site_names[] = " + _names(format.SITES),
-        "// generator tensors of a layer\n"
+        "// generators of a layer, in the order in which they stand in its one tensor\n"
         + _enum("so8t_generator_index", "GENERATOR", (name for name, _ in generators)),
         "struct so8t_generator_row {\n    const char * name;\n    so8t_site    site;\n};\n\n"
         "inline constexpr so8t_generator_row so8t_generator_rows[] = "

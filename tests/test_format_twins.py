@@ -87,8 +87,11 @@ def test_the_format_page_has_every_site_family_and_form():
     page = (ROOT / "docs/format.md").read_text()
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line[:1] == "|"]
     tensors = {name for row in cells for name in expanded(row[0])}
+    order = [name for site in format.SITES.values() for name in site.generator_names]
+    assert f"one behind the other: {', '.join(order[:-1])} and {order[-1]}" in " ".join(page.split())
     for site in format.SITES.values():
-        names = {format.Tensors.GENERATOR.format(layer="N", name=name) for name in site.generator_names}
+        names = {format.Tensors.GENERATORS.format(layer="N")}
+        names |= {format.Tensors.GENERATOR.format(layer="N", name=name) for name in site.generator_names}
         names |= {format.Tensors.ROTATION.format(layer="N", name=name) for name in site.rotation_names}
         assert names - tensors == set()
     assert set(format.SITES) - {row[0] for row in cells} == set()

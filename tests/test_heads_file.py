@@ -101,14 +101,15 @@ def test_several_files_give_their_heads_in_order(stock, heads, tmp_path):
     ]
 
 
-def test_heads_of_version_1_go_into_a_file_of_version_2(tmp_path, pinned_tree):
+@pytest.mark.parametrize(("version", "family"), [(1, "qwen3"), (2, "llama")])
+def test_heads_of_each_version_go_into_a_file_of_version_2(tmp_path, pinned_tree, version, family):
     sizes = {"hidden_size": 16, "intermediate_size": 16, "head_dim": 8, "tie_word_embeddings": True}
-    base = make_base(tmp_path / "base", "qwen3", **sizes)
+    base = make_base(tmp_path / "base", family, **sizes)
     stock = tmp_path / "stock.gguf"
     convert(ConvertOptions(model=base, outfile=stock, outtype="f32", arch="stock", progress=False))
-    heads = GOLDEN / "format-1.heads.gguf"
-    assert attach(stock, [heads], tmp_path / "full.gguf") == ("safety", "risk", "kind", "authority")
-    old = {head.spec.name: head.spec for head in inspect(GOLDEN / "format-1.gguf").subject.heads}
+    heads = GOLDEN / f"format-{version}.heads.gguf"
+    old = {head.spec.name: head.spec for head in inspect(GOLDEN / f"format-{version}.gguf").subject.heads}
+    assert attach(stock, [heads], tmp_path / "full.gguf") == tuple(old) and len(old) == 4
     report = inspect(tmp_path / "full.gguf")
     assert {head.spec.name: head.spec for head in report.subject.heads} == old
     assert read_gguf(tmp_path / "full.gguf").get(Keys.FORMAT_VERSION) == 2 and not report.problems

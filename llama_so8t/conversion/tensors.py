@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 
 from llama_so8t import folding
-from llama_so8t.algebra import DIM, rotation
+from llama_so8t.algebra import DIM, N_GENERATORS, rotation
 from llama_so8t.checkpoint import Checkpoint
 from llama_so8t.checkpoint.names import OUTPUT, base_tensors, gguf_name, layer_tensor
 from llama_so8t.checkpoint.row_order import to_gguf
@@ -90,18 +90,27 @@ def _layer_extras(
     checkpoint: Checkpoint, rotations: RotationCache, layer: int, explicit: Sequence[str]
 ) -> Iterator[LazyTensor]:
     spec = checkpoint.spec
-    for site in (SITES[name] for name in spec.sites):
-        for generator in site.generator_names:
-            name = Tensors.GENERATOR.format(layer=layer, name=generator)
-            yield _exact(checkpoint, generator_name(layer, generator), name)
-        if site.name not in explicit:
-            continue
+    yield from _generators(checkpoint, layer)
+    for site in (SITES[name] for name in spec.sites if name in explicit):
         for part in site.rotations:
             name = Tensors.ROTATION.format(layer=layer, name=part.name)
             n = spec.n_rotations(part, checkpoint.shape(generator_name(layer, part.generator))[0])
             # row-major (n, 8, 8) is ggml [8, 8, n] with [j, i, b] = R_b[i][j]
             read = partial(_rotation, rotations, layer, part.name)
             yield LazyTensor(name, (n, DIM, DIM), "F32", read, exact=True)
+
+
+def _generators(checkpoint: Checkpoint, layer: int) -> Iterator[LazyTensor]:
+    """The generators of a layer, one behind the other: the order is that of `format.generator_rows`."""
+    names = [generator_name(layer, name) for site in checkpoint.spec.sites for name in SITES[site].generator_names]
+    if not names:
+        return
+    n_rows = sum(checkpoint.shape(name)[0] for name in names)
+
+    def read() -> np.ndarray:
+        return np.concatenate([checkpoint.load_finite(name) for name in names])
+
+    yield LazyTensor(Tensors.GENERATORS.format(layer=layer), (n_rows, N_GENERATORS), "F32", read, exact=True)
 
 
 def _rotation(rotations: RotationCache, layer: int, name: str) -> np.ndarray:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from llama_so8t.algebra import DIM, N_GENERATORS
+from llama_so8t.checkpoint.gguf_generators import read_generators
 from llama_so8t.errors import CheckpointError
 from llama_so8t.files.finite import check_finite
 from llama_so8t.files.gguf_file import GgufFile, read_gguf
@@ -83,7 +84,7 @@ class _Reader:
                 raise CheckpointError(
                     f"{self.path}: found key {_POOLING_TYPE}, the mark of an embedding model, expected none"
                 )
-            generators = self._generators(specs)
+            generators = self._generators(specs, version)
         return Subject(
             path=str(self.path),
             format="gguf",
@@ -155,7 +156,10 @@ class _Reader:
             raise CheckpointError(f"{self.path}: tensor {name} has type {tensor.dtype}, expected F32 (never quantized)")
         return tensor.read().reshape(found)
 
-    def _generators(self, specs: dict[str, HeadSpec]) -> list[Generator]:
+    def _coefficients(self, name: str, largest: int) -> np.ndarray:
+        return self._array(name, (None, N_GENERATORS), largest).astype(np.float64)
+
+    def _generators(self, specs: dict[str, HeadSpec], version: int) -> list[Generator]:
         head = tuple(self._list(Keys.ATTN_HEAD_REPRESENTATION, int, self.n_head))
         head_kv = tuple(self._list(Keys.ATTN_HEAD_KV_REPRESENTATION, int, self.n_head_kv))
         for key, values in (
@@ -173,11 +177,13 @@ class _Reader:
         found = []
         rotations: tuple[RotationTensor, ...]
         for layer in range(self.n_layer):
+            generators = read_generators(
+                self.path, version, layer, [*explicit, *folded], self.hidden_size, self.n_head, self._coefficients
+            )
             for site in (site for site in SITES if site in explicit or site in folded):
                 used = used_representations(site, head, head_kv, specs)
                 for name in SITES[site].generator_names:
-                    tensor = Tensors.GENERATOR.format(layer=layer, name=name)
-                    coefficients = self._array(tensor, (None, N_GENERATORS), blocks).astype(np.float64)
+                    tensor, coefficients = generators[name]
                     if site in folded:
                         rotations = (computed(tensor, coefficients, used),)
                     else:
@@ -189,7 +195,7 @@ class _Reader:
                     state = "folded" if site in folded else "explicit"
                     found.append(Generator(layer, site, name, tensor, state, coefficients, rotations))
         if Tensors.OUT_GENERATOR in self.file.tensors:
-            coefficients = self._array(Tensors.OUT_GENERATOR, (None, N_GENERATORS), blocks).astype(np.float64)
+            coefficients = self._coefficients(Tensors.OUT_GENERATOR, blocks)
             used = used_representations(OUT, head, head_kv, specs)
             rotations = (computed(Tensors.OUT_GENERATOR, coefficients, used),)
             found.append(Generator(None, OUT, OUT, Tensors.OUT_GENERATOR, "folded", coefficients, rotations))

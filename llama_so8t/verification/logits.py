@@ -6,14 +6,16 @@ from pathlib import Path
 
 import numpy as np
 
+from llama_so8t.algebra import N_GENERATORS
 from llama_so8t.bindings import Session, library
 from llama_so8t.bindings.session import F32
 from llama_so8t.checkpoint import Checkpoint
+from llama_so8t.checkpoint.gguf_generators import read_generators
 from llama_so8t.checkpoint.names import gguf_name, layer_tensor
 from llama_so8t.checkpoint.row_order import from_gguf
 from llama_so8t.conversion.convert import Plan
 from llama_so8t.errors import RuntimeLibraryError
-from llama_so8t.format import ARCH, SITES, Tensors
+from llama_so8t.format import ARCH, FORMAT_VERSION, SITES
 from llama_so8t.machine import available_memory, n_cores
 from llama_so8t.tensors import LazyTensor
 from llama_so8t.verification.bounds import LOGITS, LOGITS_QUANTIZED
@@ -132,6 +134,14 @@ def _stored(plan: Plan, tensors: Mapping[str, LazyTensor]) -> Callable[[str], np
     """Reads the file under the checkpoint's names; a generator that is folded into the weights is zero."""
     spec = plan.checkpoint.spec
     in_graph = {name for site in plan.explicit for name in SITES[site].generator_names}
+    sites = (*plan.explicit, *plan.folded)
+
+    def of_layer(layer: int) -> dict[str, tuple[str, np.ndarray]]:
+        def values(name: str, _: int) -> np.ndarray:
+            return tensors[name].read().reshape(-1, N_GENERATORS)
+
+        size, n_head = spec.hidden_size, spec.n_head
+        return read_generators(plan.paths[0], FORMAT_VERSION, layer, sites, size, n_head, values)
 
     def read(name: str) -> np.ndarray:
         shape, generator = plan.checkpoint.shape(name), _generator(name)
@@ -142,7 +152,7 @@ def _stored(plan: Plan, tensors: Mapping[str, LazyTensor]) -> Callable[[str], np
             return np.zeros(shape, dtype=np.float32)
         found = layer_tensor(name)
         assert found is not None, f"{name}: a generator in the graph is one of a layer"
-        return tensors[Tensors.GENERATOR.format(layer=found[0], name=generator)].read().reshape(shape)
+        return of_layer(found[0])[generator][1].reshape(shape)
 
     return read
 

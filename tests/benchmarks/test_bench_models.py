@@ -43,7 +43,7 @@ def test_heads_are_in_the_file_or_not_at_all(files, rotations):
 
 
 def test_explicit_sites_carry_their_matrices(files):
-    generators = {"gate_safe_gen", "gate_cmd_gen", "qk_gen", "v_gen", "heads_gen", "ffn_gen", "so8t_out_gen.weight"}
+    generators = {"gen", "so8t_out_gen.weight"}
     explicit = {"gate_safe_rot", "gate_cmd_rot", "q_rot", "k_rot", "v_rot", "heads_rot", "ffn_rot"}
     assert names(files[Arm("explicit", False)]) == generators | explicit
     assert names(files[Arm("fold", False)]) == generators | {"q_rot", "k_rot"}

@@ -42,23 +42,34 @@ static std::vector<float> make_generator(const std::string & name, int64_t i) {
     return result;
 }
 
+// all generators of a layer with 8 to 15 heads, so with one group of heads; n_rows of them
+static std::vector<float> make_generators(int64_t n_rows) {
+    const int64_t n_blocks = (n_rows - 3) / 3; // gate_safe, gate_cmd and ffn have so many, qk, v and heads have one
+    std::vector<float> result;
+    for (const auto & row : so8t_generator_rows) {
+        const bool by_block = row.site == SO8T_SITE_GATE || row.site == SO8T_SITE_FFN;
+        for (int64_t i = 0; i < (by_block ? n_blocks : 1); ++i) {
+            const auto a = make_generator(row.name, i);
+            result.insert(result.end(), a.begin(), a.end());
+        }
+    }
+    return result;
+}
+
 bool so8t_fixture_data(ggml_tensor * tensor) {
     const char * begin = strstr(tensor->name, ".so8t_");
-    const char * gen   = strstr(tensor->name, "_gen.weight");
+    const char * gen   = strstr(tensor->name, ".so8t_gen.weight");
     const char * rot   = strstr(tensor->name, "_rot.weight");
     if (!begin || (!gen && !rot)) {
         return false;
     }
-    begin += strlen(".so8t_");
-    std::string name(begin, gen ? gen : rot);
     std::vector<float> data;
 
     if (gen) {
-        for (int64_t i = 0; i < tensor->ne[1]; ++i) {
-            const auto a = make_generator(name, i);
-            data.insert(data.end(), a.begin(), a.end());
-        }
+        data = make_generators(tensor->ne[1]);
     } else {
+        begin += strlen(".so8t_");
+        std::string name(begin, rot);
         const bool per_head = name == "q" || name == "k" || name == "v";
         name                = name == "q" || name == "k" ? "qk" : name;
         for (int64_t i = 0; i < tensor->ne[2]; ++i) {

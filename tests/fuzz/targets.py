@@ -233,7 +233,7 @@ def _gguf_seeds() -> list[bytes]:
             Keys.HEADS: ["safety"],
         } | {key.format(name="safety"): value for key, value in head.items()}
         tensors = {
-            "blk.0.so8t_ffn_gen.weight": random_generators(rng, (2,), 0.3).astype(np.float32),
+            "blk.0.so8t_gen.weight": random_generators(rng, (2,), 0.3).astype(np.float32),
             "so8t_out_gen.weight": random_generators(rng, (2,), 0.3).astype(np.float32),
             "so8t_head.safety.weight": rng.normal(size=(2, 32)).astype(np.float32),
         }

@@ -22,9 +22,30 @@ def shape() -> SimpleNamespace:
     return SimpleNamespace(n_layer=N_LAYER, width=WIDTH)
 
 
+@pytest.fixture(params=[1, 2])
+def version(request) -> int:
+    """Version of the format of the files of `write_gguf`."""
+    return request.param
+
+
 @pytest.fixture
-def write_gguf(gguf, tmp_path: Path, rng: np.random.Generator) -> Callable[..., Path]:
-    """Writes an so8t file; ``edit(metadata, tensors)`` may spoil it before it is written."""
+def place(version: int) -> Callable[[int, str], str]:
+    """Where a message says that the generator NAME of a layer stands."""
+
+    def name(layer: int, generator: str) -> str:
+        if version == 1:
+            return f"blk.{layer}.so8t_{generator}_gen.weight"
+        return f"blk.{layer}.so8t_gen.weight ({generator})"
+
+    return name
+
+
+@pytest.fixture
+def write_gguf(gguf, tmp_path: Path, rng: np.random.Generator, version: int) -> Callable[..., Path]:
+    """Writes an so8t file; ``edit(metadata, tensors)`` may spoil it before it is written.
+
+    There the generators are tensors of their own; they are put into one where the file is of version 2.
+    """
 
     def write(explicit: tuple[str, ...] = ("gate", "qk"), edit: Callable | None = None, arch: str = "so8t") -> Path:
         head, head_kv = default_representations(N_HEAD), default_representations(N_HEAD_KV)
@@ -33,7 +54,7 @@ def write_gguf(gguf, tmp_path: Path, rng: np.random.Generator) -> Callable[..., 
             f"{arch}.embedding_length": WIDTH,
             f"{arch}.attention.head_count": N_HEAD,
             f"{arch}.attention.head_count_kv": N_HEAD_KV,
-            Keys.FORMAT_VERSION: 1,
+            Keys.FORMAT_VERSION: version,
             Keys.BASE_ARCHITECTURE: "llama",
             Keys.ROTATION_DIMENSION: 8,
             Keys.ROTATION_EXPLICIT: list(explicit),
@@ -50,10 +71,20 @@ def write_gguf(gguf, tmp_path: Path, rng: np.random.Generator) -> Callable[..., 
         _add_heads(metadata, tensors, rng)
         if edit is not None:
             edit(metadata, tensors)
+        if metadata.get(Keys.FORMAT_VERSION, 1) > 1:
+            _pack(tensors)
         arrays = {name: np.asarray(values, dtype=np.float32) for name, values in tensors.items()}
         return gguf_files.write_gguf(tmp_path / f"{arch}.gguf", arch, metadata, arrays)
 
     return write
+
+
+def _pack(tensors) -> None:
+    for layer in range(N_LAYER):
+        names = [f"blk.{layer}.so8t_{name}_gen.weight" for site in SITES for name in SITES[site].generator_names]
+        rows = [np.asarray(tensors.pop(name), dtype=np.float32) for name in names if name in tensors]
+        if rows:
+            tensors.setdefault(f"blk.{layer}.so8t_gen.weight", np.concatenate(rows))
 
 
 def _add_rotations(tensors, layer, explicit, head, head_kv) -> None:

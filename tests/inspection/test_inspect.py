@@ -5,6 +5,7 @@ import json
 import re
 from pathlib import Path
 
+import gguf_files
 import numpy as np
 import pytest
 from required import package
@@ -86,13 +87,13 @@ def test_a_rotation_out_of_so8_is_named_and_the_table_still_printed(write_gguf, 
     assert f"PROBLEM {tensor}" in printed and "gate_safe" in printed
 
 
-def test_rotations_that_differ_from_their_generator_are_named(write_gguf):
+def test_rotations_that_differ_from_their_generator_are_named(write_gguf, place):
     def swap_heads(metadata, tensors):
         rotations = tensors["blk.1.so8t_q_rot.weight"]
         rotations[[0, 1]] = rotations[[1, 0]]  # still in SO(8), but of another representation
 
     (problem,) = inspect(write_gguf(edit=swap_heads)).problems
-    assert problem.startswith("blk.1.so8t_q_rot.weight: differs from exp of blk.1.so8t_qk_gen.weight")
+    assert problem.startswith(f"blk.1.so8t_q_rot.weight: differs from exp of {place(1, 'qk')} by")
 
 
 def test_transposed_rotations_differ_from_their_generator(write_gguf):
@@ -103,29 +104,29 @@ def test_transposed_rotations_differ_from_their_generator(write_gguf):
     assert problem.startswith("blk.0.so8t_gate_cmd_rot.weight: differs from exp")
 
 
-def test_a_generator_that_is_not_finite_is_named(write_gguf):
+def test_a_generator_that_is_not_finite_is_named(write_gguf, place):
     def spoil(metadata, tensors):
         tensors["blk.1.so8t_v_gen.weight"][0, 5] = np.inf
 
     report = inspect(write_gguf(edit=spoil))
-    assert report.problems[0].startswith("blk.1.so8t_v_gen.weight: has NaN or infinity")
+    assert report.problems[0].startswith(f"{place(1, 'v')}: has NaN or infinity")
     assert "nan" in render(report)
 
 
-def test_a_generator_whose_exponential_no_program_knows_is_named(write_gguf):
+def test_a_generator_whose_exponential_no_program_knows_is_named(write_gguf, place):
     def spoil(metadata, tensors):
         tensors["blk.1.so8t_ffn_gen.weight"][0, 5] = -3e38
 
     (problem,) = inspect(write_gguf(edit=spoil)).problems
-    assert problem == "blk.1.so8t_ffn_gen.weight: has a coefficient of 3e+38, expected at most 1e+06 radians"
+    assert problem == f"{place(1, 'ffn')}: has a coefficient of 3e+38, expected at most 1e+06 radians"
 
 
 @pytest.mark.filterwarnings("error")
-def test_a_signalling_nan_is_no_warning(write_gguf):
+def test_a_signalling_nan_is_no_warning(write_gguf, place):
     def spoil(metadata, tensors):
         tensors["blk.1.so8t_v_gen.weight"] = np.full((1, 28), 0x7F800001, np.uint32).view(np.float32)
 
-    assert inspect(write_gguf(edit=spoil)).problems[0].startswith("blk.1.so8t_v_gen.weight: has NaN")
+    assert inspect(write_gguf(edit=spoil)).problems[0].startswith(f"{place(1, 'v')}: has NaN")
 
 
 def test_a_head_that_is_not_finite_is_named(write_gguf):
@@ -334,7 +335,10 @@ def _version_2(key, value):
         (lambda m, t: m.update({Keys.FORMAT_VERSION: 3}), "found so8t.format_version 3, this program reads 1 to 2"),
         (lambda m, t: m.update({"so8t.head.safety.width": 1}), "the unknown key 'so8t.head.safety.width'"),
         (lambda m, t: m.update({"so8t.head.other.rule": "argmax"}), "of a head that so8t.heads does not name"),
-        (lambda m, t: m.update({"so8t.head.safety.link": "sigmoid"}), "came with version 2, in a file of version 1"),
+        (
+            lambda m, t: m.update({"so8t.head.safety.link": "sigmoid", Keys.FORMAT_VERSION: 1}),
+            "came with version 2, in a file of version 1",
+        ),
         (lambda m, t: m.update(_version_2("safety.form", "mlp")), "found form 'mlp', expected 'linear'"),
         (lambda m, t: m.update(_version_2("safety.tap_norm", "layer")), "found tap_norm 'layer'"),
         (lambda m, t: m.update(_version_2("safety.taps", [9])), "found tap 9, expected -1 to 3"),
@@ -357,11 +361,8 @@ def _version_2(key, value):
         (lambda m, t: m.update(_sharing("gelu", "tanh")), "share the stem s: found activations gelu and tanh"),
         (lambda m, t: m.update({Keys.HEADS: ["x" * 3]}), "so8t.head.xxx.labels"),
         (lambda m, t: m.update({Keys.HEAD_ACTIONS.format(name="safety"): ["allow", "explode"]}), "'explode'"),
-        (lambda m, t: t.pop("blk.2.so8t_ffn_gen.weight"), "blk.2.so8t_ffn_gen.weight is missing"),
         (lambda m, t: t.pop("blk.0.so8t_k_rot.weight"), "blk.0.so8t_k_rot.weight is missing"),
         (lambda m, t: t.update({"blk.0.so8t_k_rot.weight": np.zeros((5, 8, 8))}), r"dimensions \[8, 8, 5\]"),
-        (lambda m, t: t.update({"blk.1.so8t_qk_gen.weight": np.zeros((1, 27))}), r"expected \[28, n\]"),
-        (lambda m, t: t.update({"blk.1.so8t_ffn_gen.weight": np.zeros((4000, 28))}), "n from 1 to 9"),
         (lambda m, t: t.pop("so8t_head.safety.weight"), "so8t_head.safety.weight is missing"),
     ],
 )
@@ -369,6 +370,66 @@ def test_a_contradiction_is_an_error_of_one_line(write_gguf, change, message):
     with pytest.raises(So8tError, match=message) as error:
         inspect(write_gguf(edit=_spoiled(change)))
     assert "\n" not in str(error.value) and len(str(error.value)) < 500
+
+
+# generators of a layer: gate_safe, gate_cmd and ffn have 9 rows each, qk, v and heads have one
+@pytest.mark.parametrize(
+    ("version", "change", "message"),
+    [
+        (1, lambda t: t.pop("blk.2.so8t_ffn_gen.weight"), "tensor blk.2.so8t_ffn_gen.weight is missing"),
+        (1, lambda t: t.update({"blk.1.so8t_qk_gen.weight": np.zeros((1, 27))}), r"expected \[28, n\]"),
+        (1, lambda t: t.update({"blk.1.so8t_ffn_gen.weight": np.zeros((4000, 28))}), "n from 1 to 9"),
+        (
+            2,
+            lambda t: t.pop("blk.2.so8t_ffn_gen.weight"),
+            "blk.2.so8t_gen.weight has 21 rows, expected 6 or 30 for the",
+        ),
+        (2, lambda t: t.update({"blk.1.so8t_gen.weight": np.zeros((30, 27))}), r"expected \[28, n\]"),
+        (2, lambda t: t.update({"blk.1.so8t_gen.weight": np.zeros((4000, 28))}), "n from 1 to 30"),
+        (2, lambda t: t.update({"blk.1.so8t_gen.weight": np.zeros(28)}), "has 1 rows, expected 6 or 30"),
+    ],
+    indirect=["version"],
+)
+def test_generators_that_contradict_the_file_are_an_error(write_gguf, change, message):
+    with pytest.raises(So8tError, match=message) as error:
+        inspect(write_gguf(edit=lambda metadata, tensors: change(tensors)))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("version", [2], indirect=True)
+def test_tensors_of_the_other_version_are_not_those_of_a_layer(write_gguf):
+    path = write_gguf(edit=lambda metadata, tensors: metadata.update({Keys.FORMAT_VERSION: 1}))
+    assert inspect(path).subject.format_version == 1
+    gguf_files.copy_gguf(path, path, {Keys.FORMAT_VERSION: 2})
+    with pytest.raises(So8tError, match=r"tensor blk.0.so8t_gen.weight is missing"):
+        inspect(path)
+
+
+@pytest.mark.parametrize("version", [2], indirect=True)
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("absent", [[], ["gate"], ["qk", "heads"], ["ffn", "gate"], list(SITES)])
+def test_sites_that_a_file_lacks_have_no_rows(write_gguf, shared, absent):
+    """The generators of the others are found where they stand, one row for all blocks or one for each."""
+    expected = {}
+
+    def edit(metadata, tensors):
+        used = [site for site in SITES if site not in absent]
+        metadata[Keys.ROTATION_FOLDED] = used
+        for layer in range(3):
+            for site in SITES:
+                for name in SITES[site].generator_names:
+                    values = tensors.pop(f"blk.{layer}.so8t_{name}_gen.weight")
+                    if site in used:
+                        kept = values[:1] if shared else values
+                        tensors[f"blk.{layer}.so8t_{name}_gen.weight"] = expected[layer, name] = kept
+        if not used:
+            del metadata[Keys.ROTATION_FOLDED]
+
+    found = {(g.layer, g.name): g.coefficients for g in inspect(write_gguf((), edit)).subject.generators}
+    assert len(found.pop((None, "out"))) == 9
+    assert list(found) == list(expected)
+    for key, values in expected.items():
+        np.testing.assert_array_equal(found[key], np.float32(values))
 
 
 def test_every_truncation_is_an_error_and_never_another_exception(write_gguf, tmp_path):

@@ -11,6 +11,8 @@ from gguf_files import copy_gguf
 
 from llama_so8t.bindings import Session
 from llama_so8t.errors import RuntimeLibraryError
+from llama_so8t.files.gguf_file import read_gguf
+from llama_so8t.format import HEAD_KEYS
 
 KEYS = [
     ("so8t.format_version", 3, "so8t.format_version' is 3, this program reads version 1 to 2"),
@@ -61,6 +63,10 @@ def without_rows(values):
     return values[:0]
 
 
+def without_the_last(values):
+    return values[:-1]
+
+
 def spoiled(value):
     def spoil(values):
         values.reshape(-1)[3] = value
@@ -72,10 +78,11 @@ TENSORS = [
     ("so8t_head.safety.weight", halved, "is f16, expected f32"),
     ("so8t_head.safety.bias", halved, "is f16, expected f32"),
     ("so8t_stem.x.weight", halved, "is f16, expected f32"),
-    ("blk.0.so8t_ffn_gen.weight", halved, "is f16, expected f32"),
+    ("blk.0.so8t_gen.weight", halved, "is f16, expected f32"),
     ("blk.0.so8t_v_rot.weight", halved, "is f16, expected f32"),
     ("so8t_stem.x.weight", without_rows, "has no rows, expected 1 or more"),
-    ("blk.0.so8t_ffn_gen.weight", without_rows, "has no rows, expected 1 or more"),
+    ("blk.0.so8t_gen.weight", without_rows, "has no rows, expected 1 or more"),
+    ("blk.1.so8t_gen.weight", without_the_last, "has 98 rows, expected 6 or 99 for the sites in"),
     ("so8t_head.safety.weight", spoiled(np.nan), "has nan at 3, expected finite numbers"),
     ("so8t_head.safety.weight", spoiled(-np.inf), "has -inf at 3, expected finite numbers"),
     ("so8t_stem.x.weight", spoiled(np.nan), "has nan at 3, expected finite numbers"),
@@ -136,6 +143,29 @@ def test_a_stem_that_is_missing_is_named(file, tmp_path):
     assert_refused(copy_gguf(file, tmp_path / "bad.gguf", keys), "tensor 'so8t_stem.x.weight' is missing")
 
 
+def test_generators_of_version_1_are_not_those_of_version_2(file, tmp_path):
+    rows = {"gate_safe": 32, "gate_cmd": 32, "qk": 1, "v": 1, "heads": 1, "ffn": 32}
+
+    def alone(layer):
+        values = read_gguf(file).tensors[f"blk.{layer}.so8t_gen.weight"].read()
+        parts = np.split(values, np.cumsum(list(rows.values()))[:-1])
+        return {f"blk.{layer}.so8t_{name}_gen.weight": part for name, part in zip(rows, parts, strict=True)}
+
+    tensors = alone(0) | alone(1) | {f"blk.{layer}.so8t_gen.weight": None for layer in (0, 1)}
+    assert_refused(copy_gguf(file, tmp_path / "bad.gguf", tensors=tensors), "tensor 'blk.0.so8t_gen.weight' is missing")
+    later_fields = {key.field for key in HEAD_KEYS.values() if key.since > 1}
+    later = {key: None for key in read_gguf(file).metadata if key.split(".")[-1] in later_fields}
+    old = copy_gguf(file, tmp_path / "old.gguf", later | {"so8t.format_version": 1}, tensors)
+    with Session(file) as new, Session(old) as session:
+        for each in (new, session):
+            each.decode([1, 2, 3])
+        np.testing.assert_array_equal(session.logits(), new.logits())
+    assert_refused(
+        copy_gguf(file, tmp_path / "bad.gguf", later | {"so8t.format_version": 1}),
+        "wrong number of tensors; expected 46, got 44",
+    )
+
+
 @pytest.mark.parametrize(("safety", "authority", "words"), STEMS)
 def test_heads_of_one_stem_agree_on_a_known_activation(file, tmp_path, safety, authority, words):
     assert_refused(on_stems(file, tmp_path / "bad.gguf", safety, authority), words)
@@ -149,4 +179,4 @@ def test_heads_that_agree_share_a_stem(file, tmp_path, activation):
 
 def test_the_number_of_files():
     """None has left the tables unseen: `make test-asan` counts them."""
-    assert len(KEYS) + len(TENSORS) + len(STEMS) == 43
+    assert len(KEYS) + len(TENSORS) + len(STEMS) == 44

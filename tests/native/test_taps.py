@@ -412,15 +412,18 @@ def test_smollm2_reads_its_layers_as_transformers_does(runtime, tmp_path):
         assert_values(session, head_values(heads, tensors, streams(net, tokens)), slice(4, None))
 
 
-# --- version 1 -----------------------------------------------------------------------------------
+# --- files of each version -----------------------------------------------------------------------
 
 
-def test_a_file_of_version_1_has_the_values_that_it_had(runtime):
-    """tests/golden/format-1.gguf was written before version 2; its values are those of the reference model of then."""
-    golden = json.loads((GOLDEN / "format-1.json").read_text())
-    with Session(GOLDEN / "format-1.gguf", **EXACT) as session:
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_file_of_each_version_has_the_values_that_it_had(runtime, version):
+    """tests/golden/format-N.gguf was written by its version; its values are those of the reference model of then."""
+    golden = json.loads((GOLDEN / f"format-{version}.json").read_text())
+    path = GOLDEN / f"format-{version}.gguf"
+    assert inspect(path).subject.format_version == version and not inspect(path).problems
+    with Session(path, **EXACT) as session:
         session.decode(golden["tokens"])
-        assert [head.name for head in session.heads] == ["safety", "risk", "kind", "authority"]
+        assert ["task", *(head.name for head in session.heads)] == list(golden["values"]) and len(session.heads) == 4
         for name, values in golden["values"].items():
             expected = np.array(values)
             found = session.logits()[-3:, :8] if name == "task" else session.head_logits(name)

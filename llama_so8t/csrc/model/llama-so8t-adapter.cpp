@@ -1,14 +1,15 @@
 #include "llama-so8t-adapter.h"
 
-#include "llama-so8t-check.h"
 #include "llama-so8t-heads.h"
 #include "llama-so8t.h"
+#include "so8t-algebra.h"
 #include "so8t-kv.h"
 
 #include "llama-impl.h"
 
 #include "gguf.h"
 
+#include <algorithm>
 #include <cinttypes>
 #include <cstdio>
 #include <cstring>
@@ -43,11 +44,11 @@ static bool so8t_turns(const llama_model & model, int il, so8t_generator_index g
     if (model.arch != LLM_ARCH_SO8T) {
         return true;
     }
-    const auto & layers = static_cast<const llama_model_so8t &>(model).so8t_layers;
-    if (il < 0 || (size_t) il >= layers.size() || !layers[il].generators[generator]) {
-        return true;
-    }
-    return !so8t_is_zero(layers[il].generators[generator]);
+    const auto & layers  = static_cast<const llama_model_so8t &>(model).so8t_layers;
+    const auto [data, n] = il < 0 || (size_t) il >= layers.size() ?
+                               so8t_generator() :
+                               so8t_get_generator(layers[il].generators, generator);
+    return n == 0 || std::any_of(data, data + n * SO8T_N_GENERATORS, [](float value) { return value != 0.0f; });
 }
 
 // sites that turn a weight of the base model, as far as they are among those given

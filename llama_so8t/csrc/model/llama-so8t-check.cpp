@@ -30,11 +30,11 @@ static constexpr unsigned SO8T_MAX_THREADS = 8;
 // rotations of one tensor against their generators
 struct so8t_check_job {
     so8t_check_job(
-        const ggml_tensor * rotation, const ggml_tensor * generator, const std::vector<int32_t> & representations);
+        const ggml_tensor * rotation, so8t_generator generator, const std::vector<int32_t> & representations);
     void run(std::mutex & reading) const;
 
     const ggml_tensor * rotation;
-    const ggml_tensor * generator;
+    so8t_generator generator;
     std::vector<int32_t> representations; // one per matrix, or empty for the vector representation
 };
 
@@ -44,18 +44,18 @@ static std::vector<float> so8t_read(const ggml_tensor * tensor) {
     return data;
 }
 
-bool so8t_is_zero(const ggml_tensor * tensor) {
+static bool so8t_is_zero(const ggml_tensor * tensor) {
     const auto values = so8t_read(tensor);
     return std::all_of(values.begin(), values.end(), [](float value) { return value == 0.0f; });
 }
 
 so8t_check_job::so8t_check_job(
-    const ggml_tensor * rotation, const ggml_tensor * generator, const std::vector<int32_t> & representations) :
+    const ggml_tensor * rotation, so8t_generator generator, const std::vector<int32_t> & representations) :
     rotation(rotation),
     generator(generator),
     representations(representations) {
     const int64_t n     = rotation->ne[2];
-    const int64_t n_gen = generator ? generator->ne[1] : 0;
+    const int64_t n_gen = generator.n;
     if (n_gen == 0 || (n_gen != 1 && n_gen != n) || (!representations.empty() && n_gen != 1)) {
         throw std::runtime_error(format("so8t: tensor '%s' has %" PRId64 " rotations and %" PRId64
                                         " generators, expected its generators in the file",
@@ -65,26 +65,23 @@ so8t_check_job::so8t_check_job(
 
 void so8t_check_job::run(std::mutex & reading) const {
     std::vector<float> matrices;
-    std::vector<float> generators;
     {
         std::lock_guard<std::mutex> lock(reading); // not every backend can be read from several threads
-        matrices   = so8t_read(rotation);
-        generators = so8t_read(generator);
+        matrices = so8t_read(rotation);
     }
-    const int64_t n     = rotation->ne[2];
-    const int64_t n_gen = generator->ne[1];
+    const int64_t n = rotation->ne[2];
 
     so8t_matrix target;
     so8t_matrix by_representation[3];
     for (int t = 0; t < 3 && !representations.empty(); ++t) {
-        by_representation[t] = so8t_rotation(generators.data(), (so8t_representation) t);
+        by_representation[t] = so8t_rotation(generator.data, (so8t_representation) t);
     }
     for (int64_t b = 0; b < n; ++b) {
         if (!representations.empty()) {
             target = by_representation[representations[b]];
-        } else if (b < n_gen) {
+        } else if (b < generator.n) {
             target = so8t_rotation(
-                generators.data() + b * SO8T_N_GENERATORS, SO8T_VECTOR); // b = 0 for all, or each its own
+                generator.data + b * SO8T_N_GENERATORS, SO8T_VECTOR); // b = 0 for all, or each its own
         }
         so8t_matrix m;
         double difference = 0;
@@ -119,7 +116,8 @@ static void so8t_check_rotations(const llama_model_so8t & so8t) {
         for (int r = 0; r < SO8T_ROTATION_COUNT; ++r) {
             const auto & row = so8t_rotation_rows[r];
             if (layer.rotations[r]) {
-                jobs.emplace_back(layer.rotations[r], layer.generators[row.generator], so8t.representations(row.per));
+                jobs.emplace_back(layer.rotations[r], so8t_get_generator(layer.generators, row.generator),
+                    so8t.representations(row.per));
             }
         }
     }
@@ -200,11 +198,17 @@ void so8t_finish_load(llama_model & model) {
     if (model.arch != LLM_ARCH_SO8T) {
         return;
     }
-    const auto & so8t = static_cast<const llama_model_so8t &>(model);
+    auto & so8t = static_cast<llama_model_so8t &>(model);
+    for (auto & layer : so8t.so8t_layers) {
+        so8t_read_generators(layer.generators);
+    }
     so8t_check_rotations(so8t);
 
     // llama.cpp sizes a graph by tensors_by_name; generators are never in a graph, so they are dropped
-    const std::unordered_set<const ggml_tensor *> generators(so8t.generators.begin(), so8t.generators.end());
+    std::unordered_set<const ggml_tensor *> generators = {so8t.out_gen};
+    for (const auto & layer : so8t.so8t_layers) {
+        generators.insert(layer.generators.tensors.begin(), layer.generators.tensors.end());
+    }
     auto & named = model.tensors_by_name;
     named.erase(std::remove_if(
                     named.begin(), named.end(), [&](const auto & entry) { return generators.count(entry.second) > 0; }),

@@ -11,9 +11,6 @@ struct so8t_heads;
 // zeros are marked as not fitted.
 void so8t_finish_load(llama_model & model);
 
-// whether all values of a loaded F32 tensor are 0
-bool so8t_is_zero(const ggml_tensor * tensor);
-
 // after the data of heads is loaded, from these indices on: throws std::runtime_error where a head or stem has a value that
 // is not finite. so8t init writes heads of zeros, whose values say nothing of a text: they are marked as not fitted.
 void so8t_finish_heads(so8t_heads & heads, size_t first_stem, size_t first_head);

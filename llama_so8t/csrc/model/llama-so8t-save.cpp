@@ -9,8 +9,10 @@
 #include "llama-impl.h"
 #include "llama-model.h"
 
+#include "ggml-cpp.h"
 #include "gguf.h"
 
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -22,7 +24,34 @@ static void so8t_save_sites(gguf_context * ctx, const char * key, const std::vec
     so8t_set_strings(ctx, key, names);
 }
 
-// keys of the architecture, and the generators: these have left model.tensors_by_name
+// The generators, which have left model.tensors_by_name. Their data is that of the model, which is not freed before the
+// file is written.
+static void so8t_save_generators(const llama_model_so8t & so8t, gguf_context * ctx) {
+    if (so8t.out_gen) {
+        gguf_add_tensor(ctx, so8t.out_gen);
+    }
+    const ggml_init_params params = {so8t.so8t_layers.size() * ggml_tensor_overhead(), nullptr, /*no_alloc =*/true};
+    const ggml_context_ptr names(ggml_init(params));
+    for (size_t il = 0; il < so8t.so8t_layers.size(); ++il) {
+        const auto & generators = so8t.so8t_layers[il].generators;
+        if (!so8t_is_one_tensor(generators)) {
+            throw std::runtime_error(format("so8t: the generators of layer %zu have different numbers of rows for the "
+                                            "blocks, expected the same: this model of version 1 cannot be saved",
+                il));
+        }
+        if (generators.rows.empty()) {
+            continue;
+        }
+        const LLM_TN_IMPL tn = LLM_TN(so8t.arch)(LLM_TENSOR_SO8T_LAYER, SO8T_TENSOR_LAYER_GENS, (int) il);
+        ggml_tensor * tensor = ggml_new_tensor_2d(
+            names.get(), GGML_TYPE_F32, SO8T_N_GENERATORS, generators.rows.size() / SO8T_N_GENERATORS);
+        ggml_set_name(tensor, tn.str().c_str());
+        tensor->data = const_cast<float *>(generators.rows.data());
+        gguf_add_tensor(ctx, tensor);
+    }
+}
+
+// keys of the architecture, and the generators
 static void so8t_save_arch(const llama_model_so8t & so8t, gguf_context * ctx) {
     gguf_set_val_u32(ctx, SO8T_KV_ROTATION_DIMENSION, SO8T_DIM);
     gguf_set_val_str(ctx, SO8T_KV_BASE_ARCHITECTURE, so8t.family->name);
@@ -34,9 +63,7 @@ static void so8t_save_arch(const llama_model_so8t & so8t, gguf_context * ctx) {
         so8t.head_kv_representation.size());
     // llama.cpp writes it for every model; with it a file would be taken for an embedding model
     gguf_remove_key(ctx, LLM_KV(LLM_ARCH_SO8T)(LLM_KV_POOLING_TYPE).c_str());
-    for (const ggml_tensor * generator : so8t.generators) {
-        gguf_add_tensor(ctx, generator);
-    }
+    so8t_save_generators(so8t, ctx);
 }
 
 static void so8t_save_aggregation(const so8t_heads & heads, const so8t_head & head, gguf_context * ctx) {

@@ -164,47 +164,17 @@ static ggml_tensor * so8t_create_rotation(
     return rotation;
 }
 
-// generators [28, n] as the file has them, null if it has none; n > 0: made so for a model that comes from no file
-static ggml_tensor * so8t_create_generator(
-    llama_model_so8t & model, llama_model_loader & ml, const LLM_TN_IMPL & tn, int64_t n) {
-    const ggml_tensor * meta = ml.get_tensor_meta(tn.str().c_str());
-    if (!meta && (n == 0 || !ml.files.empty())) {
-        return nullptr;
-    }
-    if (meta && meta->type != GGML_TYPE_F32) {
-        throw std::runtime_error(
-            format("so8t: tensor '%s' is %s, expected f32", tn.str().c_str(), ggml_type_name(meta->type)));
-    }
-    if (meta && meta->ne[1] < 1) {
-        throw std::runtime_error(format("so8t: tensor '%s' has no rows, expected 1 or more", tn.str().c_str()));
-    }
-    ggml_tensor * generator = model.create_tensor(tn, {SO8T_N_GENERATORS, meta ? meta->ne[1] : n}, 0);
-    model.generators.push_back(generator);
-    return generator;
-}
-
-static ggml_tensor * so8t_create_layer_generator(
-    llama_model_so8t & model, llama_model_loader & ml, const char * name, int il, int64_t n) {
-    const std::string suffix = format(SO8T_TENSOR_LAYER_GEN, name);
-    return so8t_create_generator(model, ml, LLM_TN(model.arch)(LLM_TENSOR_SO8T_LAYER, suffix.c_str(), il), n);
-}
-
 static void so8t_create_layer(llama_model_so8t & model, llama_model_loader & ml, int il) {
     auto & layer = model.so8t_layers[il];
-
-    int64_t n_generators[SO8T_GENERATOR_COUNT] = {};
     for (int r = 0; r < SO8T_ROTATION_COUNT; ++r) {
         const auto & row = so8t_rotation_rows[r];
         if (model.is_explicit(so8t_generator_rows[row.generator].site)) {
             layer.rotations[r] = so8t_create_rotation(model, ml, row, il);
         }
-        if (layer.rotations[r]) {
-            n_generators[row.generator] = so8t_is_per_head(row.per) ? 1 : layer.rotations[r]->ne[2];
-        }
     }
-    for (int g = 0; g < SO8T_GENERATOR_COUNT; ++g) {
-        layer.generators[g] = so8t_create_layer_generator(model, ml, so8t_generator_rows[g].name, il, n_generators[g]);
-    }
+    std::vector<so8t_site> sites = model.sites_explicit;
+    sites.insert(sites.end(), model.sites_folded.begin(), model.sites_folded.end());
+    so8t_create_generators(layer.generators, model, ml, sites, il);
 }
 
 void llama_model_so8t::load_arch_tensors(llama_model_loader & ml) {
@@ -220,7 +190,7 @@ void llama_model_so8t::load_arch_tensors(llama_model_loader & ml) {
         output = create_tensor(tn(LLM_TENSOR_TOKEN_EMBD, "weight"), {n_embd, n_vocab}, TENSOR_DUPLICATED);
     }
 
-    out_gen = so8t_create_generator(*this, ml, tn(LLM_TENSOR_SO8T_OUT_GEN, SO8T_TENSOR_OUT_GEN), 0);
+    out_gen = so8t_create_generator(*this, ml, tn(LLM_TENSOR_SO8T_OUT_GEN, SO8T_TENSOR_OUT_GEN));
     so8t_layers.resize(n_layer);
 
     for (int i = 0; i < n_layer; ++i) {

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "llama-so8t-generators.h"
 #include "so8t-families.h"
 #include "so8t-format.h"
 
@@ -12,10 +13,10 @@
 // rotations and generators of one layer
 //   rotations  [8, 8, n]: element [j, i, b] = R_b[i][j], n by so8t_rotation_row::per; null where the site is folded or
 //              absent
-//   generators [28, n]: kept for the check at load and for saving; null where the site is absent
+//   generators [28, n]: kept for the check at load and for saving
 struct so8t_layer {
-    ggml_tensor * rotations[SO8T_ROTATION_COUNT]   = {};
-    ggml_tensor * generators[SO8T_GENERATOR_COUNT] = {};
+    ggml_tensor * rotations[SO8T_ROTATION_COUNT] = {};
+    so8t_layer_generators generators;
 };
 
 struct llama_model_so8t : public llama_model_base {
@@ -45,8 +46,7 @@ struct llama_model_so8t : public llama_model_base {
     std::vector<int32_t> head_kv_representation;
 
     std::vector<so8t_layer> so8t_layers;
-    ggml_tensor * out_gen = nullptr;
-    std::vector<const ggml_tensor *> generators; // all of them, for saving
+    ggml_tensor * out_gen = nullptr; // [28, n], kept for saving; null where the file has none
 };
 
 // Sites that a key of a file names, in its order. Throws std::runtime_error: one is unknown, or named twice.

@@ -84,7 +84,8 @@ inline constexpr so8t_head_key_row so8t_head_key_rows[] = {
 
 // tensors, always F32. The part before the first dot is registered in llama-arch (LLM_TENSOR_SO8T_*),
 // the suffixes below follow it.
-#define SO8T_TENSOR_LAYER_GEN   "so8t_%s_gen.weight"    // after "blk.N." [28, n]
+#define SO8T_TENSOR_LAYER_GENS  "so8t_gen.weight"       // after "blk.N." [28, n of all generators of the layer]
+#define SO8T_TENSOR_LAYER_GEN   "so8t_%s_gen.weight"    // after "blk.N." [28, n], in files of version 1
 #define SO8T_TENSOR_LAYER_ROT   "so8t_%s_rot.weight"    // after "blk.N." [8, 8, n], element [j, i, b] = R_b[i][j]
 #define SO8T_TENSOR_OUT_GEN     "weight"                // after "so8t_out_gen." [28, nb]
 #define SO8T_TENSOR_WEIGHT      "%s.weight"             // after "so8t_head." [n, labels], "so8t_stem." [n, inner], n: taps * d or inner
@@ -117,7 +118,7 @@ enum so8t_site {
 
 inline constexpr const char * so8t_site_names[] = {"gate", "qk", "v", "heads", "ffn"};
 
-// generator tensors of a layer
+// generators of a layer, in the order in which they stand in its one tensor
 enum so8t_generator_index {
     SO8T_GENERATOR_GATE_SAFE,
     SO8T_GENERATOR_GATE_CMD,

@@ -143,19 +143,17 @@ static fuzz_model make_model() {
     model.tensors["token_embd.weight"]  = tensor({N_EMBD, N_VOCAB});
     model.tensors["output_norm.weight"] = tensor({N_EMBD});
 
-    for (const std::string name : {"gate_safe", "gate_cmd", "qk", "v", "heads", "ffn"}) {
-        const int n = name == "gate_safe" || name == "gate_cmd" || name == "ffn" ? N_EMBD / SO8T_DIM : 1;
-        model.tensors["blk.0.so8t_" + name + "_gen.weight"] = tensor({SO8T_N_GENERATORS, n});
-    }
-    model.tensors["so8t_out_gen.weight"] = tensor({SO8T_N_GENERATORS, N_EMBD / SO8T_DIM});
-    const auto generator                 = [&](const std::string & name) {
-        return model.tensors["blk.0.so8t_" + name + "_gen.weight"].data;
-    };
-    for (const std::string name : {"gate_safe", "gate_cmd", "heads"}) {
-        add_rotation(model, name, generator(name).data(), name == "heads" ? 1 : N_EMBD / SO8T_DIM, false);
-    }
-    add_rotation(model, "q", generator("qk").data(), N_HEAD, true);
-    add_rotation(model, "k", generator("qk").data(), N_HEAD_KV, true);
+    // gate_safe, gate_cmd and ffn have a row for each block, qk, v and heads have one
+    const int n_blocks                   = N_EMBD / SO8T_DIM;
+    model.tensors["so8t_out_gen.weight"] = tensor({SO8T_N_GENERATORS, n_blocks});
+    auto & generators                    = model.tensors["blk.0.so8t_gen.weight"];
+    generators                           = tensor({SO8T_N_GENERATORS, 3 * n_blocks + 3});
+    const auto row                       = [&](int i) { return generators.data.data() + i * SO8T_N_GENERATORS; };
+    add_rotation(model, "gate_safe", row(0), n_blocks, false);
+    add_rotation(model, "gate_cmd", row(n_blocks), n_blocks, false);
+    add_rotation(model, "q", row(2 * n_blocks), N_HEAD, true);
+    add_rotation(model, "k", row(2 * n_blocks), N_HEAD_KV, true);
+    add_rotation(model, "heads", row(2 * n_blocks + 2), 1, false);
     return model;
 }
 
