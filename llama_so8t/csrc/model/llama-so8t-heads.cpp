@@ -29,7 +29,8 @@ static ggml_tensor * so8t_activate_rmsnorm(llm_graph_context & llm, const so8t_s
 static ggml_tensor * so8t_activate_attention(llm_graph_context & llm, const so8t_stem & stem, ggml_tensor * cur) {
     GGML_UNUSED(llm);
     GGML_UNUSED(cur);
-    throw std::runtime_error(format("so8t: stem '%s' has the form attention, which cannot be run yet", stem.name.c_str()));
+    throw std::runtime_error(
+        format("so8t: stem '%s' has the form attention, which cannot be run yet", stem.name.c_str()));
 }
 
 #define SO8T_STEM_FORM(NAME, FORM, HAS_NORM) {#NAME, LLAMA_SO8T_FORM_##FORM, HAS_NORM, so8t_activate_##NAME},
