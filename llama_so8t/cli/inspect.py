@@ -7,13 +7,14 @@ from pathlib import Path
 from llama_so8t.errors import CheckpointError
 from llama_so8t.inspection import inspect, render
 
-HELP = "show the rotations and heads of a GGUF file, a checkpoint or an adapter"
+HELP = "show the rotations and heads of a GGUF file, a heads file, a checkpoint or an adapter"
 
 KEYS = """
 The object of --json:
-  path, format             the input; "gguf", "checkpoint" or "adapter"
+  path, format             the input; "gguf", "checkpoint", "adapter" or "heads"
   architecture, base_architecture, format_version
   n_layer, hidden_size, n_head, n_head_kv, head_dim
+                           of a heads file its base; null where it does not say
   compensated              true if the weights undo the rotations; null where the file does not say
   tolerance, ok, problems  largest error allowed; whether all is well; one line per tensor that is not
   sites                    one object per layer and generator:

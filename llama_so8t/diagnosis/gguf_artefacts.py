@@ -7,7 +7,7 @@ from llama_so8t.diagnosis.report import Diagnosis
 from llama_so8t.errors import So8tError
 from llama_so8t.files import torch_file
 from llama_so8t.files.gguf_file import GgufFile, read_gguf
-from llama_so8t.format import ARCH, Keys, unfitted_warning
+from llama_so8t.format import ARCH, HEADS_TYPE, Keys, unfitted_warning
 from llama_so8t.inspection import inspect
 
 _PLACEHOLDER = b"# Placeholder GGUF file"
@@ -78,7 +78,8 @@ def _gguf(path: Path, head: bytes) -> Diagnosis:
                 notes.append(unfitted_warning(unfitted).removeprefix("warning: "))
         except So8tError as error:
             problems.append(str(error))
-    meaning = f"a correct GGUF version {version}: architecture {arch}, {n_layer} layers, {len(file.tensors)} tensors"
+    of = "heads without a model" if file.get("general.type") == HEADS_TYPE else f"architecture {arch}, {n_layer} layers"
+    meaning = f"a correct GGUF version {version}: {of}, {len(file.tensors)} tensors"
     return Diagnosis(str(path), "GGUF", meaning, problems=tuple(problems), notes=tuple(notes))
 
 

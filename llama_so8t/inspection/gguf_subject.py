@@ -15,6 +15,7 @@ from llama_so8t.format import (
     ARCH,
     HEAD_DIM,
     HEAD_FORMS,
+    HEADS_TYPE,
     INNER,
     OUT,
     PER_HEAD,
@@ -49,7 +50,8 @@ def open_gguf(path: Path) -> Subject:
     Raises:
         CheckpointError: not GGUF, damaged, or not an SO8T file.
     """
-    return _Reader(read_gguf(path)).subject()
+    file = read_gguf(path)
+    return (_HeadsReader if file.get("general.type") == HEADS_TYPE else _ModelReader)(file).subject()
 
 
 class _Reader:
@@ -57,12 +59,89 @@ class _Reader:
         self.file = file
         self.path = file.path
         self.arch = self._get("general.architecture", str)
+        self.hidden_size = self._size(f"{self.arch}.embedding_length", MAX_WIDTH)
+
+    def _get(self, key: str, kind: type, default: Any = None) -> Any:
+        value = self.file.get(key, default)
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            found = "missing" if value is None else reprlib.repr(value)
+            raise CheckpointError(f"{self.path}: key {key} is {found}, expected a value of type {kind.__name__}")
+        return value
+
+    def _size(self, key: str, largest: int, default: int | None = None) -> int:
+        value = self._get(key, int, default)
+        if not 1 <= value <= largest:
+            raise CheckpointError(f"{self.path}: found {key} {value}, expected 1 to {largest}")
+        return value
+
+    def _list(self, key: str, kind: type, length: int | None = None) -> list[Any]:
+        value = self._get(key, list)
+        if not all(isinstance(entry, kind) for entry in value) or (length is not None and len(value) != length):
+            raise CheckpointError(
+                f"{self.path}: key {key} has {len(value)} entries, expected {length or 'only'} of type {kind.__name__}"
+            )
+        return value
+
+    def _array(self, name: str, shape: tuple[int | None, ...], largest: int) -> np.ndarray:
+        """A tensor of an expected shape in numpy order; None is any size from 1 to ``largest``."""
+        tensor = self.file.tensors.get(name)
+        if tensor is None:
+            raise CheckpointError(f"{self.path}: tensor {name} is missing")
+        # ggml drops trailing dimensions of size 1, which lead in numpy order
+        found = (1,) * (len(shape) - len(tensor.shape)) + tensor.shape
+        if len(found) != len(shape) or not all(
+            1 <= f <= largest if s is None else f == s for s, f in zip(shape, found, strict=True)
+        ):
+            shown = ", ".join("n" if size is None else str(size) for size in reversed(shape))
+            raise CheckpointError(
+                f"{self.path}: tensor {name} has dimensions {list(reversed(tensor.shape))}, "
+                f"expected [{shown}]{f' with n from 1 to {largest}' if None in shape else ''}"
+            )
+        if tensor.dtype != "F32":
+            raise CheckpointError(f"{self.path}: tensor {name} has type {tensor.dtype}, expected F32 (never quantized)")
+        return tensor.read().reshape(found)
+
+    def _coefficients(self, name: str, largest: int) -> np.ndarray:
+        return self._array(name, (None, N_GENERATORS), largest).astype(np.float64)
+
+    def _stem_width(self, spec: HeadSpec, n_in: int) -> int:
+        """What the stem of a head gives; all its tensors are there, fit together, and are finite."""
+        sizes = {READ: n_in}
+        for part in HEAD_FORMS[spec.activation].stem_tensors:
+            name = Tensors.STEM.format(stem=spec.stem, part=part.name)
+            if part.required or name in self.file.tensors:
+                values = self._array(name, tuple(sizes.get(size) for size in part.sizes), MAX_WIDTH)
+                check_finite(self.path, name, values)
+                sizes.update(zip(part.sizes, values.shape, strict=True))
+        head_dim = sizes.get(HEAD_DIM, 1)
+        if sizes[INNER] % head_dim:
+            raise CheckpointError(
+                f"{self.path}: stem {spec.stem} of head {spec.name}: found keys of {head_dim} and the width "
+                f"{sizes[INNER]}, expected a multiple: one or more whole heads"
+            )
+        return sizes[INNER]
+
+    def _head(self, spec: HeadSpec) -> HeadTensors:
+        weight_name = Tensors.HEAD_WEIGHT.format(name=spec.name)
+        bias_name = Tensors.HEAD_BIAS.format(name=spec.name)
+        width = len(spec.taps) * self.hidden_size
+        if spec.stem is not None:
+            width = self._stem_width(spec, width)
+        weight = self._array(weight_name, (None, None), MAX_WIDTH)
+        bias = self._array(bias_name, (None,), MAX_WIDTH) if bias_name in self.file.tensors else None
+        problem = head_problem(spec, weight, bias, width)
+        norm = float(np.linalg.norm(weight.astype(np.float64)))
+        return HeadTensors(spec, weight.shape, norm, bias is not None, problem)
+
+
+class _ModelReader(_Reader):
+    def __init__(self, file: GgufFile) -> None:
+        super().__init__(file)
         if self.arch != ARCH and Keys.HEADS not in file.metadata:
             raise CheckpointError(
                 f"{self.path}: found architecture {self.arch!r} without {Keys.HEADS}, expected an SO8T model"
             )
         self.n_layer = self._size(f"{self.arch}.block_count", MAX_LAYERS)
-        self.hidden_size = self._size(f"{self.arch}.embedding_length", MAX_WIDTH)
         self.n_head = self._size(f"{self.arch}.attention.head_count", MAX_WIDTH)
         self.n_head_kv = self._size(f"{self.arch}.attention.head_count_kv", self.n_head, self.n_head)
         self.head_dim = self._size(
@@ -101,29 +180,6 @@ class _Reader:
             heads=tuple(self._head(spec) for spec in specs.values()),
         )
 
-    # --- metadata ----------------------------------------------------------------------------
-
-    def _get(self, key: str, kind: type, default: Any = None) -> Any:
-        value = self.file.get(key, default)
-        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            found = "missing" if value is None else reprlib.repr(value)
-            raise CheckpointError(f"{self.path}: key {key} is {found}, expected a value of type {kind.__name__}")
-        return value
-
-    def _size(self, key: str, largest: int, default: int | None = None) -> int:
-        value = self._get(key, int, default)
-        if not 1 <= value <= largest:
-            raise CheckpointError(f"{self.path}: found {key} {value}, expected 1 to {largest}")
-        return value
-
-    def _list(self, key: str, kind: type, length: int | None = None) -> list[Any]:
-        value = self._get(key, list)
-        if not all(isinstance(entry, kind) for entry in value) or (length is not None and len(value) != length):
-            raise CheckpointError(
-                f"{self.path}: key {key} has {len(value)} entries, expected {length or 'only'} of type {kind.__name__}"
-            )
-        return value
-
     def _sites(self, key: str) -> list[str]:
         sites = self._list(key, str) if key in self.file.metadata else []
         for index, site in enumerate(sites):
@@ -134,30 +190,6 @@ class _Reader:
             if site in sites[:index]:
                 raise CheckpointError(f"{self.path}: key {key} names site {site} twice")
         return sites
-
-    # --- tensors -----------------------------------------------------------------------------
-
-    def _array(self, name: str, shape: tuple[int | None, ...], largest: int) -> np.ndarray:
-        """A tensor of an expected shape in numpy order; None is any size from 1 to ``largest``."""
-        tensor = self.file.tensors.get(name)
-        if tensor is None:
-            raise CheckpointError(f"{self.path}: tensor {name} is missing")
-        # ggml drops trailing dimensions of size 1, which lead in numpy order
-        found = (1,) * (len(shape) - len(tensor.shape)) + tensor.shape
-        if len(found) != len(shape) or not all(
-            1 <= f <= largest if s is None else f == s for s, f in zip(shape, found, strict=True)
-        ):
-            shown = ", ".join("n" if size is None else str(size) for size in reversed(shape))
-            raise CheckpointError(
-                f"{self.path}: tensor {name} has dimensions {list(reversed(tensor.shape))}, "
-                f"expected [{shown}]{f' with n from 1 to {largest}' if None in shape else ''}"
-            )
-        if tensor.dtype != "F32":
-            raise CheckpointError(f"{self.path}: tensor {name} has type {tensor.dtype}, expected F32 (never quantized)")
-        return tensor.read().reshape(found)
-
-    def _coefficients(self, name: str, largest: int) -> np.ndarray:
-        return self._array(name, (None, N_GENERATORS), largest).astype(np.float64)
 
     def _generators(self, specs: dict[str, HeadSpec], version: int) -> list[Generator]:
         head = tuple(self._list(Keys.ATTN_HEAD_REPRESENTATION, int, self.n_head))
@@ -208,31 +240,26 @@ class _Reader:
         rotations = self._array(tensor, (count, DIM, DIM), count).astype(np.float64)
         return RotationTensor(tensor, rotations, per_matrix or (0,) * n, stored=True)
 
-    def _stem_width(self, spec: HeadSpec, n_in: int) -> int:
-        """What the stem of a head gives; all its tensors are there, fit together, and are finite."""
-        sizes = {READ: n_in}
-        for part in HEAD_FORMS[spec.activation].stem_tensors:
-            name = Tensors.STEM.format(stem=spec.stem, part=part.name)
-            if part.required or name in self.file.tensors:
-                values = self._array(name, tuple(sizes.get(size) for size in part.sizes), MAX_WIDTH)
-                check_finite(self.path, name, values)
-                sizes.update(zip(part.sizes, values.shape, strict=True))
-        head_dim = sizes.get(HEAD_DIM, 1)
-        if sizes[INNER] % head_dim:
-            raise CheckpointError(
-                f"{self.path}: stem {spec.stem} of head {spec.name}: found keys of {head_dim} and the width "
-                f"{sizes[INNER]}, expected a multiple: one or more whole heads"
-            )
-        return sizes[INNER]
 
-    def _head(self, spec: HeadSpec) -> HeadTensors:
-        weight_name = Tensors.HEAD_WEIGHT.format(name=spec.name)
-        bias_name = Tensors.HEAD_BIAS.format(name=spec.name)
-        width = len(spec.taps) * self.hidden_size
-        if spec.stem is not None:
-            width = self._stem_width(spec, width)
-        weight = self._array(weight_name, (None, None), MAX_WIDTH)
-        bias = self._array(bias_name, (None,), MAX_WIDTH) if bias_name in self.file.tensors else None
-        problem = head_problem(spec, weight, bias, width)
-        norm = float(np.linalg.norm(weight.astype(np.float64)))
-        return HeadTensors(spec, weight.shape, norm, bias is not None, problem)
+class _HeadsReader(_Reader):
+    """A heads file. Of its base it knows the width, and perhaps the architecture and the layers."""
+
+    def subject(self) -> Subject:
+        layers = f"{self.arch}.block_count"
+        n_layer = self._size(layers, MAX_LAYERS) if layers in self.file.metadata else None
+        specs = read_heads(self.file, MAX_LAYERS if n_layer is None else n_layer)
+        base = Keys.BASE_ARCHITECTURE
+        return Subject(
+            path=str(self.path),
+            format="heads",
+            architecture=self.arch,
+            base_architecture=self._get(base, str) if base in self.file.metadata else None,
+            format_version=format_version(self.file),
+            n_layer=n_layer,
+            hidden_size=self.hidden_size,
+            n_head=None,
+            n_head_kv=None,
+            head_dim=None,
+            compensated=None,
+            heads=tuple(self._head(spec) for spec in specs.values()),
+        )

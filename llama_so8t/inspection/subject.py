@@ -69,18 +69,21 @@ class HeadTensors:
 
 @dataclass(frozen=True)
 class Subject:
-    """One model: where it came from, its shape, generators and heads."""
+    """One model: where it came from, its shape, generators and heads.
+
+    A heads file may not say of what architecture and depth its base is, and never says how it attends: None.
+    """
 
     path: str
     format: str
     architecture: str
-    base_architecture: str
+    base_architecture: str | None
     format_version: int | None
-    n_layer: int
+    n_layer: int | None
     hidden_size: int
-    n_head: int
-    n_head_kv: int
-    head_dim: int
+    n_head: int | None
+    n_head_kv: int | None
+    head_dim: int | None
     compensated: bool | None
     generators: tuple[Generator, ...] = ()
     heads: tuple[HeadTensors, ...] = ()

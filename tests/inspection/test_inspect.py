@@ -15,6 +15,8 @@ from llama_so8t.errors import CheckpointError, So8tError
 from llama_so8t.format import SITES, Keys
 from llama_so8t.inspection import inspect, render
 
+GOLDEN = Path(__file__).parents[1] / "golden"
+
 
 def _run(path: Path, *options: str) -> None:
     parser = argparse.ArgumentParser()
@@ -306,6 +308,29 @@ def test_a_stem_of_attention_has_whole_heads(write_gguf):
 
     with pytest.raises(So8tError, match="found keys of 5 and the width 12, expected a multiple"):
         inspect(write_gguf(edit=_looking_back(change)))
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_heads_file_is_shown_with_its_base(version, capsys):
+    file = GOLDEN / f"format-{version}.heads.gguf"
+    _run(file, "--json")
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["format"], shown["ok"], shown["n_head"]) == ("heads", True, None)
+    of_model = inspect(GOLDEN / f"format-{version}.gguf").to_dict()
+    assert shown["heads"] == of_model["heads"]
+    assert (shown["base_architecture"], shown["hidden_size"]) == (of_model["base_architecture"], 16)
+    assert shown["n_layer"] == (None if version == 1 else of_model["n_layer"])
+    assert f"format-{version}.heads.gguf: heads for {of_model['base_architecture']} of width 16" in render(
+        inspect(file)
+    )
+
+
+def test_a_heads_file_that_does_not_fit_is_an_error_of_one_line(tmp_path, gguf):
+    bad = gguf_files.copy_gguf(
+        GOLDEN / "format-2.heads.gguf", tmp_path / "bad.gguf", tensors={"so8t_head.safety.weight": None}
+    )
+    with pytest.raises(So8tError, match=r"tensor so8t_head.safety.weight is missing"):
+        inspect(bad)
 
 
 # --- hostile files ---------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import argparse
 import json
 import struct
 import zipfile
+from pathlib import Path
 
 import gguf_files
 import numpy as np
@@ -17,6 +18,8 @@ from llama_so8t.cli import diagnose as command
 from llama_so8t.diagnosis import diagnose, render
 from llama_so8t.errors import CheckpointError
 from llama_so8t.files import safetensors_file, safetensors_writer
+
+GOLDEN = Path(__file__).parents[1] / "golden"
 
 GATE = "model.layers.{}.self_attn.rotation_gate.theta"
 
@@ -338,6 +341,11 @@ def test_a_correct_gguf_is_said_to_be_one(run, write_gguf):
     code, found, _ = run(write_gguf())
     assert (code, found["kind"], found["layout"]) == (0, "GGUF", None)
     assert found["meaning"] == "a correct GGUF version 3: architecture qwen3, 2 layers, 1 tensors"
+
+
+def test_heads_without_a_model_are_said_to_be_some(run, gguf):
+    code, found, _ = run(GOLDEN / "format-2.heads.gguf")
+    assert code == 0 and found["meaning"].startswith("a correct GGUF version 3: heads without a model, ")
 
 
 def test_a_gguf_of_random_numbers(run, write_gguf):
