@@ -8,7 +8,7 @@ from typing import Any
 
 from llama_so8t.errors import RuntimeLibraryError
 
-VERSION = 4
+VERSION = 5
 """SO8T_SESSION_VERSION of so8t-session.h."""
 
 
@@ -27,6 +27,7 @@ class SessionParams(c.Structure):
         ("type_k", c.c_int32),
         ("type_v", c.c_int32),
         ("embeddings", c.c_bool),
+        ("kv_unified", c.c_bool),
         ("split_mode", c.c_int32),
         ("rpc", c.c_char_p),
         ("tensor_split", c.POINTER(c.c_float)),
@@ -89,14 +90,18 @@ _PROTOTYPES = {
     "embedding": (_FLOATS, [c.c_void_p, c.c_int32]),
     # const float * so8t_session_head_logits(struct so8t_session * session, int32_t head, int32_t i)
     "head_logits": (_FLOATS, [c.c_void_p, c.c_int32, c.c_int32]),
+    # bool so8t_session_text_probs(session, head, aggregation, int32_t i, int32_t p0, int32_t p1, float * probs)
+    "text_probs": (c.c_bool, [c.c_void_p, *[c.c_int32] * 5, _FLOATS]),
+    # void so8t_session_copy(session, int32_t from, int32_t to, int32_t p0, int32_t p1)
+    "copy": (None, [c.c_void_p, c.c_int32, c.c_int32, c.c_int32, c.c_int32]),
     # bool so8t_session_forget(session, int32_t sequence, int32_t p0, int32_t p1, int32_t delta)
     "forget": (c.c_bool, [c.c_void_p, c.c_int32, c.c_int32, c.c_int32, c.c_int32]),
-    # uint64_t so8t_session_state_size(struct so8t_session * session)
-    "state_size": (c.c_uint64, [c.c_void_p]),
-    # uint64_t so8t_session_state_get(struct so8t_session * session, uint8_t * dst, uint64_t size)
-    "state_get": (c.c_uint64, [c.c_void_p, c.c_char_p, c.c_uint64]),
-    # uint64_t so8t_session_state_set(struct so8t_session * session, const uint8_t * src, uint64_t size)
-    "state_set": (c.c_uint64, [c.c_void_p, c.c_char_p, c.c_uint64]),
+    # uint64_t so8t_session_state_size(struct so8t_session * session, int32_t sequence)
+    "state_size": (c.c_uint64, [c.c_void_p, c.c_int32]),
+    # uint64_t so8t_session_state_get(session, int32_t sequence, uint8_t * dst, uint64_t size)
+    "state_get": (c.c_uint64, [c.c_void_p, c.c_int32, c.c_char_p, c.c_uint64]),
+    # uint64_t so8t_session_state_set(session, int32_t sequence, const uint8_t * src, uint64_t size)
+    "state_set": (c.c_uint64, [c.c_void_p, c.c_int32, c.c_char_p, c.c_uint64]),
     # int32_t so8t_session_lora(struct so8t_session * session, const char * path, float scale)
     "lora": (c.c_int32, [c.c_void_p, c.c_char_p, c.c_float]),
 }

@@ -75,6 +75,7 @@ class Session:
         type_k: ggml type of the key cache.
         type_v: ggml type of the value cache.
         embeddings: also compute final hidden states.
+        kv_unified: one KV cache for all sequences, which share its cells; else each has its own part of ``n_ctx``.
         rpc: ``host:port`` of servers started with ``ggml-rpc-server``, which are the devices instead of this
             machine's; `n_gpu_layers` counts the layers on them.
         split_mode: one of `SPLIT_MODES`.
@@ -104,6 +105,7 @@ class Session:
         type_k: int = F16,
         type_v: int = F16,
         embeddings: bool = False,
+        kv_unified: bool = True,
         rpc: Sequence[str] = (),
         split_mode: str = "layer",
         tensor_split: Sequence[float] = (),
@@ -122,6 +124,7 @@ class Session:
             type_k=type_k,
             type_v=type_v,
             embeddings=embeddings,
+            kv_unified=kv_unified,
             split_mode=SPLIT_MODES.index(split_mode),
             rpc=",".join(rpc).encode() if rpc else None,
             tensor_split=(c.c_float * len(tensor_split))(*tensor_split) if tensor_split else None,
@@ -231,6 +234,26 @@ class Session:
         index = [head.name for head in self.heads].index(name)
         return self._rows(len(self.heads[index].labels), lambda i: call("head_logits", self._handle, index, i))
 
+    def text_probabilities(self, name: str, aggregation: int, start: int, stop: int, output: int = -1) -> np.ndarray:
+        """Probabilities of one head over a text: ``(n_labels,)`` float32.
+
+        Args:
+            name: the head.
+            aggregation: index into its ``prompt_aggregation``; not that of ``token``.
+            start: first position of the text.
+            stop: the position behind its last.
+            output: the text is in the sequence of this output of the last `decode`.
+
+        Raises:
+            RuntimeLibraryError: one of the positions has no finite values.
+        """
+        index = [head.name for head in self.heads].index(name)
+        result = np.empty(len(self.heads[index].labels), dtype=np.float32)
+        pointer = result.ctypes.data_as(c.POINTER(c.c_float))
+        if not call("text_probs", self._handle, index, aggregation, self._outputs[output], start, stop, pointer):
+            raise RuntimeLibraryError(f"head {name}: positions {start} to {stop} have no values")
+        return result
+
     def _rows(self, width: int, row: Callable[[int], Any]) -> np.ndarray:
         result = np.empty((len(self._outputs), width), dtype=np.float32)
         for number, i in enumerate(self._outputs):
@@ -249,20 +272,24 @@ class Session:
         if not call("forget", self._handle, sequence, start, stop, shift):
             raise RuntimeLibraryError(f"positions {start} to {stop} of sequence {sequence} cannot be removed")
 
-    def save_state(self) -> bytes:
-        """The context's whole state."""
-        size = call("state_size", self._handle)
+    def copy(self, source: int, target: int, start: int = 0, stop: int = -1) -> None:
+        """Gives positions ``[start, stop)`` of a sequence to another one as well: they are evaluated once."""
+        call("copy", self._handle, source, target, start, stop)
+
+    def save_state(self, sequence: int = -1) -> bytes:
+        """The state of a sequence, or the context's whole state."""
+        size = call("state_size", self._handle, sequence)
         buffer = c.create_string_buffer(size)
-        n_written = call("state_get", self._handle, buffer, size)
+        n_written = call("state_get", self._handle, sequence, buffer, size)
         return buffer.raw[:n_written]
 
-    def load_state(self, state: bytes) -> None:
-        """Restores what `save_state` gave.
+    def load_state(self, state: bytes, sequence: int = -1) -> None:
+        """Restores what `save_state` gave: a sequence as this one, or the whole context.
 
         Raises:
             RuntimeLibraryError: it is the state of another model or context.
         """
-        if call("state_set", self._handle, state, len(state)) == 0:
+        if call("state_set", self._handle, sequence, state, len(state)) == 0:
             raise RuntimeLibraryError(f"the state does not fit this model and context: {_error()}")
 
     def apply_lora(self, path: str | os.PathLike[str], scale: float = 1.0) -> None:

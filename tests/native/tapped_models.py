@@ -13,12 +13,13 @@ from typing import Any
 import gguf_files
 import numpy as np
 
-from llama_so8t.format import FORMAT_VERSION, HEAD_KEYS, HeadSpec, Keys, Tensors
+from llama_so8t.format import ATTENTION, FORMAT_VERSION, HEAD_KEYS, HeadSpec, Keys, Tensors
 
 N_VOCAB = 128
 N_EMBD = 64
 N_LAYER = 4
 N_INNER = 12
+N_HEAD = 3  # of an attention stem
 
 _SIZES = {
     "vocab_size": N_VOCAB,
@@ -35,7 +36,7 @@ _SIZES = {
 _EXPERTS = {"num_experts_per_tok": 2, "num_experts": 4, "num_local_experts": 4}
 
 ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
-    "qwen3": ("Qwen3ForCausalLM", {"head_dim": 16}),
+    "qwen3": ("Qwen3ForCausalLM", {"head_dim": 32}),
     "qwen3moe": (
         "Qwen3MoeForCausalLM",
         {"head_dim": 16, "moe_intermediate_size": 32, "norm_topk_prob": True, **_EXPERTS},
@@ -93,6 +94,61 @@ HEADS = (
     HeadSpec("end", ("only",), ("refuse",), (0.5,), taps=(N_LAYER,), link="sigmoid"),
     HeadSpec("first", ("a", "b"), ("allow", "refuse"), (0.5, 0.5), taps=(-1, 2), stem="s", activation="gelu"),
     HeadSpec("second", ("a", "b", "c"), ("allow",) * 3, (0.5,) * 3, taps=(-1, 2), stem="s", activation="gelu"),
+    HeadSpec(
+        "looks",
+        ("only",),
+        ("refuse",),
+        (0.5,),
+        taps=(1, 3),
+        tap_norm="rms",
+        link="sigmoid",
+        stem="u",
+        activation="attention",
+    ),
+    HeadSpec(
+        "looks_too",
+        ("a", "b"),
+        ("allow", "refuse"),
+        (0.5, 0.5),
+        taps=(1, 3),
+        tap_norm="rms",
+        stem="u",
+        activation="attention",
+        prompt_aggregation=("mean",),
+    ),
+    HeadSpec(
+        "near",
+        ("a", "b"),
+        ("allow", "refuse"),
+        (0.5, 0.5),
+        taps=(2,),
+        stem="v",
+        activation="attention",
+        sliding_window=5,
+    ),
+    HeadSpec(
+        "text",
+        ("a", "b", "c"),
+        ("refuse",) * 3,
+        (0.5,) * 3,
+        taps=(2, 0),
+        tap_norm="rms",
+        temperature=1.5,
+        prompt_aggregation=("mean", "ema", "max", "window8", "window16"),
+        ema_alpha=0.3,
+    ),
+    HeadSpec(
+        "text_too",
+        ("only",),
+        ("refuse",),
+        (0.5,),
+        taps=(3,),
+        tap_norm="rms",
+        stem="w",
+        activation="tanh",
+        link="sigmoid",
+        prompt_aggregation=("token", "max"),
+    ),
     HeadSpec(
         "normed", ("a", "b"), ("allow", "refuse"), (0.5, 0.5), taps=(2, 0), tap_norm="rms", stem="t", activation="tanh"
     ),
@@ -199,12 +255,24 @@ def head_tensors(heads: Sequence[HeadSpec], n_embd: int, seed: int) -> dict[str,
     for head in heads:
         n_in = len(head.taps) * n_embd
         if head.stem is not None:
-            tensors.setdefault(Tensors.STEM_WEIGHT.format(stem=head.stem), _random(rng, N_INNER, n_in))
-            tensors.setdefault(Tensors.STEM_BIAS.format(stem=head.stem), _random(rng, N_INNER))
+            for name, shape in _stem_shapes(head, n_in).items():
+                tensors.setdefault(name.format(stem=head.stem), _random(rng, *shape))
             n_in = N_INNER
         tensors[Tensors.HEAD_WEIGHT.format(name=head.name)] = _random(rng, len(head.labels), n_in)
         tensors[Tensors.HEAD_BIAS.format(name=head.name)] = _random(rng, len(head.labels))
     return tensors
+
+
+def _stem_shapes(head: HeadSpec, n_in: int) -> dict[str, tuple[int, ...]]:
+    if head.form != ATTENTION:
+        return {Tensors.STEM_WEIGHT: (N_INNER, n_in), Tensors.STEM_BIAS: (N_INNER,)}
+    return {
+        Tensors.STEM_ATTN_Q: (N_INNER, n_in),
+        Tensors.STEM_ATTN_K: (N_INNER // N_HEAD, n_in),
+        Tensors.STEM_ATTN_V: (N_INNER // N_HEAD, n_in),
+        Tensors.STEM_ATTN_OUTPUT: (N_INNER, N_INNER),
+        Tensors.STEM_NORM: (N_INNER,),
+    }
 
 
 def _random(rng: np.random.Generator, *shape: int) -> np.ndarray:
@@ -248,9 +316,29 @@ def head_values(
         if head.tap_norm == "rms":
             read = [x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) for x in read]
         z = np.concatenate(read, axis=-1)
-        if head.stem is not None:
+        if head.form == ATTENTION:
+            z = _attend(head, tensors, z)
+        elif head.stem is not None:
             weight, bias = (tensors[name.format(stem=head.stem)] for name in (Tensors.STEM_WEIGHT, Tensors.STEM_BIAS))
             z = activate[head.activation](z @ weight.T.astype(np.float64) + bias)
         weight, bias = (tensors[name.format(name=head.name)] for name in (Tensors.HEAD_WEIGHT, Tensors.HEAD_BIAS))
         values[head.name] = z @ weight.T.astype(np.float64) + bias
     return values
+
+
+def _attend(head: HeadSpec, tensors: Mapping[str, np.ndarray], z: np.ndarray) -> np.ndarray:
+    """The stem of the form attention, one query head after the other: ``(n, N_INNER)`` float64."""
+    names = (Tensors.STEM_ATTN_Q, Tensors.STEM_ATTN_K, Tensors.STEM_ATTN_V, Tensors.STEM_ATTN_OUTPUT, Tensors.STEM_NORM)
+    w_q, w_k, w_v, w_o, norm = (tensors[name.format(stem=head.stem)].astype(np.float64) for name in names)
+    q, k, v = z @ w_q.T, z @ w_k.T, z @ w_v.T
+    n, head_dim = k.shape
+    result = np.zeros_like(q)
+    for t in range(n):
+        first = max(0, t + 1 - head.sliding_window) if head.sliding_window else 0
+        for h in range(q.shape[1] // head_dim):
+            part = slice(h * head_dim, (h + 1) * head_dim)
+            scores = k[first : t + 1] @ q[t, part] / np.sqrt(head_dim)
+            weights = np.exp(scores - scores.max())
+            result[t, part] = (weights / weights.sum()) @ v[first : t + 1]
+    y = result @ w_o.T + q
+    return y / np.sqrt((y**2).mean(-1, keepdims=True) + 1e-6) * norm

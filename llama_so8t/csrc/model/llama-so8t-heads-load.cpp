@@ -1,4 +1,5 @@
 #include "llama-so8t-heads-load.h"
+#include "llama-so8t-stems.h"
 
 #include "llama-so8t.h"
 #include "so8t-format.h"
@@ -249,10 +250,11 @@ static void so8t_create_stem(const gguf_context * ctx, so8t_head_tensors & tenso
 // reads the keys of a head, and creates its tensors
 static so8t_head so8t_create_head(
     const gguf_context * ctx, so8t_head_tensors & tensors, so8t_heads & result, const std::string & name) {
-    so8t_head head  = so8t_load_head_keys(ctx, name, tensors.n_vocab);
-    head.source     = so8t_find_source(result.sources, so8t_load_source_keys(ctx, head, tensors.n_layer));
-    head.offset     = result.n_values;
-    head.depends_on = so8t_load_dependency(ctx, name, result);
+    so8t_head head     = so8t_load_head_keys(ctx, name, tensors.n_vocab);
+    head.source        = so8t_find_source(result.sources, so8t_load_source_keys(ctx, head, tensors.n_layer));
+    head.offset        = result.n_values;
+    head.stored_offset = result.n_stored;
+    head.depends_on    = so8t_load_dependency(ctx, name, result);
     so8t_create_stem(ctx, tensors, result, head,
         so8t_kv_string(ctx, format(SO8T_KV_HEAD_ACTIVATION, name.c_str()), SO8T_ACTIVATION_WITHOUT_STEM));
 
@@ -279,6 +281,7 @@ void so8t_read_heads(const gguf_context * ctx, so8t_head_tensors & tensors, so8t
         }
         so8t_head head   = so8t_create_head(ctx, tensors, result, name);
         result.n_values += head.labels.size();
+        result.n_stored += head.aggregates_prompt() ? head.labels.size() : 0;
         result.heads.push_back(std::move(head));
     }
     so8t_check_head_keys(ctx, names);

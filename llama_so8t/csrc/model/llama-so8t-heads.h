@@ -15,21 +15,27 @@ struct gguf_context;
 struct llama_model;
 struct llama_model_base;
 struct llama_model_loader;
+struct llama_ubatch;
 struct llm_graph_context;
-struct llm_graph_params;
 
 struct so8t_stem;
 
-// a form of stem; activate: what an mlp does after its linear map, [inner, n] -> the same shape
+// What a stem is built from: z, what it reads, at the places where it is needed. Stems that look back also need the z of
+// all tokens, and the cells of the memory.
+struct so8t_stem_place {
+    ggml_tensor * z;     // [n_taps * n_embd, n]
+    ggml_tensor * z_all; // [n_taps * n_embd, n_tokens]; null: not needed
+    size_t i_stem;       // index into so8t_heads::stems
+    bool all_tokens;     // z is z_all, and not that of the outputs
+};
+
+// a form of stem; build: [inner, n]
 struct so8t_stem_form {
     const char * activation;
     llama_so8t_form form;
     bool has_norm;
-    ggml_tensor * (*activate)(llm_graph_context & llm, const so8t_stem & stem, ggml_tensor * cur);
+    ggml_tensor * (*build)(llm_graph_context & llm, const so8t_stem & stem, const so8t_stem_place & at);
 };
-
-// all of them
-const std::vector<so8t_stem_form> & so8t_stem_forms();
 
 // what stands before the heads that name it: act(W1 z + b1), rmsnorm(W1 z), or one layer of attention
 struct so8t_stem {
@@ -79,6 +85,7 @@ struct so8t_head {
     int32_t source           = 0;       // index into so8t_heads::sources
     int32_t stem             = -1;      // index into so8t_heads::stems
     int32_t offset           = 0;       // first row among the values of all heads
+    int32_t stored_offset    = 0;       // and among those that are kept of every token, if it aggregates prompts
     ggml_tensor * weight     = nullptr; // [n_taps * n_embd or inner, n_labels]
     ggml_tensor * bias       = nullptr; // [n_labels], optional
     bool fitted              = true;    // false: the weight is all zeros, found when its data is loaded
@@ -98,12 +105,11 @@ struct so8t_heads {
     std::vector<so8t_head> heads;
 
     int32_t n_values = 0; // labels of all heads together
+    int32_t n_stored = 0; // and of those that aggregate prompts
 
     std::vector<std::shared_ptr<void>> owned; // tensors of heads files
 
-    llama_so8t_form form_of(const so8t_head & head) const {
-        return head.stem < 0 ? LLAMA_SO8T_FORM_LINEAR : stems[head.stem].form->form;
-    }
+    llama_so8t_form form_of(const so8t_head & head) const;
 
     // whether a head reads something else than the final norm as it is
     bool read_layers() const;
@@ -112,20 +118,16 @@ struct so8t_heads {
 // head values of the outputs of the last batch, owned by llama_context: [n_outputs][n_values]
 struct so8t_head_values {
     void reserve(const so8t_heads * heads, uint32_t n_outputs_max);
-    void extract(ggml_backend_sched_t sched, ggml_tensor * values, int64_t i_output, int64_t n_outputs);
+    void extract(ggml_backend_sched_t sched, ggml_tensor * values, const llama_ubatch & ubatch, int64_t i_output,
+        int64_t n_outputs);
     void swap(uint64_t i0, uint64_t i1);
 
     int32_t n_values = 0;
     std::vector<float> data;
+    std::vector<llama_seq_id> seq_ids; // of each output
 };
 
 // call sites in llama.cpp
 
 // reads the head keys and creates the head tensors, for every architecture; after load_arch_tensors
 void so8t_load_heads(llama_model_base & model, llama_model_loader & ml);
-
-// before build_arch_graph: from now on the graph is observed, where a head of the model reads a layer
-void so8t_watch_layers(const llm_graph_params & params, const llama_model & model);
-
-// adds the heads on top of the embeddings of every output; after build_arch_graph
-void so8t_build_heads(llm_graph_context & llm, const llm_graph_params & params, const llama_model & model);

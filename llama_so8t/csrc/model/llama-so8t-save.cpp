@@ -1,6 +1,7 @@
 #include "llama-so8t-save.h"
 
 #include "llama-so8t-heads.h"
+#include "llama-so8t-stems.h"
 #include "llama-so8t.h"
 #include "so8t-algebra.h"
 #include "so8t-format.h"

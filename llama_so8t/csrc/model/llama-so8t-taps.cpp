@@ -23,7 +23,7 @@ static bool so8t_is_one_of(const char * name, const char * const (&names)[N]) {
 so8t_taps::so8t_taps(const std::vector<so8t_source> & sources) {
     for (const auto & source : sources) {
         for (const int32_t tap : source.taps) {
-            taken[{tap, source.norm}] = nullptr;
+            taken[{tap, source.norm, source.all_tokens}] = nullptr;
         }
     }
 }
@@ -67,20 +67,21 @@ ggml_tensor * so8t_taps::rows_of_outputs(const llm_graph_context & llm, ggml_ten
 }
 
 void so8t_taps::take(const llm_graph_context & llm, int32_t tap, ggml_tensor * cur) {
-    ggml_tensor * rows = nullptr;
     for (auto & [wanted, result] : taken) {
-        if (wanted.first != tap) {
+        if (wanted.tap != tap) {
             continue;
         }
-        if (!rows) {
-            if (ggml_n_dims(cur) > 2) {
-                cur = ggml_reshape_2d(llm.ctx0, ggml_is_contiguous(cur) ? cur : ggml_cont(llm.ctx0, cur), llm.n_embd,
-                    ggml_nelements(cur) / llm.n_embd);
-            }
-            const bool is_last = tap == llm.n_layer || tap == SO8T_TAP_FINAL_NORM;
-            rows               = is_last && cur->ne[1] == llm.n_outputs ? cur : rows_of_outputs(llm, cur);
+        if (ggml_n_dims(cur) > 2) {
+            cur = ggml_reshape_2d(llm.ctx0, ggml_is_contiguous(cur) ? cur : ggml_cont(llm.ctx0, cur), llm.n_embd,
+                ggml_nelements(cur) / llm.n_embd);
         }
-        result = wanted.second == LLAMA_SO8T_TAP_NORM_RMS ? ggml_rms_norm(llm.ctx0, rows, SO8T_TAP_NORM_EPS) : rows;
+        if (wanted.all_tokens && cur->ne[1] != llm.n_tokens) {
+            continue;
+        }
+        const bool is_last   = tap == llm.n_layer || tap == SO8T_TAP_FINAL_NORM;
+        const bool are_there = wanted.all_tokens || (is_last && cur->ne[1] == llm.n_outputs);
+        ggml_tensor * rows   = are_there ? cur : rows_of_outputs(llm, cur);
+        result = wanted.norm == LLAMA_SO8T_TAP_NORM_RMS ? ggml_rms_norm(llm.ctx0, rows, SO8T_TAP_NORM_EPS) : rows;
         if (result != cur) {
             ggml_format_name(result, "so8t_tap-%d", tap);
         }
@@ -91,7 +92,7 @@ void so8t_taps::take(const llm_graph_context & llm, int32_t tap, ggml_tensor * c
 std::pair<ggml_tensor *, int32_t> so8t_taps::read(const llm_graph_context & llm, const so8t_source & source) {
     ggml_tensor * result = nullptr;
     for (const int32_t tap : source.taps) {
-        ggml_tensor *& cur = taken.at({tap, source.norm});
+        ggml_tensor *& cur = taken.at({tap, source.norm, source.all_tokens});
         if (!cur && tap == SO8T_TAP_FINAL_NORM) {
             take(llm, tap, llm.res->t_embd);
         }

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <map>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -23,8 +24,8 @@ struct so8t_source {
 // The residual stream of one graph, as far as the heads of its model read it; owned by llm_graph_result.
 //
 // Graphs name what they compute through one callback. Tap k + 1 is what they name "l_out" in layer k; tap 0 is the last
-// of the names of an input before the first layer. Rows of outputs are picked and normed where a tensor is named, so
-// that both run on the device of its layer, and no tensor of all tokens is kept.
+// of the names of an input before the first layer. Rows are picked and normed where a tensor is named, so that both run
+// on the device of its layer, and a tensor of all tokens is kept only where a source needs it.
 class so8t_taps {
   public:
     explicit so8t_taps(const std::vector<so8t_source> & sources);
@@ -32,14 +33,25 @@ class so8t_taps {
     // a tensor of the graph that is being built, with its name
     void observe(const llm_graph_context & llm, ggml_tensor * cur, const char * name, int il);
 
-    // what a source reads, [n_taps * n_embd, n_outputs]; null and the missing tap where the graph has not named one
+    // what a source reads, [n_taps * n_embd, n_outputs], or n_tokens where it reads all of them; null and the missing tap
+    // where the graph has not named one, or not with all tokens
     std::pair<ggml_tensor *, int32_t> read(const llm_graph_context & llm, const so8t_source & source);
 
+    // the rows of the outputs of a tensor that may have those of all tokens, [n, n_tokens]
+    ggml_tensor * rows_of_outputs(const llm_graph_context & llm, ggml_tensor * cur);
+
   private:
-    using key = std::pair<int32_t, llama_so8t_tap_norm>; // tap and what is done to it
+    struct key { // a tap, and what is done to it
+        int32_t tap;
+        llama_so8t_tap_norm norm;
+        bool all_tokens;
+
+        bool operator<(const key & other) const {
+            return std::tie(tap, norm, all_tokens) < std::tie(other.tap, other.norm, other.all_tokens);
+        }
+    };
 
     void take(const llm_graph_context & llm, int32_t tap, ggml_tensor * cur);
-    ggml_tensor * rows_of_outputs(const llm_graph_context & llm, ggml_tensor * cur);
 
     std::map<key, ggml_tensor *> taken; // of each tap that a head reads; null until its layer is there
     ggml_tensor * input   = nullptr;    // the newest candidate for tap 0

@@ -142,7 +142,7 @@ so8t_session * so8t_session_init(const char * path, const so8t_session_params * 
         cparams.type_k               = (ggml_type) params->type_k;
         cparams.type_v               = (ggml_type) params->type_v;
         cparams.embeddings           = params->embeddings;
-        cparams.kv_unified           = true;
+        cparams.kv_unified           = params->kv_unified;
         if (params->observe != 0) {
             cparams.cb_eval           = so8t_observe;
             cparams.cb_eval_user_data = session;
@@ -269,6 +269,15 @@ const float * so8t_session_head_logits(so8t_session * session, int32_t head, int
     return so8t_has_head(session, head) ? llama_so8t_get_logits_ith(session->ctx, head, i) : nullptr;
 }
 
+bool so8t_session_text_probs(
+    so8t_session * session, int32_t head, int32_t aggregation, int32_t i, int32_t p0, int32_t p1, float * probs) {
+    return llama_so8t_get_text_probs(session->ctx, head, aggregation, i, p0, p1, probs);
+}
+
+void so8t_session_copy(so8t_session * session, int32_t from, int32_t to, int32_t p0, int32_t p1) {
+    llama_memory_seq_cp(llama_get_memory(session->ctx), from, to, p0, p1);
+}
+
 bool so8t_session_forget(so8t_session * session, int32_t sequence, int32_t p0, int32_t p1, int32_t delta) {
     llama_memory_t memory = llama_get_memory(session->ctx);
     if (!llama_memory_seq_rm(memory, sequence, p0, p1)) {
@@ -280,16 +289,18 @@ bool so8t_session_forget(so8t_session * session, int32_t sequence, int32_t p0, i
     return true;
 }
 
-uint64_t so8t_session_state_size(so8t_session * session) {
-    return llama_state_get_size(session->ctx);
+uint64_t so8t_session_state_size(so8t_session * session, int32_t sequence) {
+    return sequence < 0 ? llama_state_get_size(session->ctx) : llama_state_seq_get_size(session->ctx, sequence);
 }
 
-uint64_t so8t_session_state_get(so8t_session * session, uint8_t * dst, uint64_t size) {
-    return llama_state_get_data(session->ctx, dst, size);
+uint64_t so8t_session_state_get(so8t_session * session, int32_t sequence, uint8_t * dst, uint64_t size) {
+    return sequence < 0 ? llama_state_get_data(session->ctx, dst, size) :
+                          llama_state_seq_get_data(session->ctx, dst, size, sequence);
 }
 
-uint64_t so8t_session_state_set(so8t_session * session, const uint8_t * src, uint64_t size) {
-    return llama_state_set_data(session->ctx, src, size);
+uint64_t so8t_session_state_set(so8t_session * session, int32_t sequence, const uint8_t * src, uint64_t size) {
+    return sequence < 0 ? llama_state_set_data(session->ctx, src, size) :
+                          llama_state_seq_set_data(session->ctx, src, size, sequence);
 }
 
 int32_t so8t_session_lora(so8t_session * session, const char * path, float scale) {

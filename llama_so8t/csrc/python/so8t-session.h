@@ -11,7 +11,7 @@
 extern "C" {
 #endif
 
-#define SO8T_SESSION_VERSION 4
+#define SO8T_SESSION_VERSION 5
 
 struct so8t_session;
 
@@ -27,6 +27,7 @@ struct so8t_session_params {
     int32_t type_k;     // ggml_type of the KV cache
     int32_t type_v;
     bool embeddings;    // every token is an output and has an embedding
+    bool kv_unified;    // one KV cache for all sequences, which share its cells
     int32_t split_mode; // llama_split_mode: how the devices share the model
     const char * rpc;   // "host:port,host:port": these RPC servers are the devices; null: the devices of this machine
     const float * tensor_split; // share of each device, n_tensor_split of them; null: by free memory
@@ -83,13 +84,21 @@ const float * so8t_session_logits(struct so8t_session * session, int32_t i);
 const float * so8t_session_embedding(struct so8t_session * session, int32_t i);
 const float * so8t_session_head_logits(struct so8t_session * session, int32_t head, int32_t i);
 
+// probabilities of a head over positions [p0, p1) of the sequence of the i-th token of the last decode, by one of its
+// prompt aggregations; false where there are none
+bool so8t_session_text_probs(
+    struct so8t_session * session, int32_t head, int32_t aggregation, int32_t i, int32_t p0, int32_t p1, float * probs);
+
+// gives positions [p0, p1) of a sequence (p1 < 0: to the end) to another one as well
+void so8t_session_copy(struct so8t_session * session, int32_t from, int32_t to, int32_t p0, int32_t p1);
+
 // forgets positions [p0, p1) of a sequence (p1 < 0: to the end), then moves what follows by delta
 bool so8t_session_forget(struct so8t_session * session, int32_t sequence, int32_t p0, int32_t p1, int32_t delta);
 
-// the whole state, as bytes: size, copy out, copy in; 0 on failure
-uint64_t so8t_session_state_size(struct so8t_session * session);
-uint64_t so8t_session_state_get(struct so8t_session * session, uint8_t * dst, uint64_t size);
-uint64_t so8t_session_state_set(struct so8t_session * session, const uint8_t * src, uint64_t size);
+// the whole state, or that of a sequence (-1: all), as bytes: size, copy out, copy in; 0 on failure
+uint64_t so8t_session_state_size(struct so8t_session * session, int32_t sequence);
+uint64_t so8t_session_state_get(struct so8t_session * session, int32_t sequence, uint8_t * dst, uint64_t size);
+uint64_t so8t_session_state_set(struct so8t_session * session, int32_t sequence, const uint8_t * src, uint64_t size);
 
 // applies a LoRA adapter file with this scale; 0 on success
 int32_t so8t_session_lora(struct so8t_session * session, const char * path, float scale);
