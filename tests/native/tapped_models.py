@@ -171,13 +171,21 @@ class TappedModel:
 
 def make(directory: Path, arch: str, heads: tuple[HeadSpec, ...] = HEADS, seed: int = 3) -> TappedModel:
     """A random model of an architecture of `ARCHITECTURES`, and its file."""
+    net, bare = make_bare(directory, arch, seed)
+    tensors = head_tensors(heads, N_EMBD, seed)
+    path = gguf_files.copy_gguf(bare, directory / f"{arch}.gguf", head_keys(heads), tensors)
+    return TappedModel(path, net, heads, tensors)
+
+
+def make_bare(directory: Path, arch: str, seed: int = 3, **sizes: int) -> tuple[Any, Path]:
+    """A random model of an architecture without heads, and its file; ``sizes`` are fields of its configuration."""
     import torch
     import transformers
 
     class_name, fields = ARCHITECTURES[arch]
     model_class = getattr(transformers, class_name)
     torch.manual_seed(seed)
-    net = model_class(model_class.config_class(**_SIZES | fields)).float().eval()
+    net = model_class(model_class.config_class(**_SIZES | fields | sizes)).float().eval()
     with torch.no_grad():
         for name, parameter in net.named_parameters():
             if parameter.ndim == 1:  # norms of all ones and biases of zero would hide mistakes
@@ -187,10 +195,7 @@ def make(directory: Path, arch: str, heads: tuple[HeadSpec, ...] = HEADS, seed: 
     net.save_pretrained(directory)
     _complete(directory, fields)
     _round_gelu(net)
-    tensors = head_tensors(heads, N_EMBD, seed)
-    bare = convert(directory, class_name, directory / "bare.gguf")
-    path = gguf_files.copy_gguf(bare, directory / f"{arch}.gguf", head_keys(heads), tensors)
-    return TappedModel(path, net, heads, tensors)
+    return net, convert(directory, class_name, directory / "bare.gguf")
 
 
 def _complete(directory: Path, fields: Mapping[str, Any]) -> None:
