@@ -13,9 +13,12 @@ from safetensors.numpy import load_file, save_file
 
 from llama_so8t.bindings import Session
 from llama_so8t.bindings.session import F32
+from llama_so8t.conversion.convert import plan, run
+from llama_so8t.conversion.options import ConvertOptions
 from llama_so8t.errors import RuntimeLibraryError
 from llama_so8t.format import HeadSpec
 from llama_so8t.inspection import inspect
+from llama_so8t.verification import verify
 
 from .conftest import MARGIN, reference, tokens_for
 from .tapped_models import (
@@ -376,25 +379,48 @@ def test_rotations_before_taps_are_those_of_the_reference_model(make_model, to_g
             assert np.abs(found - values).max() <= MARGIN * np.abs(values).max(), name
 
 
+def test_verification_compares_heads_that_read_layers(make_model, tmp_path):
+    """Where the configuration leaves the sizes of the stems to their tensors, too."""
+    model = make_model("llama")
+    tapped_checkpoint(model)
+    config = json.loads((model / "config.json").read_text())
+    silent = {key: value for key, value in config.items() if not key.startswith("so8t_stem_")}
+    (model / "config.json").write_text(json.dumps(silent))
+    made = plan(ConvertOptions(model=model, outfile=tmp_path / "out.gguf", outtype="f32", progress=False))
+    run(made)
+    report = verify(made)
+    assert report.ok, report.problems
+    assert all(f"{name} " in report.checks[-1].detail for name in ("safety", "one", "two", "look"))
+
+
 def tapped_checkpoint(model):
     """Gives a checkpoint of two layers heads that read them."""
     config = json.loads((model / "config.json").read_text())
     labels = {"labels": ["safe", "unsafe"], "actions": ["allow", "refuse"], "thresholds": [0.5, 0.5]}
     stem = labels | {"taps": [1, -1], "stem": "s", "activation": "gelu", "representation": 2}
+    attention = {"taps": [1, 0], "tap_norm": "rms", "stem": "a", "activation": "attention", "representation": 1}
+    attention["sliding_window"] = 7
     config["so8t_heads"] = {
         "safety": labels | {"taps": [0, 2, 1], "tap_norm": "rms", "representation": 1, "link": "sigmoid"},
         "one": stem,
         "two": stem,
+        "look": labels | attention,
     }
-    config["so8t_stem_sizes"] = {"s": 6}
+    config["so8t_stem_sizes"] = {"s": 6, "a": 24}
+    config["so8t_stem_head_dims"] = {"a": 8}
     (model / "config.json").write_text(json.dumps(config))
     tensors = load_file(model / "model.safetensors")
     tensors = {k: v for k, v in tensors.items() if not k.startswith(("safety_head", "authority_head"))}
     rng, width = np.random.default_rng(4), config["hidden_size"]
     shapes = {"safety_head": (2, 3 * width), "heads.one": (2, 6), "heads.two": (2, 6), "stems.s": (6, 2 * width)}
+    shapes["heads.look"] = (2, 24)
     for name, shape in shapes.items():
         tensors[f"{name}.weight"] = rng.normal(0, shape[1] ** -0.5, shape).astype(np.float32)
         tensors[f"{name}.bias"] = rng.normal(0, 0.1, shape[0]).astype(np.float32)
+    shapes = {"attn_q": (24, 2 * width), "attn_k": (8, 2 * width), "attn_v": (8, 2 * width), "attn_output": (24, 24)}
+    for name, shape in shapes.items():
+        tensors[f"stems.a.{name}.weight"] = rng.normal(0, 2 * shape[1] ** -0.5, shape).astype(np.float32)
+    tensors["stems.a.norm.weight"] = rng.normal(1, 0.3, 24).astype(np.float32)
     save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
 
 
