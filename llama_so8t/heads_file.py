@@ -37,9 +37,15 @@ def attach(model: Path, heads: Sequence[Path], out: Path) -> tuple[str, ...]:
     Raises:
         CheckpointError: a file is damaged, or of another kind.
         ConfigError: a head has values that no head has.
-        ConversionError: the heads belong to another base, or a name is there already.
+        ConversionError: the heads belong to another base, a name is there already, or the rotations of the model are
+            in a form that its new version lacks.
     """
     file = _read_model(model)
+    if file.get("general.architecture") == ARCH and format_version(file) < FORMAT_VERSION:
+        raise ConversionError(
+            f"{model}: is of format version {format_version(file)}, and heads that are put in are of version "
+            f"{FORMAT_VERSION}: expected a file of this version; convert its checkpoint again"
+        )
     base = Base.of_gguf(file)
     keys = {key: value.for_writer() for key, value in file.metadata.items()}
     n_layer = _layers(file)

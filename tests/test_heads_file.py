@@ -153,6 +153,20 @@ def test_what_cannot_be_put_together_is_refused(stock, heads, tmp_path):
     assert not out.exists()
 
 
+def test_rotations_of_version_1_get_no_heads_of_version_2(tmp_path):
+    """The copy would say version 2, in which the generators of a layer are one tensor."""
+    out = tmp_path / "out.gguf"
+    with pytest.raises(So8tError, match=r"format-1.gguf: is of format version 1, .* convert its checkpoint again"):
+        attach(GOLDEN / "format-1.gguf", [GOLDEN / "format-1.heads.gguf"], out)
+    assert not out.exists()
+    bare, taken = tmp_path / "bare.gguf", tmp_path / "taken.gguf"
+    assert len(detach(GOLDEN / "format-1.gguf", bare, taken)) == 4
+    for path, kept in ((bare, "so8t_out_gen.weight"), (taken, "so8t_head.safety.weight")):
+        file = read_gguf(path)
+        assert file.get(Keys.FORMAT_VERSION) == 1 and kept in file.tensors
+    assert not inspect(bare).problems
+
+
 def test_the_commands_say_what_they_wrote(stock, heads, tmp_path):
     full, bare = tmp_path / "full.gguf", tmp_path / "bare.gguf"
 

@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -60,8 +61,12 @@ def out_rotations(checkpoint: Checkpoint, head: HeadSpec) -> np.ndarray:
     return rotation(checkpoint.load_generator(OUT_GENERATOR), head.representation)
 
 
+_FIXED = ("taps", "tap_norm", "link", "aggregation", "prompt_aggregation")
+"""Fields of a head whose default is the only value that a fit knows: f at every position, a softmax, a run of them."""
+
+
 def check_form(head: HeadSpec) -> None:
-    """Only linear heads with two labels are fitted and evaluated.
+    """Only linear heads with two labels that read the state after the final norm are fitted and evaluated.
 
     Raises:
         ConfigError: another form.
@@ -69,6 +74,18 @@ def check_form(head: HeadSpec) -> None:
     if head.stem is not None or len(head.labels) != 2:
         form = f"a stem and {len(head.labels)} labels" if head.stem else f"{len(head.labels)} labels"
         raise ConfigError(f"head {head.name!r}: found {form}, expected a linear head with 2 labels")
+    defaults = HeadSpec.__dataclass_fields__
+    for field in _FIXED:
+        found, expected = getattr(head, field), defaults[field].default
+        if found != expected:
+            raise ConfigError(
+                f"head {head.name!r}: found {field} {_shown(found)}, expected {_shown(expected)}: "
+                "so8t heads fits and evaluates no other"
+            )
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else ", ".join(map(str, value))
 
 
 def tuned(head: HeadSpec, threshold: float, debounce: int, scope: str) -> HeadSpec:

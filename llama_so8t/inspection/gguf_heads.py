@@ -56,11 +56,21 @@ def read_heads(file: GgufFile, n_layer: int) -> dict[str, HeadSpec]:
         if form not in (None, head.form):
             raise ConfigError(f"head {name!r}: found form {reprlib.repr(form)}, expected {head.form!r} by its stem")
         head.check_taps(n_layer)
+        _check_token(file, head)
         heads[name] = head
     check_dependencies(heads.values())
     _check_stems(file, heads)
     _check_keys(file, version, names)
     return heads
+
+
+def _check_token(file: GgufFile, head: HeadSpec) -> None:
+    n_vocab = file.get(f"{file.get('general.architecture')}.vocab_size")  # a heads file has none
+    if isinstance(n_vocab, int) and head.prompt_token is not None and head.prompt_token >= n_vocab:
+        raise ConfigError(
+            f"head {head.name!r}: found prompt_token {head.prompt_token}, expected a token of the vocabulary, "
+            f"0 to {n_vocab - 1}"
+        )
 
 
 def _check_stems(file: GgufFile, heads: dict[str, HeadSpec]) -> None:

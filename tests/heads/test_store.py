@@ -1,6 +1,7 @@
 """Heads in a model: the folding identity, and files that change where they must and nowhere else."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -87,6 +88,25 @@ def test_other_forms_of_heads_are_refused():
         store.check_form(HeadSpec("risk", ("a", "b", "c"), ("allow",) * 3, (0.5,) * 3))
     with pytest.raises(ConfigError, match="a stem and 2 labels"):
         store.check_form(HeadSpec("risk", ("a", "b"), ("allow",) * 2, (0.5,) * 2, activation="gelu", stem="s"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"taps": (3, 7)}, "head 'safety': found taps 3, 7, expected -1: so8t heads fits"),
+        ({"taps": (-1, 7)}, "found taps -1, 7, expected -1"),
+        ({"tap_norm": "rms"}, "found tap_norm rms, expected none"),
+        ({"link": "sigmoid"}, "found link sigmoid, expected softmax"),
+        ({"aggregation": "mean"}, "found aggregation mean, expected run"),
+        ({"prompt_aggregation": ("token", "max")}, "found prompt_aggregation token, max, expected token"),
+    ],
+)
+def test_a_head_that_is_read_in_another_way_is_refused(fields, words):
+    safety = default_heads()["safety"]
+    store.check_form(safety)
+    with pytest.raises(ConfigError, match=words) as error:
+        store.check_form(replace(safety, **fields))
+    assert "\n" not in str(error.value)
 
 
 def test_the_configuration_stays_valid_json_with_known_fields(model, directions):

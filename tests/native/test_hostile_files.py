@@ -3,6 +3,9 @@
 `make test-asan` runs these under ASan and UBSan, beside the fuzzer of the loader; test_lora.py has hostile adapters.
 """
 
+import re
+import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +13,10 @@ import pytest
 from gguf_files import copy_gguf
 
 from llama_so8t.bindings import Session
-from llama_so8t.errors import RuntimeLibraryError
+from llama_so8t.errors import RuntimeLibraryError, So8tError
 from llama_so8t.files.gguf_file import read_gguf
-from llama_so8t.format import HEAD_KEYS
+from llama_so8t.format import HEAD_KEYS, Keys
+from llama_so8t.inspection import inspect
 
 KEYS = [
     ("so8t.format_version", 3, "so8t.format_version' is 3, this program reads version 1 to 2"),
@@ -43,16 +47,37 @@ KEYS = [
 ]
 """Key, its value, and what the loader says of it."""
 
+SET = {
+    Keys.FORMAT_VERSION: ({}, ["0", "3", "4294967295"]),
+    Keys.ROTATION_DIMENSION: ({}, ["0", "4", "16"]),
+    "temperature": ({}, ["0", "-1", "nan", "inf"]),
+    "debounce": ({}, ["0", "65537", "4294967295"]),
+    "representation": ({}, ["-1", "3", "2147483647"]),
+    "prompt_token": ({"prompt_token": 5}, ["-1", "320", "-2147483648"]),
+    "sliding_window": ({}, ["1", "4294967295"]),
+    "ema_alpha": ({"aggregation": "ema", "ema_alpha": 0.5}, ["0", "-0.5", "1.5", "nan"]),
+    "window": ({"aggregation": "window", "window": 4, "debounce": 2}, ["0", "1", "65537"]),
+}
+"""Every number of ours: what the head has for it to be there, and values that gguf-set-metadata writes unasked."""
+
 STEMS = [
     (("s", "gelu"), ("s", "tanh"), "share the stem 's' and have the activations 'gelu' and 'tanh', expected the same"),
     (("s", "gelu"), ("s", "rmsnorm"), "have the activations 'gelu' and 'rmsnorm', expected the same"),
-    (("s", "gelu"), ("s", "relu"), "head 'authority' has the stem 's' and activation 'relu', expected gelu, tanh or"),
-    (("s", "gelu"), ("s", "none"), "head 'authority' has the stem 's' and activation 'none', expected gelu, tanh or"),
-    (("s", "gelu"), ("t", "relu"), "head 'authority' has the stem 't' and activation 'relu', expected gelu, tanh or"),
-    (("s", "relu"), ("s", "relu"), "head 'safety' has the stem 's' and activation 'relu', expected gelu, tanh or"),
+    (("s", "gelu"), ("s", "relu"), "head 'authority' has the stem 's' and activation 'relu', expected gelu, tanh, "),
+    (("s", "gelu"), ("s", "none"), "head 'authority' has the stem 's' and activation 'none', expected gelu, tanh, "),
+    (("s", "gelu"), ("t", "relu"), "head 'authority' has the stem 't' and activation 'relu', expected gelu, tanh, "),
+    (("s", "relu"), ("s", "relu"), "head 'safety' has the stem 's' and activation 'relu', expected gelu, tanh, "),
     (("a b", "gelu"), ("s", "gelu"), "so8t.head.safety.stem' is 'a b', expected letters"),
 ]
 """Stem and activation of both heads, and what the loader says of them."""
+
+
+def typed(kind: str, value):
+    """A value of this type of docs/format.md, as gguf-py writes it."""
+    from llama_so8t.upstream import gguf
+
+    types = {"u32": "UINT32", "i32": "INT32", "f32": "FLOAT32", "str": "STRING"}
+    return gguf.GGUFValue(value, gguf.GGUFValueType[types[kind]])
 
 
 def halved(values):
@@ -120,6 +145,41 @@ def assert_refused(bad: Path, words: str) -> None:
 @pytest.mark.parametrize(("key", "value", "words"), KEYS)
 def test_loader_names_the_key_that_is_wrong(file, tmp_path, key, value, words):
     assert_refused(copy_gguf(file, tmp_path / "bad.gguf", {key: value}), words)
+
+
+def is_number(kind: str) -> bool:
+    return kind in ("u32", "i32", "f32")
+
+
+@pytest.mark.parametrize("name", sorted({*SET, *HEAD_KEYS}))
+def test_every_number_that_gguf_set_metadata_writes_is_checked(file, tmp_path, monkeypatch, name):
+    """A number without a row is a KeyError here. Texts and lists are refused by the program itself."""
+    from llama_so8t import upstream
+
+    upstream.gguf  # of the pinned tree  # noqa: B018
+    from gguf.scripts import gguf_set_metadata
+
+    def set_to(path: Path, value: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["gguf-set-metadata", "--force", str(path), key, value])
+        gguf_set_metadata.main()
+
+    key = HEAD_KEYS[name].of("safety") if name in HEAD_KEYS else name
+    if name in HEAD_KEYS and not is_number(HEAD_KEYS[name].type):
+        keys = {key: "x"} if HEAD_KEYS[name].type == "str" else {}
+        with pytest.raises(SystemExit) as ended:
+            set_to(copy_gguf(file, tmp_path / "bad.gguf", keys), "1")
+        assert ended.value.code == 1
+        return
+    fields, values = SET[name]
+    keys = {HEAD_KEYS[field].of("safety"): typed(HEAD_KEYS[field].type, value) for field, value in fields.items()}
+    good = copy_gguf(file, tmp_path / "good.gguf", keys)
+    Session(good).close()
+    for value in values:
+        bad = Path(shutil.copy(good, tmp_path / "bad.gguf"))
+        set_to(bad, value)
+        assert_refused(bad, f"key '{key}' ")
+        with pytest.raises(So8tError, match=re.escape(key.rpartition(".")[2])):
+            inspect(bad)
 
 
 @pytest.mark.parametrize("counts", [[9, 18], [9, 3]])
