@@ -74,12 +74,19 @@ class Head:
     prompt_token: str | None = None
     fitted: bool = True
     """False: all weights are zeros, whatever the table says."""
+    link: str = "softmax"
+    """With sigmoid a label that is not named has 0.01, and several may hold."""
+    aggregation: str = "run"
+    ema_alpha: float | None = None
+    window: int | None = None
+    depends_on: str | None = None
 
     def spec(self, name: str, ids: Mapping[str, int]) -> HeadSpec:
         """What the checkpoint says of it."""
         return HeadSpec(
             name, tuple(self.labels), tuple(self.actions), tuple(self.thresholds), debounce=self.debounce,
-            scope=self.scope, rule=self.rule, temperature=self.temperature,
+            scope=self.scope, rule=self.rule, temperature=self.temperature, link=self.link,
+            aggregation=self.aggregation, ema_alpha=self.ema_alpha, window=self.window, depends_on=self.depends_on,
             prompt_token=None if self.prompt_token is None else ids[self.prompt_token],
         )  # fmt: skip
 
@@ -88,14 +95,22 @@ class Head:
         if not self.fitted:
             return np.full(len(self.labels), 1 / len(self.labels))
         given = {self.labels[0]: 0.99} if given is None else given
+        if self.link == "sigmoid":
+            return np.array([given.get(label, 0.01) for label in self.labels])
         assert set(given) <= set(self.labels), f"found labels {sorted(given)}, expected some of {self.labels}"
         n_open, rest = len(self.labels) - len(given), 1.0 - sum(given.values())
         assert rest >= -1e-9 and (n_open or rest < 1e-9), f"found probabilities {given}, expected a sum of 1"
         return np.array([given.get(label, rest / max(n_open, 1)) for label in self.labels])
 
     def values(self, given: Mapping[str, float] | None) -> np.ndarray:
-        """Values of the head whose softmax over the temperature gives `probabilities`, ``(n_labels,)``."""
-        return self.temperature * np.log(np.maximum(self.probabilities(given), 1e-12))
+        """Values of the head whose link over the temperature gives `probabilities`, ``(n_labels,)``."""
+        p = np.clip(self.probabilities(given), 1e-12, 1.0 if self.link == "softmax" else 1 - 1e-12)
+        return self.temperature * (np.log(p) if self.link == "softmax" else np.log(p / (1 - p)))
+
+    def link_of(self, values: np.ndarray) -> np.ndarray:
+        """Probabilities of such values."""
+        powers = np.exp(values / self.temperature)
+        return powers / (powers.sum() if self.link == "softmax" else 1 + powers)
 
 
 def scripted_gguf(

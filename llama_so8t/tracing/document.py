@@ -13,7 +13,11 @@ def to_dict(trace: Trace) -> dict[str, Any]:
     entries = []
     for span in trace.spans:
         for token in range(span.start, span.stop):
-            heads = {head.name: _row(head, trace.probabilities[head.name][token]) for head in trace.heads}
+            heads = {
+                head.name: _row(head, trace.probabilities[head.name][token])
+                for head in trace.heads
+                if trace.has_values(head)[token]
+            }
             entries.append(
                 {
                     "part": span.part,
@@ -48,6 +52,10 @@ def _head(head: HeadSpec, is_fitted: bool) -> dict[str, Any]:
         "taps": list(head.taps),
         "tap_norm": head.tap_norm,
         "link": head.link,
+        "aggregation": head.aggregation,
+        "ema_alpha": head.ema_alpha,
+        "window": head.window,
+        "depends_on": head.depends_on,
     }
 
 

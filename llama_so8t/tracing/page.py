@@ -51,12 +51,13 @@ def _summary(trace: Trace) -> Iterator[str]:
     yield "<table><thead><tr><th>head<th>rule<th>end of the prompt<th>highest after it<th>acts</thead><tbody>\n"
     n_prompt = trace.spans[0].stop
     for number, head in enumerate(trace.heads):
-        probs = trace.probabilities[head.name]
+        probs, asked = trace.probabilities[head.name], trace.has_values(head)
         found = trace.triggers[head.name]
         acts = "".join(f'<div class="{t.action}">{_text(trigger_text(t))}</div>' for t in found) or "no"
         yield (
             f'<tr><th><a href="#head-{number}">{_text(head.name)}</a><td>{_rule(trace, head)}'
-            f"<td>{_highest(head, probs[n_prompt - 1 : n_prompt])}<td>{_highest(head, probs[n_prompt:])}<td>{acts}\n"
+            f"<td>{_highest(head, probs[n_prompt - 1 : n_prompt][asked[n_prompt - 1 : n_prompt]])}"
+            f"<td>{_highest(head, probs[n_prompt:][asked[n_prompt:]])}<td>{acts}\n"
         )
     yield "</tbody></table>\n"
 
@@ -107,7 +108,7 @@ def _curves(trace: Trace, head: HeadSpec, colors: dict[int, str]) -> Iterator[st
         for start, stop in runs(read):
             yield from _line(values, start, stop, n, "line")
         yield "</g>"
-    for start, stop in runs(np.isnan(probs).any(-1)):
+    for start, stop in runs(trace.not_finite(head)):
         x, width = _x(start - 0.5, n), max(_x(stop - 0.5, n) - _x(start - 0.5, n), 3)
         yield f'<rect class="nan" x="{x:.1f}" y="{_TOP - 6}" width="{width:.1f}" height="6">'
         yield "<title>values not finite</title></rect>"
@@ -170,14 +171,15 @@ def _colored(trace: Trace, head: HeadSpec) -> Iterator[str]:
     risks, above = risk(head, probs), np.any(reached(head, probs), axis=-1)
     labels = acting(head)
     strongest = np.array(labels)[np.nan_to_num(probs[:, labels]).argmax(-1)]
-    read = judged(head, trace.spans, len(trace.tokens))
+    read = judged(head, trace.spans, len(trace.tokens)) & trace.has_values(head)
+    not_finite = trace.not_finite(head)
     acts = {trigger.token: trigger for trigger in trace.triggers[head.name]}
     for span in trace.spans:
         yield f'<h3>{span.part}</h3><div class="text">'
         for token in range(span.start, span.stop):
             p = risks[token]
             kinds = ["t"]
-            if np.isnan(p):
+            if not_finite[token]:
                 kinds.append("nan")
             elif head.actions[strongest[token]] == "escalate":
                 kinds.append("e")
@@ -194,6 +196,8 @@ def _colored(trace: Trace, head: HeadSpec) -> Iterator[str]:
 def _title(trace: Trace, head: HeadSpec, span: Span, token: int) -> str:
     where = f"{span.part} {token - span.start}, id {trace.tokens[token]}"
     row = trace.probabilities[head.name][token]
+    if not trace.has_values(head)[token]:
+        return f"{where}\nnot asked"
     if np.isnan(row).any():
         return f"{where}\nvalues not finite"
     order = np.argsort(-row, kind="stable")[:8]

@@ -2,7 +2,7 @@
 
 import unicodedata
 
-from llama_so8t.format import FINAL_NORM, THRESHOLD, HeadSpec
+from llama_so8t.format import EMA, FINAL_NORM, MAX, MEAN, THRESHOLD, WINDOW, HeadSpec
 from llama_so8t.tracing.rule import PROMPT, Trigger, acting
 
 ACTION_COLORS = {"refuse": "#d5402b", "escalate": "#d99000"}
@@ -44,10 +44,21 @@ def rule_text(head: HeadSpec, is_fitted: bool = True) -> str:
     if not rules:
         return "no label acts"
     where = {"both": "prompt and answer", "prompt": "the prompt", "answer": "the answer"}[head.scope]
-    if head.debounce > 1 and head.scope != PROMPT:
-        rules.append(f"{head.debounce} tokens in a row")
+    if head.scope != PROMPT:
+        rules += _aggregation(head)
     reads = "" if head.taps == (FINAL_NORM,) else f"reads layers {', '.join(map(_tap, head.taps))}; "
-    return f"{'; '.join(rules)}; {reads}judges {where}"
+    asked = "" if head.depends_on is None else f", where {head.depends_on} acts"
+    return f"{'; '.join(rules)}; {reads}judges {where}{asked}"
+
+
+def _aggregation(head: HeadSpec) -> list[str]:
+    """How the positions of an answer are combined, and how many have to agree."""
+    if head.aggregation == WINDOW:
+        return [f"{head.debounce} of {head.window} tokens"]
+    means = {EMA: f"exponential mean, alpha {head.ema_alpha:.4g}" if head.ema_alpha else "", MEAN: "mean of the part",
+             MAX: "maximum of the part"}  # fmt: skip
+    rules = [means[head.aggregation]] if head.aggregation in means else []
+    return rules + ([f"{head.debounce} tokens in a row"] if head.debounce > 1 else [])
 
 
 def _tap(tap: int) -> str:

@@ -200,7 +200,7 @@ def _curves(axes: "Axes", trace: Trace, head: HeadSpec) -> None:
                     1.006, min(max(threshold, 0), 1), f"threshold {threshold:.3g}", fontsize=8, color=_GREY,
                     va="center", transform=axes.get_yaxis_transform(),
                 )  # fmt: skip
-    for start, stop in runs(np.isnan(probs).any(-1)):
+    for start, stop in runs(trace.not_finite(head)):
         axes.axvspan(start - 0.5, stop - 0.5, 0.965, 1.0, color=ACTION_COLORS["refuse"], linewidth=1)
     for trigger in trace.triggers[head.name]:
         p = 1.04 if trigger.probability is None else trigger.probability
@@ -224,7 +224,8 @@ def _text(axes: "Axes", trace: Trace, head: HeadSpec, cells: list[Cell], lines: 
 
     probs = trace.probabilities[head.name]
     risks, above = risk(head, probs), np.any(reached(head, probs), axis=-1)
-    read = judged(head, trace.spans, len(trace.tokens))
+    read = judged(head, trace.spans, len(trace.tokens)) & trace.has_values(head)
+    not_finite = trace.not_finite(head)
     labels = np.array(acting(head))
     strongest = labels[np.nan_to_num(probs[:, labels]).argmax(-1)]
     acts = {trigger.token for trigger in trace.triggers[head.name]}
@@ -241,7 +242,7 @@ def _text(axes: "Axes", trace: Trace, head: HeadSpec, cells: list[Cell], lines: 
         p = risks[cell.token]
         color = ACTION_COLORS[head.actions[strongest[cell.token]]]
         box: dict[str, Any] = {"xy": (cell.column, y + 0.08), "width": cell.width, "height": 0.84}
-        if np.isnan(p):
+        if not_finite[cell.token]:
             axes.add_patch(Rectangle(**box, facecolor="none", edgecolor=ACTION_COLORS["refuse"], hatch="////", lw=0))
         elif p >= 0.005:
             axes.add_patch(Rectangle(**box, facecolor=color, alpha=p * (0.72 if read[cell.token] else 0.4), lw=0))

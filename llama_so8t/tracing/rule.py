@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llama_so8t.format import ACTIONS, ARGMAX, SIGMOID, HeadSpec
+from llama_so8t.format import ACTIONS, ARGMAX, EMA, MAX, MEAN, SIGMOID, WINDOW, HeadSpec
 
 PROMPT, THINK, ANSWER = "prompt", "think", "answer"
 
@@ -49,6 +49,59 @@ def probabilities(head: HeadSpec, values: np.ndarray) -> np.ndarray:
     return np.where(finite, e / e.sum(-1, keepdims=True), np.nan)
 
 
+def aggregate(head: HeadSpec, values: np.ndarray, spans: Sequence[Span], asked: np.ndarray | None = None) -> np.ndarray:
+    """Probabilities of every position: in a prompt as they are, behind it aggregated from the beginning of each part.
+
+    With x_t the values at the t-th position of a part, alpha the ``ema_alpha`` of the head:
+    ema: ``e_0 = x_0, e_t = alpha x_t + (1 - alpha) e_(t-1)``, mean: ``(x_0 + ... + x_t) / (t + 1)``, then the link;
+    max: the largest probability of each label up to t. After values that are not finite all of them begin anew.
+
+    Args:
+        head: what the values mean.
+        values: ``(n, labels)``.
+        spans: in the order of the text.
+        asked: ``(n,)`` bool; positions at which the head has values; None: everywhere.
+
+    Returns:
+        ``(n, labels)`` float64; NaN where a value is not finite or the head has none.
+    """
+    probs = probabilities(head, values)
+    if asked is not None:
+        probs[~asked] = np.nan
+    for span in spans:
+        if span.part == PROMPT or head.aggregation not in (EMA, MEAN, MAX):
+            continue
+        tokens = np.arange(span.start, span.stop)
+        tokens = tokens if asked is None else tokens[asked[tokens]]
+        ends = np.flatnonzero(np.isnan(probs[tokens]).any(-1))
+        for piece in np.split(tokens, ends):
+            piece = piece[~np.isnan(probs[piece]).any(-1)]
+            probs[piece] = _accumulated(head, values[piece].astype(np.float64), probs[piece])
+    return probs
+
+
+def _accumulated(head: HeadSpec, values: np.ndarray, probs: np.ndarray) -> np.ndarray:
+    if head.aggregation == MAX or len(values) == 0:
+        return np.maximum.accumulate(probs, axis=0)
+    if head.aggregation == MEAN:
+        return probabilities(head, np.cumsum(values, axis=0) / np.arange(1, len(values) + 1)[:, None])
+    alpha = float(np.float32(head.ema_alpha))
+    for t in range(1, len(values)):
+        values[t] = alpha * values[t] + (1 - alpha) * values[t - 1]
+    return probabilities(head, values)
+
+
+def says(head: HeadSpec, probs: np.ndarray) -> np.ndarray:
+    """Where a label of the head has an action other than allow, for the heads that depend on it; ``(n,)`` bool.
+
+    That is the largest label, or with the link sigmoid any that reaches its threshold. NaN says nothing.
+    """
+    if head.link == SIGMOID:
+        return reached(head, probs).any(-1)
+    largest = np.where(np.isnan(probs).any(-1), -1, probs.astype(np.float32).argmax(-1))
+    return np.isin(largest, acting(head))
+
+
 def acting(head: HeadSpec) -> list[int]:
     """Indices of the labels that do more than allow."""
     return [index for index, action in enumerate(head.actions) if action != "allow"]
@@ -77,32 +130,50 @@ def reached(head: HeadSpec, probs: np.ndarray) -> np.ndarray:
     return values[:, labels] >= np.array(head.thresholds, dtype=np.float32)[labels]
 
 
-def judged(head: HeadSpec, spans: Sequence[Span], n: int) -> np.ndarray:
-    """Which positions a guard reads: the last one of the prompt, all others, as far as the scope goes; ``(n,)``."""
+def in_scope(head: HeadSpec, spans: Sequence[Span], n: int) -> np.ndarray:
+    """Positions of the parts that the head judges, ``(n,)`` bool."""
     result = np.zeros(n, dtype=bool)
     for span in spans:
-        if head.scope in ("both", PROMPT if span.part == PROMPT else ANSWER):
-            result[span.stop - 1 if span.part == PROMPT else span.start : span.stop] = True
+        result[span.start : span.stop] = head.scope in ("both", PROMPT if span.part == PROMPT else ANSWER)
     return result
 
 
-def triggers(head: HeadSpec, spans: Sequence[Span], probs: np.ndarray, is_fitted: bool = True) -> list[Trigger]:
+def judged(head: HeadSpec, spans: Sequence[Span], n: int) -> np.ndarray:
+    """Which positions a guard reads: the last one of the prompt, all others, as far as the scope goes; ``(n,)``."""
+    result = in_scope(head, spans, n)
+    for span in spans:
+        if span.part == PROMPT:
+            result[span.start : span.stop - 1] = False
+    return result
+
+
+def triggers(
+    head: HeadSpec,
+    spans: Sequence[Span],
+    probs: np.ndarray,
+    is_fitted: bool = True,
+    asked: np.ndarray | None = None,
+) -> list[Trigger]:
     """The first trigger of the head in each span that it judges; a prompt needs no debounce.
 
     Args:
         head: what the values mean.
         spans: in the order of the text.
-        probs: ``(n, labels)``.
+        probs: ``(n, labels)``, aggregated.
         is_fitted: false for a head whose weights are zeros: it does not act.
+        asked: ``(n,)`` bool; positions at which the head has values; None: everywhere.
     """
     if not is_fitted:
         return []
-    read, found = judged(head, spans, len(probs)), []
+    found = []
     for span in spans:
-        streak = np.zeros(len(acting(head)), dtype=int)
+        held: list[np.ndarray] = []
         needed = 1 if span.part == PROMPT else head.debounce
-        for token in np.flatnonzero(read[span.start : span.stop]) + span.start:
-            trigger = _at(head, probs[token], streak, needed)
+        for token in np.flatnonzero(judged(head, spans, len(probs))[span.start : span.stop]) + span.start:
+            if asked is not None and not asked[token]:
+                held.append(np.zeros(len(acting(head)), dtype=bool))
+                continue
+            trigger = _at(head, probs[token], held, needed)
             if trigger is not None:
                 action, label = trigger
                 name, p = (None, None) if label is None else (head.labels[label], float(probs[token, label]))
@@ -111,13 +182,13 @@ def triggers(head: HeadSpec, spans: Sequence[Span], probs: np.ndarray, is_fitted
     return found
 
 
-def _at(head: HeadSpec, row: np.ndarray, streak: np.ndarray, needed: int) -> tuple[str, int | None] | None:
-    """Action and label at one position, if any; counts in ``streak``."""
+def _at(head: HeadSpec, row: np.ndarray, held: list[np.ndarray], needed: int) -> tuple[str, int | None] | None:
+    """Action and label at one position, if any; adds to ``held`` where the rule holds."""
     if not np.isfinite(row).all():
         return "refuse", None
-    above = reached(head, row[None])[0]
-    streak[:] = np.where(above, streak + 1, 0)
-    labels = [label for label, n in zip(acting(head), streak, strict=True) if n >= needed]
+    held.append(reached(head, row[None])[0])
+    newest = np.array(held[-(head.window if head.aggregation == WINDOW else needed) :])
+    labels = [label for label, n in zip(acting(head), newest.sum(0), strict=True) if n >= needed]
     if not labels:
         return None
     label = max(labels, key=lambda index: ACTIONS.index(head.actions[index]))

@@ -1,7 +1,7 @@
 """Runs a text through a model and reads every head at every position."""
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -15,7 +15,18 @@ from llama_so8t.format import HeadSpec
 from llama_so8t.inspection.gguf_subject import open_gguf
 from llama_so8t.tracing import chat
 from llama_so8t.tracing.pieces import Pieces
-from llama_so8t.tracing.rule import ANSWER, PROMPT, THINK, Span, Trigger, acting, probabilities, triggers
+from llama_so8t.tracing.rule import (
+    ANSWER,
+    PROMPT,
+    THINK,
+    Span,
+    Trigger,
+    acting,
+    aggregate,
+    in_scope,
+    says,
+    triggers,
+)
 
 CHUNK = 512
 """Tokens evaluated at once."""
@@ -43,7 +54,10 @@ class TraceOptions:
 
 @dataclass(frozen=True)
 class Trace:
-    """Tokens of prompt and answer, and probabilities of each head after each of them, ``(n, labels)``."""
+    """Tokens of prompt and answer, and probabilities of each head after each of them, ``(n, labels)``.
+
+    Behind the prompt they are aggregated as the head says.
+    """
 
     path: Path
     name: str
@@ -55,14 +69,26 @@ class Trace:
     probabilities: dict[str, np.ndarray]
     unfitted: frozenset[str] = frozenset()
     """Heads that were never fitted, which do not act."""
+    asked: dict[str, np.ndarray] = field(default_factory=dict)
+    """Head that depends on another -> positions at which it has values, ``(n,)`` bool."""
 
     @cached_property
     def triggers(self) -> dict[str, list[Trigger]]:
         """Head -> where it acts."""
         return {
-            head.name: triggers(head, self.spans, self.probabilities[head.name], self.is_fitted(head))
+            head.name: triggers(
+                head, self.spans, self.probabilities[head.name], self.is_fitted(head), self.asked.get(head.name)
+            )
             for head in self.heads
         }
+
+    def has_values(self, head: HeadSpec) -> np.ndarray:
+        """Positions at which the head is asked, ``(n,)`` bool."""
+        return self.asked.get(head.name, np.ones(len(self.tokens), dtype=bool))
+
+    def not_finite(self, head: HeadSpec) -> np.ndarray:
+        """Positions at which it is asked and its values are not finite, ``(n,)`` bool."""
+        return self.has_values(head) & np.isnan(self.probabilities[head.name]).any(-1)
 
     def is_fitted(self, head: HeadSpec) -> bool:
         """Whether the weights of the head are not all zeros."""
@@ -115,14 +141,31 @@ def trace(options: TraceOptions) -> Trace:
         reader.read(given[-1:])  # alone: the logits of a whole chunk would be a large copy
         if n_predict:
             answer_ids = reader.generate(n_predict, _end_tokens(file))
-        probs = reader.probabilities()
+        values = reader.values()
 
     tokens = (*prompt_ids, *answer_ids)
     texts = tuple(Pieces(file).texts(tokens))
     spans = tuple(_spans(texts, len(prompt_ids)))
     name = str(file.get("general.name") or path.stem)
     unfitted = frozenset(subject.unfitted_heads)
-    return Trace(path, name, subject.architecture, heads, tokens, texts, spans, probs, unfitted)
+    probs, asked = _judged(heads, values, spans, unfitted)
+    return Trace(path, name, subject.architecture, heads, tokens, texts, spans, probs, unfitted, asked)
+
+
+def _judged(
+    heads: tuple[HeadSpec, ...], values: dict[str, np.ndarray], spans: tuple[Span, ...], unfitted: frozenset[str]
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Aggregated probabilities of each head, and where those are asked that depend on another."""
+    probs: dict[str, np.ndarray] = {}
+    asked: dict[str, np.ndarray] = {}
+    by_name = {head.name: head for head in heads}
+    for head in heads:
+        if head.depends_on is not None:
+            other = by_name[head.depends_on]
+            acts = says(other, probs[other.name]) & in_scope(other, spans, len(probs[other.name]))
+            asked[head.name] = acts & (other.name not in unfitted)
+        probs[head.name] = aggregate(head, values[head.name], spans, asked.get(head.name))
+    return probs, asked
 
 
 def _texts(file: GgufFile, options: TraceOptions) -> tuple[str, str | None]:
@@ -187,7 +230,7 @@ def _spans(texts: tuple[str, ...], n_prompt: int) -> list[Span]:
 
 
 class _Reader:
-    """Decodes tokens one after the other and collects the heads' probabilities."""
+    """Decodes tokens one after the other and collects the values of the heads."""
 
     def __init__(self, session: Session, heads: tuple[HeadSpec, ...], n_total: int, progress: bool) -> None:
         self.session = session
@@ -213,7 +256,8 @@ class _Reader:
             self._decode([token])
         return generated
 
-    def probabilities(self) -> dict[str, np.ndarray]:
+    def values(self) -> dict[str, np.ndarray]:
+        """Logits of each head at every token, ``(n, labels)``."""
         self._bar.close()
         return {name: np.concatenate(rows) for name, rows in self._rows.items()}
 
@@ -222,4 +266,4 @@ class _Reader:
         self.n_past += len(tokens)
         self._bar.update(len(tokens))
         for head in self.heads:
-            self._rows[head.name].append(probabilities(head, self.session.head_logits(head.name)))
+            self._rows[head.name].append(np.array(self.session.head_logits(head.name)))

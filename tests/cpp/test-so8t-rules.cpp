@@ -12,12 +12,14 @@
 #include <string>
 #include <vector>
 
+static int n_wrong_probs = 0;
+
 struct test_head {
     std::string name;
     std::vector<std::string> labels;
     so8t_head_rule rule;
 
-    std::vector<int32_t> n_above;
+    so8t_head_run run;
     int32_t position = -1; // where a label first triggered
     int32_t label    = -1;
 };
@@ -26,6 +28,16 @@ static llama_so8t_action action_of(const std::string & name) {
     return name == "refuse"   ? LLAMA_SO8T_ACTION_REFUSE :
            name == "escalate" ? LLAMA_SO8T_ACTION_ESCALATE :
                                 LLAMA_SO8T_ACTION_ALLOW;
+}
+
+static llama_so8t_aggregation aggregation_of(const std::string & name) {
+    for (const auto aggregation : {LLAMA_SO8T_AGGREGATION_WINDOW, LLAMA_SO8T_AGGREGATION_EMA,
+             LLAMA_SO8T_AGGREGATION_MEAN, LLAMA_SO8T_AGGREGATION_MAX}) {
+        if (name == llama_so8t_aggregation_name(aggregation)) {
+            return aggregation;
+        }
+    }
+    return LLAMA_SO8T_AGGREGATION_RUN;
 }
 
 static std::vector<test_head> heads_of(const common_json & given) {
@@ -41,6 +53,16 @@ static std::vector<test_head> heads_of(const common_json & given) {
         result.rule.scope       = scope == "prompt" ? LLAMA_SO8T_SCOPE_PROMPT :
                                   scope == "answer" ? LLAMA_SO8T_SCOPE_ANSWER :
                                                       LLAMA_SO8T_SCOPE_BOTH;
+        result.rule.aggregation = aggregation_of(head.value("aggregation", std::string("run")));
+        result.rule.ema_alpha   = head.value("ema_alpha", 1.0f);
+        result.rule.window      = head.value("window", 1);
+        result.rule.temperature = head.value("temperature", 1.0f);
+        result.rule.link        = head.value("link", std::string("softmax")) == "sigmoid" ? LLAMA_SO8T_LINK_SIGMOID :
+                                                                                            LLAMA_SO8T_LINK_SOFTMAX;
+        const std::string other = head.value("depends_on", std::string());
+        for (size_t i = 0; i < heads.size(); ++i) {
+            result.rule.depends_on = heads[i].name == other ? (int32_t) i : result.rule.depends_on;
+        }
         for (size_t i = 0; i < head.at("labels").size(); ++i) {
             result.labels.push_back(head.at("labels").at(i).get<std::string>());
             result.rule.actions.push_back(action_of(head.at("actions").at(i).get<std::string>()));
@@ -64,6 +86,35 @@ static void add_found(common_json & row, const std::vector<test_head> & heads, c
     }
 }
 
+// a row of a case, NaN where it is null
+static std::vector<float> row_of(const common_json & values, size_t n) {
+    std::vector<float> row(n, NAN);
+    for (size_t i = 0; i < n && !values.is_null(); ++i) {
+        row[i] = values.at(i).get<float>();
+    }
+    return row;
+}
+
+// probabilities of a head at a position: those of the case, or its aggregated logits, which have to be those of the case
+static std::vector<float> probs_of(const common_json & given, size_t position, test_head & head) {
+    const std::vector<float> known = row_of(given.at("positions").at(position).at(head.name), head.labels.size());
+    if (!given.contains("logits") || !given.at("logits").at(position).contains(head.name)) {
+        return known;
+    }
+    const std::vector<float> logits = row_of(given.at("logits").at(position).at(head.name), head.labels.size());
+    std::vector<float> probs(known.size());
+    const bool is_finite = so8t_aggregate(head.rule, logits.data(), head.run, probs.data());
+    for (size_t i = 0; i < probs.size(); ++i) {
+        if (is_finite != std::isfinite(known[i]) || (is_finite && !(std::fabs(probs[i] - known[i]) <= 2e-6f))) {
+            fprintf(stderr, "FAIL %s: position %zu of %s has %g for %s, expected %g\n",
+                given.at("name").get<std::string>().c_str(), position, head.name.c_str(), (double) probs[i],
+                head.labels[i].c_str(), (double) known[i]);
+            n_wrong_probs++;
+        }
+    }
+    return probs;
+}
+
 // what the code says of a case, in the form of "expected"
 static common_json judged(const common_json & given) {
     std::vector<test_head> heads = heads_of(given.at("heads"));
@@ -74,28 +125,25 @@ static common_json judged(const common_json & given) {
     so8t_found strongest;
     for (size_t position = 0; position < given.at("positions").size(); ++position) {
         common_json reached    = common_json::object();
-        const so8t_found found = so8t_judge(heads.size(), [&](int32_t i) -> so8t_found {
+        const auto depends_on  = [&](int32_t i) { return heads[i].rule.depends_on; };
+        const so8t_found found = so8t_judge(heads.size(), depends_on, [&](int32_t i) -> so8t_found {
             auto & head = heads[i];
             if (!so8t_in_scope(head.rule.scope, is_prompt)) {
                 return {};
             }
-            const common_json & values = given.at("positions").at(position).at(head.name);
-            std::vector<float> probs(head.labels.size(), NAN);
-            for (size_t j = 0; j < probs.size() && !values.is_null(); ++j) {
-                probs[j] = values.at(j).get<float>();
-            }
-            const so8t_found result = so8t_judge_head(head.rule, is_prompt, probs.data(), head.n_above);
+            const std::vector<float> probs = probs_of(given, position, head);
+            const so8t_found result = so8t_judge_head(head.rule, is_prompt, position, probs.data(), head.run);
             reached[head.name]      = nullptr;
-            if (!values.is_null()) {
+            if (std::isfinite(probs[0])) {
                 reached[head.name] = common_json::array();
                 for (size_t j = 0; j < probs.size(); ++j) {
-                    if (head.rule.actions[j] != LLAMA_SO8T_ACTION_ALLOW && head.n_above[j] > 0) {
+                    if (head.rule.actions[j] != LLAMA_SO8T_ACTION_ALLOW && head.run.holds[j]) {
                         reached[head.name].push_back(head.labels[j]);
                     }
                 }
             }
             if (head.label < 0) {
-                head.label    = so8t_first_label(head.rule, is_prompt, head.n_above);
+                head.label    = so8t_first_label(head.rule, is_prompt, head.run);
                 head.position = head.label < 0 ? -1 : (int32_t) position;
             }
             return result;
@@ -153,9 +201,9 @@ static int count_unlike_original() {
         const bool has_label           = is_finite && action != LLAMA_SO8T_ACTION_ALLOW;
 
         std::vector<float> probs(n_labels);
-        std::vector<int32_t> n_above;
+        so8t_head_run run;
         so8t_probabilities(logits.data(), n_labels, temperature, LLAMA_SO8T_LINK_SOFTMAX, probs.data());
-        const so8t_found found  = so8t_judge_head(rule, true, probs.data(), n_above);
+        const so8t_found found  = so8t_judge_head(rule, true, 0, probs.data(), run);
         n_unlike               += found.action != action || found.label != (has_label ? (int32_t) label : -1) ||
                                   so8t_largest(probs.data(), n_labels) != (is_finite ? (int32_t) label : -1);
     }
@@ -201,7 +249,8 @@ int main(int argc, char ** argv) {
     const int n_unlike = count_unlike_original();
     const int n_wrong  = count_wrong_links();
     printf(
-        "%d passed, %d failed; %d verdicts by argmax are unlike the original; %d probabilities by sigmoid are wrong\n",
-        n_passed, n_failed, n_unlike, n_wrong);
-    return n_failed == 0 && n_unlike == 0 && n_wrong == 0 ? 0 : 1;
+        "%d passed, %d failed; %d verdicts by argmax are unlike the original; %d probabilities by sigmoid and %d of "
+        "aggregated logits are wrong\n",
+        n_passed, n_failed, n_unlike, n_wrong, n_wrong_probs);
+    return n_failed == 0 && n_unlike == 0 && n_wrong == 0 && n_wrong_probs == 0 ? 0 : 1;
 }

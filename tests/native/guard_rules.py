@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 from scripted_model import THINK, Head
 
@@ -45,7 +46,7 @@ class Policy:
         acting = [
             head for head in heads.values() if head.fitted and head.scope != "prompt" and set(head.actions) - {"allow"}
         ]
-        return max(map(self.debounce_of, acting), default=0)
+        return max((head.window or self.debounce_of(head) for head in acting), default=0)
 
     def held_back(self, heads: Mapping[str, Head]) -> int:
         """The newest tokens of a stream that wait for their verdicts."""
@@ -62,7 +63,28 @@ class Reading:
     probabilities: Mapping[str, float | None] = field(default_factory=dict)
     peak: dict[str, float] = field(default_factory=dict)
     triggered: tuple[int, str] | None = None
-    run: dict[str, int] = field(default_factory=dict)
+    given: list[Any] = field(default_factory=list)
+    """Table entries of the head since the part began or values were not finite."""
+    held: list[dict[str, bool]] = field(default_factory=list)
+    """And for each label, whether its rule held there; a position at which the head has no values has none."""
+
+    def n_run(self, label: str) -> int:
+        """The newest positions in a row at which the rule has held."""
+        return sum(1 for _ in itertools.takewhile(lambda held: held.get(label, False), reversed(self.held)))
+
+    def n_held(self, head: Head, label: str, newest: int | None = None) -> int:
+        """Positions that agree: in a row, or among the newest of the window."""
+        if head.aggregation != "window":
+            return self.n_run(label)
+        newest = head.window if newest is None else newest
+        return sum(held.get(label, False) for held in self.held[len(self.held) - min(newest, len(self.held)) :])
+
+    def n_agreed(self, head: Head, label: str, debounce: int) -> int:
+        """Positions from the first that agreed up to the newest."""
+        if head.aggregation != "window":
+            return debounce
+        newest = self.held[-head.window :]
+        return len(newest) - next(i for i, held in enumerate(newest) if held.get(label, False))
 
 
 @dataclass
@@ -182,7 +204,8 @@ def _can_trigger(token: str, block: str, parts: Mapping[str, Part], heads: Mappi
     if part == "think" and policy.think != "enforce":
         return False
     return any(
-        parts[part].heads.get(name, Reading()).run.get(label, 0) + 1 >= policy.debounce_of(head)
+        parts[part].heads.get(name, Reading()).n_held(head, label, head.window and head.window - 1) + 1
+        >= policy.debounce_of(head)
         for name, head in heads.items()
         if head.fitted and head.scope != "prompt"
         for label, action in zip(head.labels, head.actions, strict=True)
@@ -199,38 +222,64 @@ class _Found(NamedTuple):
     """Positions that agreed."""
 
 
+def aggregated(head: Head, given: Sequence[Any]) -> np.ndarray:
+    """Probabilities ``(labels,)`` of a head at the last of these table entries, from the definitions, one sum each."""
+    n = len(given)
+    if head.aggregation == "max":
+        return np.max([head.probabilities(entry) for entry in given], axis=0)
+    if head.aggregation not in ("mean", "ema"):
+        return head.probabilities(given[-1])
+    alpha = head.ema_alpha
+    weights = [(1 - alpha) ** (n - 1 - t) * (alpha if t else 1.0) if alpha else 1 / n for t in range(n)]
+    return head.link_of(sum(weight * head.values(entry) for weight, entry in zip(weights, given, strict=True)))
+
+
 def _read(part: Part, token: str, heads: Mapping[str, Head], policy: Policy, name: str) -> _Found:
     """The strongest action at one position."""
     strongest = _Found()
+    acts = set()
     for head_name, head in heads.items():
         if head.scope not in ("both", "prompt" if name == "prompt" else "answer"):
             continue
-        reading = part.heads.setdefault(head_name, Reading(run=dict.fromkeys(head.labels, 0)))
+        if head.depends_on is None and strongest.action == "refuse":
+            continue
+        if head.depends_on is not None and head.depends_on not in acts:
+            if head_name in part.heads:
+                part.heads[head_name].held.append({})
+            continue
+        reading = part.heads.setdefault(head_name, Reading())
         given = head.tokens.get(token, head.default)
         if isinstance(given, float) and head.fitted:
             reading.label = "not finite"
             reading.probabilities = dict.fromkeys(head.labels)
             reading.peak = reading.peak or dict.fromkeys(head.labels, 0.0)
-            reading.run = dict.fromkeys(head.labels, 0)
-            strongest = _Found("refuse", head_name, "not finite", None, 1)
-            break
-        probs = dict(zip(head.labels, map(float, head.probabilities(given)), strict=True))
+            reading.given, reading.held = [], []
+            if strongest.action != "refuse":
+                strongest = _Found("refuse", head_name, "not finite", None, 1)
+            continue
+        reading.given.append(given)
+        probs = dict(zip(head.labels, map(float, aggregated(head, reading.given)), strict=True))
         reading.label = max(probs, key=probs.get)
         reading.probabilities = probs
         reading.peak = {label: max(p, reading.peak.get(label, 0.0)) for label, p in probs.items()}
         debounce = 1 if name == "prompt" else policy.debounce_of(head)
-        for label, action, threshold in zip(head.labels, head.actions, head.thresholds, strict=True):
+        holds = {}
+        for label, threshold in zip(head.labels, head.thresholds, strict=True):
             threshold = policy.thresholds.get((head_name, label), threshold)
-            acts = head.fitted and (label == reading.label if head.rule == "argmax" else probs[label] >= threshold)
-            reading.run[label] = reading.run[label] + 1 if acts else 0
-            if reading.run[label] < debounce or action == "allow":
+            is_largest = label == reading.label
+            holds[label] = head.fitted and (is_largest if head.rule == "argmax" else probs[label] >= threshold)
+        reading.held.append(holds)
+        for label, action in zip(head.labels, head.actions, strict=True):
+            if action == "allow":
+                continue
+            if holds[label] if head.link == "sigmoid" else head.fitted and label == reading.label:
+                acts.add(head_name)
+            if reading.n_held(head, label) < debounce:
                 continue
             if _RANK.index(action) > _RANK.index(strongest.action):
-                strongest = _Found(action, head_name, label, probs[label], debounce)
+                strongest = _Found(action, head_name, label, probs[label], reading.n_agreed(head, label, debounce))
             if reading.triggered is None:
                 reading.triggered = (part.n_positions, label)
-        if strongest.action == "refuse":
-            break
     part.n_positions += 1
     part.action = max(part.action, strongest.action, key=_RANK.index)
     return strongest

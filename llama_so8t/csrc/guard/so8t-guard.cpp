@@ -87,13 +87,15 @@ void so8t_guard::judge(so8t_part i_part, llama_context * ctx, int32_t idx) {
     if (part.n_positions == 0) {
         const size_t n_heads = params.policy->heads.size();
         runs[i_part].start   = i_part == SO8T_PART_PROMPT ? 0 : n_accepted - 1;
-        runs[i_part].n_above.resize(n_heads);
+        runs[i_part].heads.resize(n_heads);
         part.heads.resize(n_heads);
     }
     begin_trace(i_part);
 
     const int32_t position = part.n_positions;
-    const so8t_found found = so8t_judge(part.heads.size(), [&](int32_t head) { return ask(i_part, head, ctx, idx); });
+    const so8t_found found = so8t_judge(
+        part.heads.size(), [&](int32_t head) { return params.policy->heads[head].depends_on; },
+        [&](int32_t head) { return ask(i_part, head, ctx, idx); });
     if (found.action > seen.triggered.action) {
         const float p  = found.label < 0 ? NAN : part.heads[found.head].probs[found.label];
         seen.triggered = {found.action, i_part, position, found.head, found.label, p};
@@ -115,20 +117,29 @@ void so8t_guard::read_unasked(llama_context * ctx, int32_t idx) {
     seen.unasked.resize(heads.size());
     for (size_t i = 0; i < heads.size(); ++i) {
         if (heads[i].probs.empty() && so8t_in_scope(params.policy->heads[i].scope, true)) {
-            read(SO8T_PART_PROMPT, i, ctx, idx, seen.unasked[i]);
+            read_prompt_end(i, ctx, idx, seen.unasked[i]);
         }
     }
 }
 
 // probabilities of one head
-void so8t_guard::read(
-    so8t_part i_part, int32_t i_head, llama_context * ctx, int32_t idx, std::vector<float> & probs) const {
-    if (i_part == SO8T_PART_PROMPT && i_head < (int32_t) read_probs.size() && !read_probs[i_head].empty()) {
+void so8t_guard::read_prompt_end(int32_t i_head, llama_context * ctx, int32_t idx, std::vector<float> & probs) const {
+    if (i_head < (int32_t) read_probs.size() && !read_probs[i_head].empty()) {
         probs = read_probs[i_head];
         return;
     }
     probs.resize(params.policy->heads[i_head].labels.size());
     llama_so8t_get_probs_ith(ctx, i_head, idx, probs.data());
+}
+
+// probabilities of one head at the next position of an answer, aggregated with those before it
+void so8t_guard::read_answer(
+    so8t_part i_part, int32_t i_head, llama_context * ctx, int32_t idx, std::vector<float> & probs) {
+    const so8t_policy::head & rule = params.policy->heads[i_head];
+    const std::vector<float> none(rule.labels.size(), NAN);
+    const float * logits = llama_so8t_get_logits_ith(ctx, i_head, idx);
+    probs.resize(rule.labels.size());
+    so8t_aggregate(rule, logits ? logits : none.data(), runs[i_part].heads[i_head], probs.data());
 }
 
 // what was read of the prompt besides its last token
@@ -162,7 +173,11 @@ so8t_found so8t_guard::ask(so8t_part i_part, int32_t i_head, llama_context * ctx
     head.peak.resize(rule.labels.size(), 0.0f);
     head.reached.resize(rule.labels.size());
 
-    read(i_part, i_head, ctx, idx, head.probs);
+    if (is_prompt) {
+        read_prompt_end(i_head, ctx, idx, head.probs);
+    } else {
+        read_answer(i_part, i_head, ctx, idx, head.probs);
+    }
     const int32_t label = so8t_largest(head.probs.data(), head.probs.size());
     const bool finite   = label >= 0;
     if (seen.trace) {
@@ -176,13 +191,13 @@ so8t_found so8t_guard::ask(so8t_part i_part, int32_t i_head, llama_context * ctx
         head.peak[i] = std::max(head.peak[i], head.probs[i]);
     }
 
-    auto & n_above         = runs[i_part].n_above[i_head];
-    const so8t_found found = so8t_judge_head(rule, is_prompt, head.probs.data(), n_above);
-    for (size_t i = 0; i < n_above.size() && rule.fitted; ++i) {
-        head.reached[i] = head.reached[i] || n_above[i] > 0 || !finite;
+    auto & run             = runs[i_part].heads[i_head];
+    const so8t_found found = so8t_judge_head(rule, is_prompt, position, head.probs.data(), run);
+    for (size_t i = 0; i < run.holds.size() && rule.fitted; ++i) {
+        head.reached[i] = head.reached[i] || run.holds[i] || !finite;
     }
     if (head.triggered_label < 0) {
-        head.triggered_label    = so8t_first_label(rule, is_prompt, n_above);
+        head.triggered_label    = so8t_first_label(rule, is_prompt, run);
         head.triggered_position = head.triggered_label < 0 ? -1 : position;
     }
     return found;
@@ -286,10 +301,10 @@ bool so8t_guard::last_can_trigger() const {
     if (so8t_is_end(model, last_token) || !params.policy->enforces(last_part == SO8T_PART_THINK)) {
         return false;
     }
-    const auto & heads   = params.policy->heads;
-    const auto & n_above = runs[last_part].n_above; // empty where it is the first token of its part
+    const auto & heads = params.policy->heads;
+    const auto & run   = runs[last_part].heads; // empty where it is the first token of its part
     for (size_t i = 0; i < heads.size(); ++i) {
-        if (so8t_can_trigger(heads[i], i < n_above.size() ? n_above[i] : std::vector<int32_t>())) {
+        if (so8t_can_trigger(heads[i], i < run.size() ? run[i] : so8t_head_run())) {
             return true;
         }
     }

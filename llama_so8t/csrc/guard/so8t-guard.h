@@ -125,8 +125,8 @@ class so8t_guard {
 
     // a part as it goes on
     struct part_run {
-        int32_t start = 0;                         // first of the generated tokens
-        std::vector<std::vector<int32_t>> n_above; // of each head, for so8t_judge_head()
+        int32_t start = 0; // first of the generated tokens
+        std::vector<so8t_head_run> heads;
     };
 
     // tokens up to the last one of these, 0 if there is none
@@ -141,7 +141,8 @@ class so8t_guard {
 
     void judge(so8t_part part, llama_context * ctx, int32_t idx);
     so8t_found ask(so8t_part part, int32_t head, llama_context * ctx, int32_t idx);
-    void read(so8t_part part, int32_t head, llama_context * ctx, int32_t idx, std::vector<float> & probs) const;
+    void read_prompt_end(int32_t head, llama_context * ctx, int32_t idx, std::vector<float> & probs) const;
+    void read_answer(so8t_part part, int32_t head, llama_context * ctx, int32_t idx, std::vector<float> & probs);
     void read_unasked(llama_context * ctx, int32_t idx);
     void judge_turns();
     bool last_can_trigger() const;

@@ -107,6 +107,29 @@ so8t_mode so8t_policy_mode(const so8t_policy_params & params) {
     return policy.mode;
 }
 
+static so8t_policy::head so8t_head_of(const llama_model * model, int32_t i_head) {
+    const auto head = llama_so8t_get_head(model, i_head);
+    so8t_policy::head result;
+    result.name        = head.name;
+    result.scope       = head.scope;
+    result.rule        = head.rule;
+    result.fitted      = head.fitted;
+    result.debounce    = head.debounce;
+    result.temperature = head.temperature;
+    result.link        = head.link;
+    result.aggregation = head.aggregation;
+    result.ema_alpha   = head.ema_alpha;
+    result.window      = head.window;
+    result.depends_on  = head.depends_on;
+    for (int32_t i = 0; i < head.n_labels; ++i) {
+        const auto label = llama_so8t_get_label(model, i_head, i);
+        result.labels.push_back(label.name);
+        result.actions.push_back(label.action);
+        result.thresholds.push_back(label.threshold);
+    }
+    return result;
+}
+
 std::shared_ptr<const so8t_policy> so8t_policy_init(const llama_model * model, const so8t_policy_params & params) {
     const int32_t n_heads = llama_so8t_n_heads(model);
     if (n_heads == 0) {
@@ -114,19 +137,7 @@ std::shared_ptr<const so8t_policy> so8t_policy_init(const llama_model * model, c
     }
     auto policy = std::make_shared<so8t_policy>();
     for (int32_t i = 0; i < n_heads; ++i) {
-        const auto head = llama_so8t_get_head(model, i);
-        policy->heads.emplace_back();
-        policy->heads[i].name     = head.name;
-        policy->heads[i].scope    = head.scope;
-        policy->heads[i].rule     = head.rule;
-        policy->heads[i].fitted   = head.fitted;
-        policy->heads[i].debounce = head.debounce;
-        for (int32_t j = 0; j < head.n_labels; ++j) {
-            const auto label = llama_so8t_get_label(model, i, j);
-            policy->heads[i].labels.push_back(label.name);
-            policy->heads[i].actions.push_back(label.action);
-            policy->heads[i].thresholds.push_back(label.threshold);
-        }
+        policy->heads.push_back(so8t_head_of(model, i));
     }
     if (!params.file.error.empty()) {
         throw std::invalid_argument(params.file.error);

@@ -134,20 +134,22 @@ bool llama_so8t_get_text_probs(
 
 llama_so8t_action llama_so8t_get_action_ith(llama_context * ctx, int32_t i) {
     const llama_model & model = ctx->get_model();
+    const auto depends_on     = [&](int32_t head) { return so8t_get(&model, head).depends_on; };
     const auto ask            = [&](int32_t head) {
         so8t_head_rule rule;
         rule.rule   = so8t_get(&model, head).rule;
         rule.fitted = so8t_get(&model, head).fitted;
+        rule.link   = so8t_get(&model, head).link;
         for (const auto & label : so8t_get(&model, head).labels) {
             rule.thresholds.push_back(label.threshold);
             rule.actions.push_back(label.action);
         }
         std::vector<float> probs(rule.thresholds.size());
-        std::vector<int32_t> n_above;
+        so8t_head_run run;
         llama_so8t_get_probs_ith(ctx, head, i, probs.data());
-        return so8t_judge_head(rule, true, probs.data(), n_above); // as of a prompt: one position, so no debounce
+        return so8t_judge_head(rule, true, 0, probs.data(), run); // as of a prompt: one position, so no debounce
     };
-    return so8t_judge(llama_so8t_n_heads(&model), ask).action;
+    return so8t_judge(llama_so8t_n_heads(&model), depends_on, ask).action;
 }
 
 //

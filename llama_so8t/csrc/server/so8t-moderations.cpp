@@ -88,10 +88,10 @@ static so8t_moderated_head so8t_moderate_head(const so8t_verdict & verdict, size
     if (result.probs.empty() || !rule.fitted) {
         return result;
     }
-    std::vector<int32_t> n_above;
-    so8t_judge_head(rule, true, result.probs.data(), n_above);
-    for (size_t i = 0; i < n_above.size(); ++i) {
-        result.reached[i] = n_above[i] > 0 || !std::isfinite(result.probs[i]);
+    so8t_head_run run;
+    so8t_judge_head(rule, true, 0, result.probs.data(), run);
+    for (size_t i = 0; i < run.holds.size(); ++i) {
+        result.reached[i] = run.holds[i] || !std::isfinite(result.probs[i]);
     }
     return result;
 }
