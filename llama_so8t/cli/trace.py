@@ -16,10 +16,11 @@ The object of --out FILE.json:
   heads                    name -> labels, actions, rule ("threshold", or "argmax": the largest acts), thresholds (null
                            where the rule has none), fitted (false: its weights are zeros, so it does not act),
                            debounce, temperature, scope, representation,
-                           form, taps, tap_norm, link
+                           form, taps, tap_norm, link, aggregation, ema_alpha, window, depends_on
   triggers                 where a head acts first in a part: part, position, head, label, action, probability
   trace                    one object per token: part ("prompt", "think" or "answer"), position in the part, id,
-                           text, and heads: name -> label -> probability after this token
+                           text, and heads: name -> label -> probability after this token; behind the prompt
+                           after aggregation; a head that is not asked there is left out
 A probability that is not finite is null; such a head refuses.
 """
 

@@ -97,7 +97,7 @@ def says(head: HeadSpec, probs: np.ndarray) -> np.ndarray:
     That is the largest label, or with the link sigmoid any that reaches its threshold. NaN says nothing.
     """
     if head.link == SIGMOID:
-        return reached(head, probs).any(-1)
+        return np.any(reached(head, probs), axis=-1, keepdims=False)
     largest = np.where(np.isnan(probs).any(-1), -1, probs.astype(np.float32).argmax(-1))
     return np.isin(largest, acting(head))
 
@@ -187,7 +187,8 @@ def _at(head: HeadSpec, row: np.ndarray, held: list[np.ndarray], needed: int) ->
     if not np.isfinite(row).all():
         return "refuse", None
     held.append(reached(head, row[None])[0])
-    newest = np.array(held[-(head.window if head.aggregation == WINDOW else needed) :])
+    n_newest = head.window if head.aggregation == WINDOW and head.window else needed
+    newest = np.array(held[-n_newest:])
     labels = [label for label, n in zip(acting(head), newest.sum(0), strict=True) if n >= needed]
     if not labels:
         return None

@@ -132,8 +132,8 @@ static common_json judged(const common_json & given) {
                 return {};
             }
             const std::vector<float> probs = probs_of(given, position, head);
-            const so8t_found result = so8t_judge_head(head.rule, is_prompt, position, probs.data(), head.run);
-            reached[head.name]      = nullptr;
+            const so8t_found result        = so8t_judge_head(head.rule, is_prompt, position, probs.data(), head.run);
+            reached[head.name]             = nullptr;
             if (std::isfinite(probs[0])) {
                 reached[head.name] = common_json::array();
                 for (size_t j = 0; j < probs.size(); ++j) {
@@ -248,9 +248,8 @@ int main(int argc, char ** argv) {
     }
     const int n_unlike = count_unlike_original();
     const int n_wrong  = count_wrong_links();
-    printf(
-        "%d passed, %d failed; %d verdicts by argmax are unlike the original; %d probabilities by sigmoid and %d of "
-        "aggregated logits are wrong\n",
+    printf("%d passed, %d failed; %d verdicts by argmax are unlike the original; %d probabilities by sigmoid and %d of "
+           "aggregated logits are wrong\n",
         n_passed, n_failed, n_unlike, n_wrong, n_wrong_probs);
     return n_failed == 0 && n_unlike == 0 && n_wrong == 0 && n_wrong_probs == 0 ? 0 : 1;
 }

@@ -116,7 +116,8 @@ void so8t_guard::read_unasked(llama_context * ctx, int32_t idx) {
     const auto & heads = seen.parts[SO8T_PART_PROMPT].heads;
     seen.unasked.resize(heads.size());
     for (size_t i = 0; i < heads.size(); ++i) {
-        if (heads[i].probs.empty() && so8t_in_scope(params.policy->heads[i].scope, true)) {
+        const so8t_policy::head & rule = params.policy->heads[i];
+        if (heads[i].probs.empty() && so8t_in_scope(rule.scope, true) && rule.depends_on < 0) {
             read_prompt_end(i, ctx, idx, seen.unasked[i]);
         }
     }

@@ -253,6 +253,10 @@ static common_json so8t_get_heads(const so8t_policy & policy, const llama_model 
         if (policy.heads[i].rule == LLAMA_SO8T_RULE_THRESHOLD) {
             head["thresholds"] = policy.heads[i].thresholds_json();
         }
+        const common_json aggregation = policy.heads[i].aggregation_json();
+        if (!aggregation.empty()) {
+            head["aggregation"] = aggregation;
+        }
         heads[policy.heads[i].name] = head;
     }
     return heads;

@@ -80,7 +80,7 @@ inline const so8t_policy_key so8t_policy_keys[] = {
     {"escalation", "--so8t-escalation", "LLAMA_ARG_SO8T_ESCALATION", so8t_text(&so8t_policy::escalation),
         "text of an escalation that nobody can decide"},
     {"debounce", "--so8t-debounce", "LLAMA_ARG_SO8T_DEBOUNCE", so8t_debounce_of_all(),
-        "tokens of an answer in a row that must agree", "that of each head"},
+        "tokens of an answer that must agree, in a row or of a window", "that of each head"},
     {"holdback", "--so8t-holdback", "LLAMA_ARG_SO8T_HOLDBACK",
         so8t_count_or_auto(&so8t_policy::holdback, 0, 1000, SO8T_HOLDBACK_AUTO),
         "tokens withheld from a stream under enforce; auto: as many as the heads need, so that no token of a run that "

@@ -130,6 +130,16 @@ static so8t_policy::head so8t_head_of(const llama_model * model, int32_t i_head)
     return result;
 }
 
+// more positions than a window has never agree
+static void so8t_check_debounce(const so8t_policy & policy) {
+    for (const auto & head : policy.heads) {
+        if (head.aggregation == LLAMA_SO8T_AGGREGATION_WINDOW && head.debounce > head.window) {
+            so8t_policy_error("heads." + head.name + ".debounce", head.debounce,
+                "at most " + std::to_string(head.window) + ", the positions of the window of this head");
+        }
+    }
+}
+
 std::shared_ptr<const so8t_policy> so8t_policy_init(const llama_model * model, const so8t_policy_params & params) {
     const int32_t n_heads = llama_so8t_n_heads(model);
     if (n_heads == 0) {
@@ -149,6 +159,7 @@ std::shared_ptr<const so8t_policy> so8t_policy_init(const llama_model * model, c
             }
         }
     }
+    so8t_check_debounce(*policy);
     policy->think = std::min(policy->think, policy->mode);
     if (policy->holdback == SO8T_HOLDBACK_AUTO) {
         policy->holdback = policy->holdback_needed();

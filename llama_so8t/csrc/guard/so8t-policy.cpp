@@ -85,6 +85,20 @@ common_json so8t_policy::head::thresholds_json() const {
     return json;
 }
 
+common_json so8t_policy::head::aggregation_json() const {
+    common_json json = common_json::object();
+    if (aggregation != LLAMA_SO8T_AGGREGATION_RUN) {
+        json["answer"] = llama_so8t_aggregation_name(aggregation);
+    }
+    if (aggregation == LLAMA_SO8T_AGGREGATION_WINDOW) {
+        json["window"] = window;
+    }
+    if (aggregation == LLAMA_SO8T_AGGREGATION_EMA) {
+        json["ema_alpha"] = so8t_short(ema_alpha);
+    }
+    return json;
+}
+
 bool so8t_policy::enforces(bool in_think) const {
     return mode == SO8T_MODE_ENFORCE && (!in_think || think == SO8T_MODE_ENFORCE);
 }

@@ -71,6 +71,9 @@ struct so8t_policy {
         std::vector<std::string> labels;
 
         common_json thresholds_json() const; // {LABEL: threshold, null by argmax}
+
+        // how positions are combined: {"answer": NAME, "window": N or "ema_alpha": A}; empty where they are not
+        common_json aggregation_json() const;
     };
 
     so8t_mode mode             = SO8T_MODE_MONITOR;

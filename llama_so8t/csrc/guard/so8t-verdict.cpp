@@ -209,14 +209,22 @@ common_json so8t_verdict::to_json() const {
     }
     json["triggered"] = triggered_json();
 
-    common_json thresholds = common_json::object();
-    common_json debounce   = common_json::object();
+    common_json thresholds  = common_json::object();
+    common_json debounce    = common_json::object();
+    common_json aggregation = common_json::object();
     for (size_t i = 0; i < policy->heads.size(); ++i) {
         thresholds[head_name(i)] = policy->heads[i].thresholds_json();
         debounce[head_name(i)]   = policy->heads[i].debounce;
+        const common_json how    = policy->heads[i].aggregation_json();
+        if (!how.empty()) {
+            aggregation[head_name(i)] = how;
+        }
     }
     json["thresholds"] = thresholds;
     json["debounce"]   = debounce;
+    if (!aggregation.empty()) {
+        json["aggregation"] = aggregation;
+    }
 
     if (escalation) {
         json["escalation"] = common_json::object({

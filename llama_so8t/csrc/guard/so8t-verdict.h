@@ -62,7 +62,8 @@ const char * so8t_escalation_status_name(so8t_escalation_status status);
 
 // one head in one part
 struct so8t_head_verdict {
-    std::vector<float> probs;  // of each label at the last position; empty: the head was not asked; NaN: not finite
+    std::vector<float>
+        probs; // of each label at the last position, aggregated; empty: the head was not asked; NaN: not finite
     std::vector<float> peak;   // largest so far
     std::vector<bool> reached; // its rule held for the label at a position, whatever the debounce; empty as probs
     int32_t label = -1;        // with the largest of probs; -1: not finite
@@ -163,9 +164,11 @@ struct so8t_verdict {
     //  "turns": [{"turn", "reading", "noted", "action", "heads": {NAME: {"label", "probabilities"}}}],
     //  "triggered": null | {"part", "position", "head", "label", "probability", "turn", "reading"},
     //  "thresholds": {NAME: {LABEL: T}}, "debounce": {NAME: N},
+    //  "aggregation": {NAME: {"answer", "window" or "ema_alpha"}},
     //  "escalation": {"id", "status", "reviewer"}, "audit": {"seq", "hash"},
     //  "trace": [{"part", "position", "id", "text", "heads": {NAME: {LABEL: P}}}]}
-    // "think", "turns", "turn" and "reading", and the last three only where there is one
+    // "think", "turns", "turn" and "reading", "aggregation" of heads that combine positions, and the last three only where
+    // there is one
     common_json to_json() const;
 
     common_json triggered_json() const; // null: nothing triggered

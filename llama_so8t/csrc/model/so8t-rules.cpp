@@ -62,7 +62,7 @@ bool so8t_aggregate(const so8t_head_rule & rule, const float * logits, so8t_head
             }
             return true;
         case LLAMA_SO8T_AGGREGATION_EMA:
-        case LLAMA_SO8T_AGGREGATION_MEAN:   break;
+        case LLAMA_SO8T_AGGREGATION_MEAN: break;
     }
     so8t_add_logits(rule, logits, run);
     const std::vector<float> values(run.values.begin(), run.values.end());
@@ -109,9 +109,9 @@ static void so8t_count(const so8t_head_rule & rule, so8t_head_run & run, size_t 
 
 // positions from the first that agreed up to the newest
 static int32_t so8t_n_run(const so8t_head_rule & rule, bool is_prompt, const so8t_head_run & run, size_t label) {
-    return is_prompt                                           ? 1 :
+    return is_prompt                                         ? 1 :
            rule.aggregation == LLAMA_SO8T_AGGREGATION_WINDOW ? run.at - run.held_at[label].front() + 1 :
-                                                                 rule.debounce;
+                                                               rule.debounce;
 }
 
 so8t_found so8t_judge_head(
@@ -178,8 +178,8 @@ static int32_t so8t_n_before(const so8t_head_rule & rule, const so8t_head_run & 
         return run.n_above[label];
     }
     const auto & held_at = run.held_at[label];
-    return std::count_if(held_at.begin(), held_at.end(),
-        [&](int32_t position) { return position > run.at + 1 - rule.window; });
+    return std::count_if(
+        held_at.begin(), held_at.end(), [&](int32_t position) { return position > run.at + 1 - rule.window; });
 }
 
 bool so8t_can_trigger(const so8t_head_rule & rule, const so8t_head_run & run) {

@@ -37,19 +37,19 @@ struct so8t_head_run {
     std::vector<double> values; // of each label: aggregated logits, or the largest probability
     int64_t n_values = 0;       // positions that they are of
 
-    std::vector<bool> holds;                    // for each label: its rule, at the newest position
-    std::vector<int32_t> n_above;               // and at so many positions, in a row or of the window
-    std::vector<std::deque<int32_t>> held_at;   // which these are in a window
-    int32_t at = -1;                            // the newest position; those at which the head had no values count if
-                                                // it depends on another
+    std::vector<bool> holds;                  // for each label: its rule, at the newest position
+    std::vector<int32_t> n_above;             // and at so many positions, in a row or of the window
+    std::vector<std::deque<int32_t>> held_at; // which these are in a window
+    int32_t at = -1;                          // the newest position; those at which the head had no values count if
+                                              // it depends on another
 };
 
 // the strongest action at a position, and what asked for it
 struct so8t_found {
     llama_so8t_action action = LLAMA_SO8T_ACTION_ALLOW;
     int32_t head             = -1;
-    int32_t label            = -1; // of the head; -1: its values are not finite
-    int32_t n_run            = 0;  // positions from the first that agreed up to here
+    int32_t label            = -1;    // of the head; -1: its values are not finite
+    int32_t n_run            = 0;     // positions from the first that agreed up to here
     bool acts                = false; // of one head: a label that holds here has another action than allow
 };
 

@@ -112,10 +112,15 @@ common_json so8t_moderation(const so8t_verdict & verdict) {
     for (size_t i = 0; i < prompt.heads.size(); ++i) {
         const auto & rule = verdict.policy->heads[i];
         const auto head   = so8t_moderate_head(verdict, i);
-        for (size_t j = 0; j < head.probs.size(); ++j) {
-            if (rule.actions[j] != LLAMA_SO8T_ACTION_ALLOW) {
-                add(rule.name + "/" + rule.labels[j], head.reached[j],
-                    std::isfinite(head.probs[j]) ? so8t_short(head.probs[j]) : 1.0);
+        for (size_t j = 0; j < rule.labels.size() && so8t_in_scope(rule.scope, true); ++j) {
+            const std::string name = rule.name + "/" + rule.labels[j];
+            if (rule.actions[j] == LLAMA_SO8T_ACTION_ALLOW) {
+                continue;
+            }
+            if (head.probs.empty()) { // no label of the head that it depends on acts
+                add(name, false, 0.0);
+            } else {
+                add(name, head.reached[j], std::isfinite(head.probs[j]) ? so8t_short(head.probs[j]) : 1.0);
             }
         }
     }
