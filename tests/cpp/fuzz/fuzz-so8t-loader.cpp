@@ -261,12 +261,40 @@ static void change_tensor(fuzz_model & model, fuzz_input & input) {
     }
 }
 
+// the same model as version 1 has it: a tensor for each generator, no keys of later versions, heads that read no layers
+static void make_version_1(fuzz_model & model) {
+    auto generators = model.tensors.extract("blk.0.so8t_gen.weight");
+    if (generators.empty() || generators.mapped().data.size() != (3 * N_EMBD / SO8T_DIM + 3) * SO8T_N_GENERATORS) {
+        return; // changed already
+    }
+    auto begin = generators.mapped().data.begin();
+    for (const auto & row : so8t_generator_rows) {
+        const int64_t n = row.site == SO8T_SITE_GATE || row.site == SO8T_SITE_FFN ? N_EMBD / SO8T_DIM : 1;
+        auto & alone    = model.tensors[std::string("blk.0.so8t_") + row.name + "_gen.weight"];
+        alone.ne        = {SO8T_N_GENERATORS, n};
+        alone.data.assign(begin, begin + n * SO8T_N_GENERATORS);
+        begin += n * SO8T_N_GENERATORS;
+    }
+    for (const char * name : {"safety", "risk", "kind"}) {
+        for (const auto & row : so8t_head_key_rows) {
+            if (row.since > 1) {
+                model.keys.erase(std::string("so8t.head.") + name + "." + row.field);
+            }
+        }
+    }
+    model.tensors["so8t_head.safety.weight"] = tensor({N_EMBD, 2});
+    model.keys[SO8T_KV_FORMAT_VERSION]       = numbers(GGUF_TYPE_UINT32, {1}, false);
+}
+
+static const char VERSION_1 = 4;
+
 static void change(fuzz_model & model, fuzz_input & input) {
     for (int n = 0; n < 4 && input.size > 0; ++n) {
-        switch (input.next(4)) {
-            case 0:  change_tensor(model, input); break;
-            case 1:  model.keys.erase(input.one(changed_keys())); break;
-            default: {
+        switch (input.next(5)) {
+            case 0:         change_tensor(model, input); break;
+            case 1:         model.keys.erase(input.one(changed_keys())); break;
+            case VERSION_1: make_version_1(model); break;
+            default:        {
                 const std::string key = input.one(changed_keys());
                 model.keys[key]       = any_value(input);
             }
@@ -399,8 +427,8 @@ static void evaluate(llama_model * model) {
 }
 
 std::vector<std::string> so8t_fuzz_seeds() {
-    // no change; then for each key one to each type, and for each kind of change one of a tensor
-    std::vector<std::string> seeds = {""};
+    // no change, in both versions; then for each key one to each type, and for each kind of change one of a tensor
+    std::vector<std::string> seeds = {"", {VERSION_1}};
     for (size_t key = 0; key < changed_keys().size(); ++key) {
         seeds.push_back({1, (char) key});
         for (char type = 0; type < 4; ++type) {
@@ -410,6 +438,7 @@ std::vector<std::string> so8t_fuzz_seeds() {
     for (char kind = 0; kind < 6; ++kind) {
         for (char name = 0; name < 20; ++name) {
             seeds.push_back({0, name, kind, 0, 0});
+            seeds.push_back({VERSION_1, 0, name, kind, 0, 0});
         }
     }
     return seeds;
@@ -438,8 +467,8 @@ int LLVMFuzzerTestOneInput(const uint8_t * data, size_t size) {
     } else {
         SO8T_FUZZ_CHECK(!last_errors.empty());
     }
-    if (size == 0 && !loaded) {
-        fprintf(stderr, "the model without a change does not load: %s\n", last_errors.c_str());
+    if ((size == 0 || (size == 1 && data[0] == VERSION_1)) && !loaded) {
+        fprintf(stderr, "the model without a change, or as version 1, does not load: %s\n", last_errors.c_str());
         abort();
     }
     return 0;
