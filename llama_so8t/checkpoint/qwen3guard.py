@@ -5,11 +5,13 @@ the final norm, each of its two paths (query, response) computes, without biases
 
     x = RMSNorm(W_pre h),    risk = softmax(W_risk x),    category = softmax(W_category x),
 
-and the label of each is the one with the largest probability.
+and the label of each is the one with the largest probability. The category means something where the risk is not
+Safe. A prompt has the risk of its last position. An answer is Unsafe where two tokens in a row are, and otherwise
+Controversial where two in a row are.
 
 As an SO8T model a path is a stem of form rmsnorm with two heads, and every generator is zero.
-Source: Qwen3Guard Technical Report, https://arxiv.org/abs/2510.14276; tensor names and labels of
-Qwen/Qwen3Guard-Stream-0.6B.
+Sources: Qwen3Guard Technical Report, https://arxiv.org/abs/2510.14276; tensor names and labels of
+Qwen/Qwen3Guard-Stream-0.6B; eval/eval_stream.py of https://github.com/QwenLM/Qwen3Guard, for what two tokens decide.
 """
 
 from collections.abc import Mapping
@@ -158,9 +160,8 @@ def _heads(
             f"expected {', '.join(RISK_ACTIONS)}: the action of another one cannot be guessed"
         )
     actions = {
-        # first, because heads are asked in this order and a refusal ends the round; it says why, and never acts
-        "category": ["allow"] * len(labels["category"]),
         "risk_level": [RISK_ACTIONS[label] for label in labels["risk_level"]],
+        "category": ["allow"] * len(labels["category"]),  # says why, where there is a risk, and never acts
     }
     made = {}
     for kind, label_actions in actions.items():
@@ -175,6 +176,7 @@ def _heads(
             scope=guard.scope,
             rule=ARGMAX,
             prompt_token=end_of_turn if guard.scope == "prompt" else None,
+            depends_on=f"{guard.name}_risk" if kind == "category" else None,
         )
         made[head.name] = head.to_dict()
     return made

@@ -66,8 +66,12 @@ def test_every_generator_is_zero_and_absent_where_it_may_be(guard):
 def test_heads_keep_labels_order_and_scope(guard):
     directory, _ = guard()
     heads = open_checkpoint(directory).spec.heads
-    # the category is asked before the risk of its path: a refusal ends the round
-    assert list(heads) == ["query_category", "query_risk", "response_category", "response_risk"]
+    assert list(heads) == ["query_risk", "query_category", "response_risk", "response_category"]
+    # the category says why, where there is a risk
+    assert {name: head.depends_on for name, head in heads.items()} == {
+        "query_risk": None, "query_category": "query_risk",
+        "response_risk": None, "response_category": "response_risk",
+    }  # fmt: skip
     for name in ("query_risk", "response_risk"):
         assert heads[name].labels == tuple(RISKS) == ("Safe", "Unsafe", "Controversial")
         assert heads[name].actions == ("allow", "refuse", "escalate")
