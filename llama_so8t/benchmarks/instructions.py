@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_so8t.benchmarks import process
-from llama_so8t.benchmarks.models import BASE, write_models
+from llama_so8t.benchmarks.models import BASE, Arm, write_models
 from llama_so8t.benchmarks.paired import paired_ratio
 from llama_so8t.benchmarks.run import Row, RunOptions, machine
 from llama_so8t.bindings.library import library_directory
@@ -19,9 +19,10 @@ from llama_so8t.errors import So8tError
 from llama_so8t.tools import program
 
 _FUNCTION = "llama_process"
-"""What decodes a batch in llama.cpp: llama-bench calls it once per token."""
+"""What decodes a batch in llama.cpp: llama-bench calls it once per generated token, and once per prompt."""
 
-_TOKENS = 4
+_TESTS = {"instructions": (0, 4, 1), "instructions of prompt": (64, 0, 3)}
+"""Test -> tokens of the prompt, of the generation, and repetitions of llama-bench."""
 _TOTAL = re.compile(r"^(?:totals|summary): (\d+)", re.M)
 
 
@@ -36,8 +37,8 @@ def count_instructions(options: RunOptions, report: Callable[[str], None]) -> di
         report: receives what is done next.
 
     Returns:
-        ``machine``, ``options``, and ``rows`` with test "instructions": the median over the tokens after the first
-        one, which builds the graph.
+        ``machine``, ``options``, and ``rows``: the tests "instructions" per generated token and "instructions of
+        prompt" per token of a prompt, medians over the evaluations after the first one, which builds the graph.
 
     Raises:
         So8tError: no valgrind, or it cannot execute the build.
@@ -51,23 +52,26 @@ def count_instructions(options: RunOptions, report: Callable[[str], None]) -> di
     for shape in options.shapes:
         for outtype in options.outtypes:
             with tempfile.TemporaryDirectory(prefix="instructions-", dir=options.directory) as directory:
-                paths = write_models(Path(directory), shape, outtype, shared_blocks=options.shared_blocks)
-                counts = {}
+                paths = write_models(Path(directory), shape, outtype, options.known_arms, options.shared_blocks)
+                counts: dict[Arm, dict[str, float]] = {}
                 for arm, path in paths.items():
                     report(f"{shape} {outtype}: instructions of {arm.name}")
-                    counts[arm] = _count(valgrind, path, Path(directory))
-                for arm, count in counts.items():
-                    compared = paired_ratio([count], [counts[BASE]])
-                    rows.append(asdict(Row(shape, outtype, None, "instructions", arm.name, count, compared)))
+                    counts[arm] = {test: _count(valgrind, path, Path(directory), test) for test in _TESTS}
+                for test in _TESTS:
+                    for arm, count in counts.items():
+                        compared = paired_ratio([count[test]], [counts[BASE][test]])
+                        rows.append(asdict(Row(shape, outtype, None, test, arm.name, count[test], compared)))
     return {"machine": machine(), "options": options.plain(), "rows": rows}
 
 
-def _count(valgrind: str, model: Path, directory: Path) -> float:
+def _count(valgrind: str, model: Path, directory: Path, test: str) -> float:
+    n_prompt, n_gen, repetitions = _TESTS[test]
     out = directory / "callgrind.out"
     command = [
         valgrind, "--tool=callgrind", f"--toggle-collect={_FUNCTION}", f"--dump-after={_FUNCTION}",
         f"--callgrind-out-file={out}", "--error-exitcode=3",
-        program("llama-bench"), "-m", model, "-p", 0, "-n", _TOKENS, "-r", 1, "-t", 1, "--no-warmup",
+        program("llama-bench"), "-m", model, "-p", n_prompt, "-n", n_gen, "-r", repetitions, "-t", 1,
+        "--no-warmup",
     ]  # fmt: skip
     # several threads of one library would count the waiting, too
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -82,9 +86,10 @@ def _count(valgrind: str, model: Path, directory: Path) -> float:
         raise
     dumps = sorted(directory.glob("callgrind.out.*"), key=lambda path: int(path.suffix[1:]))
     totals = [_TOTAL.search(path.read_text()) for path in dumps]
-    tokens = [int(found[1]) for found in totals if found is not None]
+    batches = [int(found[1]) for found in totals if found is not None]
     for path in (*dumps, out):
         path.unlink(missing_ok=True)
-    if len(tokens) < _TOKENS:
-        raise So8tError(f"callgrind: found {len(tokens)} dumps after {_FUNCTION}, expected {_TOKENS}")
-    return float(statistics.median(tokens[1:_TOKENS]))
+    n_expected = n_gen or repetitions
+    if len(batches) < n_expected:
+        raise So8tError(f"callgrind: found {len(batches)} dumps after {_FUNCTION}, expected {n_expected}")
+    return float(statistics.median(batches[1:n_expected])) / max(1, n_prompt)

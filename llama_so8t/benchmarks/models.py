@@ -53,11 +53,13 @@ class Arm:
     """One side of a comparison.
 
     ``rotations``: None is the base architecture; "fold" and "explicit" are those of `so8t convert`; else the sites
-    that are explicit, comma-separated, and the others count as folded.
+    that are explicit, comma-separated, and the others count as folded. ``heads``: the two heads of the SO8T model;
+    ``probe``: instead of them `_probe`, which looks inside and back.
     """
 
     rotations: str | None
     heads: bool
+    probe: bool = False
 
     @property
     def name(self) -> str:
@@ -68,12 +70,18 @@ class Arm:
             form = f"so8t {self.rotations}"
         else:
             form = f"so8t sites {self.rotations or 'none'}"
-        return f"{form} + heads" if self.heads else form
+        return f"{form} + probe" if self.probe else f"{form} + heads" if self.heads else form
 
 
 ARMS = tuple(Arm(rotations, heads) for rotations in (None, "fold", "explicit") for heads in (False, True))
 BASE = ARMS[0]
 """What the others are measured against."""
+
+PROBE = Arm(None, heads=False, probe=True)
+"""The base with the heads of SingProbe."""
+
+KNOWN_ARMS = {arm.name: arm for arm in (*ARMS, PROBE)}
+"""Arms by name: those of the tables in docs/speed.md, and `PROBE`."""
 
 WEIGHTS = "weights.gguf"
 """The second part of every model."""
@@ -109,13 +117,13 @@ def write_models(
     """
     rng = np.random.default_rng(seed)
     options = ConvertOptions(model=directory, outtype=outtype)
-    base = _checkpoint(directory, SHAPES[shape], shared_blocks, False, rng)
+    base = _checkpoint(directory, SHAPES[shape], shared_blocks, BASE, rng)
     planned = list(plan_stock_tensors(base, ()))
     keys = _base_keys(base, base.spec.base_model_type, outtype)
     weights = choose_types(planned, keys, base.spec.base_model_type, options, base.spec)
     shared = directory / WEIGHTS
     n_weights = len(weights)
-    extras = {arm: _extras(_checkpoint(directory, SHAPES[shape], shared_blocks, arm.heads, rng), arm) for arm in arms}
+    extras = {arm: _extras(_checkpoint(directory, SHAPES[shape], shared_blocks, arm, rng), arm) for arm in arms}
     _write(shared, Shard(_split_keys(1), weights), _random_blocks(rng))
     # it follows the writing, not the first measurement
     _sync(shared)
@@ -130,11 +138,26 @@ def write_models(
     return paths
 
 
+def _probe(n_layer: int) -> dict[str, Any]:
+    """Ten labels of three heads on one stem of attention at three layers, in SingProbe's size for small models:
+    four query heads of 64 (docs/convert.md)."""
+    taps = [n_layer // 3, 2 * n_layer // 3, n_layer - 1]
+    common = {
+        "taps": sorted(set(taps)), "tap_norm": "rms", "stem": "probe", "activation": "attention", "link": "sigmoid",
+    }  # fmt: skip
+    sizes = {"query": 8, "response": 1, "hallucination": 1}
+    heads = {
+        name: common | {"labels": list("abcdefgh"[:n]), "actions": ["refuse"] * n, "thresholds": [0.5] * n}
+        for name, n in sizes.items()
+    }
+    return {"so8t_heads": heads, "so8t_stem_sizes": {"probe": 256}, "so8t_stem_head_dims": {"probe": 64}}
+
+
 def _checkpoint(
-    directory: Path, config: dict[str, Any], shared_blocks: bool, heads: bool, rng: np.random.Generator
+    directory: Path, config: dict[str, Any], shared_blocks: bool, arm: Arm, rng: np.random.Generator
 ) -> Checkpoint:
-    added: dict[str, Any] = {"so8t_shared_blocks": shared_blocks} | ({} if heads else {"so8t_heads": {}})
-    full = so8t_config(config, added)
+    heads = _probe(config["num_hidden_layers"]) if arm.probe else {} if arm.heads else {"so8t_heads": {}}
+    full = so8t_config(config, {"so8t_shared_blocks": shared_blocks} | heads)
     spec = ModelSpec.from_config(full)
     tensors = {
         name: LazyTensor(name, entry.known_shape, "F32", _no_data)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_so8t.benchmarks import process
-from llama_so8t.benchmarks.models import ARMS, BASE, SHAPES, WEIGHTS, Arm, write_models
+from llama_so8t.benchmarks.models import ARMS, BASE, KNOWN_ARMS, SHAPES, WEIGHTS, Arm, write_models
 from llama_so8t.benchmarks.paired import Interval, median_interval
 from llama_so8t.bindings import Session
 from llama_so8t.bindings.session import SessionSizes
@@ -51,6 +51,12 @@ class RunOptions:
     n_gen: int | None = None
     shared_blocks: bool = False
     directory: Path = Path("build/bench")
+    arms: tuple[str, ...] = tuple(arm.name for arm in ARMS)
+
+    @property
+    def known_arms(self) -> tuple[Arm, ...]:
+        """The base, and what is measured against it."""
+        return tuple(arm for name, arm in KNOWN_ARMS.items() if name in self.arms)
 
     @property
     def n_steps(self) -> int:
@@ -65,11 +71,16 @@ class RunOptions:
         """Refuses what cannot be measured.
 
         Raises:
-            So8tError: an unknown shape, or an empty list.
+            So8tError: an unknown shape or arm, no base, or an empty list.
         """
         for name in self.shapes:
             if name not in SHAPES:
                 raise So8tError(f"shape: found {name!r}, expected one of {', '.join(SHAPES)}")
+        for name in self.arms:
+            if name not in KNOWN_ARMS:
+                raise So8tError(f"arms: found {name!r}, expected some of {', '.join(KNOWN_ARMS)}")
+        if BASE.name not in self.arms:
+            raise So8tError(f"arms: found {', '.join(self.arms)}, expected {BASE.name} among them")
         for option in ("shapes", "outtypes", "threads"):
             if not getattr(self, option):
                 raise So8tError(f"{option}: found none, expected one or more")
@@ -112,7 +123,7 @@ def measure(options: RunOptions, report: Callable[[str], None]) -> dict[str, Any
         for outtype in options.outtypes:
             with tempfile.TemporaryDirectory(prefix=f"{shape}-{outtype}-", dir=options.directory) as directory:
                 report(f"{shape} {outtype}: writing")
-                paths = write_models(Path(directory), shape, outtype, ARMS, options.shared_blocks)
+                paths = write_models(Path(directory), shape, outtype, options.known_arms, options.shared_blocks)
                 sizes = _sizes(options, paths)
                 groups = list(_groups(paths, sizes))
                 report(f"{shape} {outtype}: memory")
@@ -155,9 +166,9 @@ class _Found:
             self._compared[test, threads][arm].append(statistics.median(map(compare, numbers, values[BASE])))
 
     def rows(self, shape: str, outtype: str) -> Iterator[Row]:
-        """One per test and arm, in the order of `ARMS`; the interval is that over the loadings."""
+        """One per test and arm, in the order of `KNOWN_ARMS`; the interval is that over the loadings."""
         for (test, threads), values in self._values.items():
-            for arm, numbers in sorted(values.items(), key=lambda item: ARMS.index(item[0])):
+            for arm, numbers in sorted(values.items(), key=lambda item: list(KNOWN_ARMS.values()).index(item[0])):
                 compared = median_interval(self._compared[test, threads][arm])
                 yield Row(shape, outtype, threads, test, arm.name, statistics.median(numbers), compared)
 

@@ -37,6 +37,9 @@ _KINDS = {
     "speed": _Kind("Speed: tokens per second, and ratio to the base", "t/s", lambda v: f"{v:.2f}", _ratio),
     "peak": _Kind("Memory: largest resident size, and ratio to the base", "MB", lambda v: f"{v / 1e6:.0f}", _ratio),
     "load": _Kind("Loading: ms, and ms more than the base", "ms", lambda v: f"{1e3 * v:.0f}", _milliseconds),
+    "instructions of prompt": _Kind(
+        "Instructions: millions per token of a prompt, and ratio to the base", "M", lambda v: f"{v / 1e6:.2f}", _ratio
+    ),
     "instructions": _Kind(
         "Instructions: millions per generated token, and ratio to the base", "M", lambda v: f"{v / 1e6:.2f}", _ratio
     ),

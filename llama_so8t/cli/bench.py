@@ -18,7 +18,7 @@ The object of --json:
     shape, outtype, threads, arm
     test                   "ppN" and "tgN": value is tokens per second, compared the ratio to the arm qwen3;
                            "peak": bytes resident, ratio; "load": seconds, difference in seconds;
-                           "instructions": per generated token, ratio
+                           "instructions", "instructions of prompt": per token, ratio
     value                  median of all measurements
     compared               median over the loadings; low, high: its 95 % bootstrap interval; n: loadings
 """
@@ -67,6 +67,12 @@ def _add_run(kinds: Any) -> None:
     option("--prompt", type=count, metavar="N", help="tokens of a prompt (default: 512; of 0.6B 128, of 4B 16)")
     option("-n", type=count, metavar="N", help="tokens to generate (default: 128; of 0.6B 32, of 4B 4)")
     option("--shared-blocks", action="store_true", help="one rotation per site instead of one per block")
+    option(
+        "--arms",
+        type=words,
+        metavar="LIST",
+        help="models, qwen3 with them (default: all but qwen3 + probe, the heads of SingProbe)",
+    )
     option("--instructions", action="store_true", help="count instructions under valgrind (default: 135M at q8_0)")
     option("--directory", type=Path, metavar="DIR", help="where models may be for a while (default: build/bench)")
     option("--json", action="store_true", help="print one JSON object instead of the tables")
@@ -100,7 +106,7 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
     from tqdm import tqdm
 
     from llama_so8t.benchmarks.instructions import count_instructions
-    from llama_so8t.benchmarks.run import ARMS, RunOptions, measure
+    from llama_so8t.benchmarks.run import RunOptions, measure
     from llama_so8t.benchmarks.table import render
 
     given = {
@@ -111,11 +117,12 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
         "n_prompt": args.prompt,
         "n_gen": args.n,
         "shared_blocks": args.shared_blocks,
+        "arms": args.arms,
         "directory": args.directory,
     }
     options = RunOptions(**{name: value for name, value in given.items() if value is not None})
     options.check()
-    n_steps = len(options.shapes) * len(options.outtypes) * len(ARMS) if args.instructions else options.n_steps
+    n_steps = len(options.shapes) * len(options.outtypes) * len(options.arms) if args.instructions else options.n_steps
     with tqdm(total=n_steps, bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}]", file=sys.stderr) as bar:
 
         def report(what: str) -> None:

@@ -47,10 +47,12 @@ def asked(monkeypatch):
 def test_options_become_what_is_measured(bench, asked, tmp_path):
     code, out, _ = bench(
         "run", "--shapes", "tiny,4B", "--outtypes", "q8_0", "--threads", "1,4", "-r", "5", "--prompt", "64",
-        "-n", "8", "--shared-blocks", "--directory", tmp_path,
+        "-n", "8", "--shared-blocks", "--directory", tmp_path, "--arms", "qwen3,qwen3 + probe",
     )  # fmt: skip
     assert (code, out.splitlines()[0]) == (0, "a processor, 2 cores")
-    assert asked == [RunOptions(("tiny", "4B"), ("q8_0",), (1, 4), 5, 64, 8, True, tmp_path)]
+    assert asked == [
+        RunOptions(("tiny", "4B"), ("q8_0",), (1, 4), 5, 64, 8, True, tmp_path, ("qwen3", "qwen3 + probe"))
+    ]
 
 
 def test_defaults_are_those_of_the_options(bench, asked):
@@ -68,6 +70,8 @@ def test_instructions_are_counted_on_the_small_shape(bench, asked):
     ("args", "code", "words"),
     [
         (["--shapes", "5B"], 1, "shape: found '5B', expected one of tiny, 135M, 0.6B, 4B"),
+        (["--arms", "qwen3,probe"], 1, "arms: found 'probe', expected some of qwen3, qwen3 + heads"),
+        (["--arms", "qwen3 + probe"], 1, "arms: found qwen3 + probe, expected qwen3 among them"),
         (["--shapes", ","], 0, ""),  # an empty list is the default
         (["--threads", "1,0"], 2, "found '0', expected a whole number above 0"),
         (["--threads", "two"], 2, "found 'two', expected a whole number above 0"),

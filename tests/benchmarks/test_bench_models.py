@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from llama_so8t.benchmarks.models import ARMS, BASE, SHAPES, WEIGHTS, Arm, write_models
+from llama_so8t.benchmarks.models import ARMS, BASE, KNOWN_ARMS, PROBE, SHAPES, WEIGHTS, Arm, write_models
 from llama_so8t.files.gguf_file import read_gguf
 
 N_LAYER = SHAPES["tiny"]["num_hidden_layers"]
@@ -12,7 +12,7 @@ N_LAYER = SHAPES["tiny"]["num_hidden_layers"]
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory, pinned_tree):
-    paths = write_models(tmp_path_factory.mktemp("models"), "tiny", "q8_0", (*ARMS, Arm("gate,v", False)))
+    paths = write_models(tmp_path_factory.mktemp("models"), "tiny", "q8_0", (*ARMS, PROBE, Arm("gate,v", False)))
     return {arm: read_gguf(path) for arm, path in paths.items()}
 
 
@@ -51,5 +51,16 @@ def test_explicit_sites_carry_their_matrices(files):
     assert files[Arm("gate,v", False)].get("so8t.rotation.explicit") == ["gate", "v"]
 
 
+def test_the_probe_has_the_size_of_singprobe(files):
+    assert files[PROBE].get("so8t.heads") == ["query", "response", "hallucination"]
+    d, n_inner = SHAPES["tiny"]["hidden_size"], 256
+    assert {name: tensor.shape for name, tensor in files[PROBE].tensors.items() if "attn" in name} == {
+        "so8t_stem.probe.attn_q.weight": (n_inner, 2 * d),  # the small shape has two layers to read
+        "so8t_stem.probe.attn_k.weight": (64, 2 * d),
+        "so8t_stem.probe.attn_v.weight": (64, 2 * d),
+        "so8t_stem.probe.attn_output.weight": (n_inner, n_inner),
+    }
+
+
 def test_names_are_unique():
-    assert len({arm.name for arm in ARMS}) == len(ARMS) == 6
+    assert len(KNOWN_ARMS) == len(ARMS) + 1 == 7

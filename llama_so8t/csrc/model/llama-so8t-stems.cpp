@@ -1,6 +1,6 @@
 #include "llama-so8t-stems.h"
 
-#include "llama-so8t-memory.h"
+#include "llama-so8t-token-memory.h"
 #include "so8t-format.h"
 
 #include "llama-graph.h"
@@ -24,7 +24,7 @@ class so8t_token_input : public llm_graph_input_i {
     };
 
     explicit so8t_token_input(const llm_graph_context & llm) :
-        context(llm.res->so8t_memory),
+        context(llm.res->so8t_tokens),
         n_kv(context->n_kv),
         cells(input(llm, GGML_TYPE_I64, llm.n_tokens, 1)) {}
 
@@ -38,11 +38,11 @@ class so8t_token_input : public llm_graph_input_i {
     void set_input(const llama_ubatch * ubatch) override;
 
     bool can_reuse(const llm_graph_params & params) override {
-        context = params.res->so8t_memory;
+        context = params.res->so8t_tokens;
         return context && context->n_kv == n_kv;
     }
 
-    const so8t_memory_context * context;
+    const so8t_token_memory_context * context;
     const uint32_t n_kv;
     ggml_tensor * cells; // I64 [n_tokens]
     std::vector<attention> attentions;
@@ -91,7 +91,7 @@ void so8t_token_input::set_input(const llama_ubatch * ubatch) {
 
 // the one of a graph
 static so8t_token_input & so8t_get_token_input(llm_graph_context & llm) {
-    if (!llm.res->so8t_memory) {
+    if (!llm.res->so8t_tokens) {
         throw std::runtime_error(
             "so8t: a head reads every token before the one that it judges, and the context has none");
     }
@@ -132,7 +132,7 @@ static ggml_tensor * so8t_build_rmsnorm(llm_graph_context & llm, const so8t_stem
 }
 
 // softmax(q k / sqrt(head_dim)) v over the tokens before, with one head of keys and values; [inner, n]
-static ggml_tensor * so8t_attend(llm_graph_context & llm, const so8t_memory::attention_cells & cells,
+static ggml_tensor * so8t_attend(llm_graph_context & llm, const so8t_token_memory::attention_cells & cells,
     const so8t_token_input & input, ggml_tensor * q) {
     ggml_context * ctx     = llm.ctx0;
     const int64_t head_dim = cells.k->ne[0];

@@ -1,7 +1,7 @@
 #include "so8t.h"
 
 #include "llama-so8t-heads.h"
-#include "llama-so8t-memory.h"
+#include "llama-so8t-token-memory.h"
 #include "llama-so8t.h"
 #include "so8t-format.h"
 #include "so8t-rules.h"
@@ -120,7 +120,7 @@ bool llama_so8t_get_text_probs(
     const auto kind = h.prompt_aggregations[aggregation];
     GGML_ASSERT(kind != LLAMA_SO8T_PROMPT_AGGREGATION_TOKEN && "a token is read by llama_so8t_get_probs_ith()");
     ctx->synchronize();
-    const auto * memory       = dynamic_cast<const so8t_memory *>(ctx->get_memory());
+    const auto * memory       = dynamic_cast<const so8t_token_memory *>(ctx->get_memory());
     const llama_seq_id seq_id = ctx->get_so8t_seq_id_ith(i);
     std::vector<float> values;
     if (memory && seq_id >= 0 && p0 < p1) {

@@ -1,4 +1,4 @@
-#include "llama-so8t-memory.h"
+#include "llama-so8t-token-memory.h"
 
 #include "llama-batch.h"
 #include "llama-cparams.h"
@@ -13,7 +13,7 @@
 static const uint32_t SO8T_CELL_PAD    = 256; // of what a graph looks at, as in llama.cpp's KV cache
 static const uint32_t SO8T_STATE_MAGIC = 0x73386d31;
 
-so8t_memory::so8t_memory(const llama_model & model, const llama_cparams & cparams, llama_memory_ptr base) :
+so8t_token_memory::so8t_token_memory(const llama_model & model, const llama_cparams & cparams, llama_memory_ptr base) :
     base(std::move(base)),
     is_unified(cparams.kv_unified) {
     const auto & heads     = *model.so8t_heads;
@@ -52,35 +52,35 @@ so8t_memory::so8t_memory(const llama_model & model, const llama_cparams & cparam
 }
 
 // a cell without a token counts nothing, but what it has must be finite
-void so8t_memory::clear_data() {
+void so8t_token_memory::clear_data() {
     if (ggml_backend_buffer_get_size(buffer.get()) > 0) {
         ggml_backend_buffer_clear(buffer.get(), 0);
     }
 }
 
-llama_memory_context_ptr so8t_memory::init_batch(llama_batch_allocr & balloc, uint32_t n_ubatch, bool embd_all) {
+llama_memory_context_ptr so8t_token_memory::init_batch(llama_batch_allocr & balloc, uint32_t n_ubatch, bool embd_all) {
     auto context = base->init_batch(balloc, n_ubatch, embd_all);
     if (!context || llama_memory_status_is_fail(context->get_status())) {
         return context;
     }
     const bool has_room = balloc.get_n_tokens() <= n_cells() - cells.get_used();
-    return std::make_unique<so8t_memory_context>(
+    return std::make_unique<so8t_token_memory_context>(
         *this, std::move(context), 0, has_room ? LLAMA_MEMORY_STATUS_SUCCESS : LLAMA_MEMORY_STATUS_FAILED_PREPARE);
 }
 
-llama_memory_context_ptr so8t_memory::init_full() {
+llama_memory_context_ptr so8t_token_memory::init_full() {
     auto context = base->init_full();
-    return context ? std::make_unique<so8t_memory_context>(
+    return context ? std::make_unique<so8t_token_memory_context>(
                          *this, std::move(context), n_cells(), LLAMA_MEMORY_STATUS_SUCCESS) :
                      nullptr;
 }
 
-llama_memory_context_ptr so8t_memory::init_update(llama_context * lctx, bool optimize) {
+llama_memory_context_ptr so8t_token_memory::init_update(llama_context * lctx, bool optimize) {
     cells.reset_shift();
     return base->init_update(lctx, optimize);
 }
 
-bool so8t_memory_context::apply() {
+bool so8t_token_memory_context::apply() {
     if (!base->apply()) {
         return false;
     }
@@ -89,7 +89,7 @@ bool so8t_memory_context::apply() {
     return cells.size() == base->get_ubatch().n_tokens;
 }
 
-std::vector<uint32_t> so8t_memory::place(const llama_ubatch & ubatch) {
+std::vector<uint32_t> so8t_token_memory::place(const llama_ubatch & ubatch) {
     std::vector<uint32_t> result;
     const bool has_holes = cells.get_used() < cells.used_max_p1();
     for (uint32_t cell = has_holes ? 0 : cells.used_max_p1(); cell < cells.size() && result.size() < ubatch.n_tokens;
@@ -107,7 +107,7 @@ std::vector<uint32_t> so8t_memory::place(const llama_ubatch & ubatch) {
     return result;
 }
 
-uint32_t so8t_memory::n_used() const {
+uint32_t so8t_token_memory::n_used() const {
     return std::clamp<uint32_t>(GGML_PAD(cells.used_max_p1(), SO8T_CELL_PAD), SO8T_CELL_PAD, n_cells());
 }
 
@@ -115,7 +115,7 @@ uint32_t so8t_memory::n_used() const {
 // sequences
 //
 
-void so8t_memory::clear(bool data) {
+void so8t_token_memory::clear(bool data) {
     base->clear(data);
     cells.reset();
     if (data) {
@@ -124,7 +124,7 @@ void so8t_memory::clear(bool data) {
 }
 
 // used cells of a sequence (-1: of any) at [p0, p1), where a negative end is none
-so8t_memory::cell_list so8t_memory::cells_of(llama_seq_id seq_id, llama_pos p0, llama_pos p1) const {
+so8t_token_memory::cell_list so8t_token_memory::cells_of(llama_seq_id seq_id, llama_pos p0, llama_pos p1) const {
     cell_list result;
     for (uint32_t i = 0; i < cells.used_max_p1(); ++i) {
         if (!cells.is_empty(i) && (seq_id < 0 || cells.seq_has(i, seq_id)) && cells.pos_get(i) >= p0 &&
@@ -135,7 +135,7 @@ so8t_memory::cell_list so8t_memory::cells_of(llama_seq_id seq_id, llama_pos p0, 
     return result;
 }
 
-bool so8t_memory::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
+bool so8t_token_memory::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
     if (!base->seq_rm(seq_id, p0, p1)) {
         return false;
     }
@@ -145,7 +145,7 @@ bool so8t_memory::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
     return true;
 }
 
-void so8t_memory::seq_cp(llama_seq_id seq_id_src, llama_seq_id seq_id_dst, llama_pos p0, llama_pos p1) {
+void so8t_token_memory::seq_cp(llama_seq_id seq_id_src, llama_seq_id seq_id_dst, llama_pos p0, llama_pos p1) {
     base->seq_cp(seq_id_src, seq_id_dst, p0, p1);
     if (!is_unified && seq_id_src != seq_id_dst) { // the copy takes the place of what was there
         for (const uint32_t cell : cells_of(seq_id_dst, -1, -1)) {
@@ -159,7 +159,7 @@ void so8t_memory::seq_cp(llama_seq_id seq_id_src, llama_seq_id seq_id_dst, llama
     }
 }
 
-void so8t_memory::seq_keep(llama_seq_id seq_id) {
+void so8t_token_memory::seq_keep(llama_seq_id seq_id) {
     base->seq_keep(seq_id);
     for (uint32_t i = 0; i < cells.size(); ++i) {
         cells.seq_keep(i, seq_id);
@@ -168,7 +168,7 @@ void so8t_memory::seq_keep(llama_seq_id seq_id) {
 
 // The cell of a token that only this sequence moves. In a unified KV cache sequences share cells, and move together; else
 // each has its own, and so it gets one here.
-uint32_t so8t_memory::own_cell(uint32_t cell, llama_seq_id seq_id) {
+uint32_t so8t_token_memory::own_cell(uint32_t cell, llama_seq_id seq_id) {
     if (is_unified || cells.seq_count(cell) == 1) {
         return cell;
     }
@@ -194,21 +194,21 @@ uint32_t so8t_memory::own_cell(uint32_t cell, llama_seq_id seq_id) {
     return copy;
 }
 
-void so8t_memory::seq_add(llama_seq_id seq_id, llama_pos p0, llama_pos p1, llama_pos shift) {
+void so8t_token_memory::seq_add(llama_seq_id seq_id, llama_pos p0, llama_pos p1, llama_pos shift) {
     base->seq_add(seq_id, p0, p1, shift);
     for (const uint32_t cell : cells_of(seq_id, p0, p1)) {
         cells.pos_add(own_cell(cell, seq_id), shift);
     }
 }
 
-void so8t_memory::seq_div(llama_seq_id seq_id, llama_pos p0, llama_pos p1, int d) {
+void so8t_token_memory::seq_div(llama_seq_id seq_id, llama_pos p0, llama_pos p1, int d) {
     base->seq_div(seq_id, p0, p1, d);
     for (const uint32_t cell : cells_of(seq_id, p0, p1)) {
         cells.pos_div(own_cell(cell, seq_id), d);
     }
 }
 
-std::map<ggml_backend_buffer_type_t, size_t> so8t_memory::memory_breakdown() const {
+std::map<ggml_backend_buffer_type_t, size_t> so8t_token_memory::memory_breakdown() const {
     auto result           = base->memory_breakdown();
     auto * buft           = ggml_backend_buffer_get_type(buffer.get());
     const size_t n_bytes  = ggml_backend_buffer_get_size(buffer.get());
@@ -220,7 +220,7 @@ std::map<ggml_backend_buffer_type_t, size_t> so8t_memory::memory_breakdown() con
 // values of texts
 //
 
-std::vector<float> so8t_memory::read_values(
+std::vector<float> so8t_token_memory::read_values(
     llama_seq_id seq_id, llama_pos p0, llama_pos p1, const so8t_head & head) const {
     const size_t n_row  = values->ne[0];
     const auto & by_pos = cells.seq_pos_get(seq_id);
@@ -250,7 +250,7 @@ std::vector<float> so8t_memory::read_values(
 
 // calls io(tensor, offset, n_bytes) for the data of these cells, neighbours at once
 template <typename Io>
-void so8t_memory::each_piece(Io && io, const cell_list & list) const {
+void so8t_token_memory::each_piece(Io && io, const cell_list & list) const {
     const auto each_run = [&](ggml_tensor * tensor, size_t begin, size_t n_bytes) {
         for (size_t first = 0, last = 0; first < list.size(); first = last) {
             for (last = first + 1; last < list.size() && list[last] == list[last - 1] + 1;) {
@@ -288,7 +288,7 @@ static uint32_t so8t_bytes_of_cell(ggml_context * ctx, uint32_t n_cells) {
     return result;
 }
 
-void so8t_memory::state_write(llama_io_write_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) const {
+void so8t_token_memory::state_write(llama_io_write_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) const {
     base->state_write(io, seq_id, flags);
 
     const cell_list list           = cells_of(seq_id, -1, -1);
@@ -311,7 +311,7 @@ void so8t_memory::state_write(llama_io_write_i & io, llama_seq_id seq_id, llama_
     each_piece([&](ggml_tensor * tensor, size_t offset, size_t size) { io.write_tensor(tensor, offset, size); }, list);
 }
 
-void so8t_memory::state_read(llama_io_read_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) {
+void so8t_token_memory::state_read(llama_io_read_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) {
     base->state_read(io, seq_id, flags);
     try {
         read_cells(io, seq_id);
@@ -326,7 +326,7 @@ void so8t_memory::state_read(llama_io_read_i & io, llama_seq_id seq_id, llama_st
     }
 }
 
-void so8t_memory::read_cells(llama_io_read_i & io, llama_seq_id seq_id) {
+void so8t_token_memory::read_cells(llama_io_read_i & io, llama_seq_id seq_id) {
     for (const uint32_t cell : cells_of(seq_id, -1, -1)) {
         seq_id < 0 ? cells.rm(cell) : (void) cells.seq_rm(cell, seq_id);
     }
@@ -388,15 +388,15 @@ llama_memory_ptr so8t_wrap_memory(llama_memory_i * base, const llama_model & mod
                                         "architecture '%s' keeps none",
             llm_arch_name(model.arch)));
     }
-    return std::make_unique<so8t_memory>(model, cparams, std::move(owner));
+    return std::make_unique<so8t_token_memory>(model, cparams, std::move(owner));
 }
 
 llama_memory_t so8t_base_memory(llama_memory_t memory) {
-    const auto * wrapper = dynamic_cast<const so8t_memory *>(memory);
+    const auto * wrapper = dynamic_cast<const so8t_token_memory *>(memory);
     return wrapper ? wrapper->get_base() : memory;
 }
 
 const llama_memory_context_i * so8t_base_context(const llama_memory_context_i * context, llm_graph_result * res) {
-    res->so8t_memory = dynamic_cast<const so8t_memory_context *>(context);
-    return res->so8t_memory ? res->so8t_memory->get_base() : context;
+    res->so8t_tokens = dynamic_cast<const so8t_token_memory_context *>(context);
+    return res->so8t_tokens ? res->so8t_tokens->get_base() : context;
 }

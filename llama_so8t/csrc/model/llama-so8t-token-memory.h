@@ -21,10 +21,10 @@ class llm_graph_result;
 // The cells follow every operation on the sequences, so a cache hit, a shared prefix, a rollback and a restored state
 // have what one pass over the sequence would have. Nothing in a cell depends on the position of its token, so a shift
 // changes positions and no data. All of it is F32, whatever the type of the KV cache.
-class so8t_memory : public llama_memory_i {
+class so8t_token_memory : public llama_memory_i {
   public:
     // throws std::runtime_error: no memory for the cells
-    so8t_memory(const llama_model & model, const llama_cparams & cparams, llama_memory_ptr base);
+    so8t_token_memory(const llama_model & model, const llama_cparams & cparams, llama_memory_ptr base);
 
     llama_memory_context_ptr init_batch(llama_batch_allocr & balloc, uint32_t n_ubatch, bool embd_all) override;
     llama_memory_context_ptr init_full() override;
@@ -97,11 +97,11 @@ class so8t_memory : public llama_memory_i {
     ggml_backend_buffer_ptr buffer;
 };
 
-// one batch on its way through a so8t_memory
-class so8t_memory_context : public llama_memory_context_i {
+// one batch on its way through a so8t_token_memory
+class so8t_token_memory_context : public llama_memory_context_i {
   public:
-    so8t_memory_context(
-        so8t_memory & memory, llama_memory_context_ptr base, uint32_t n_kv, llama_memory_status status) :
+    so8t_token_memory_context(
+        so8t_token_memory & memory, llama_memory_context_ptr base, uint32_t n_kv, llama_memory_status status) :
         memory(memory),
         n_kv(n_kv),
         base(std::move(base)),
@@ -117,7 +117,7 @@ class so8t_memory_context : public llama_memory_context_i {
 
     const llama_memory_context_i * get_base() const { return base.get(); }
 
-    so8t_memory & memory;
+    so8t_token_memory & memory;
     uint32_t n_kv;               // cells that the graph looks at
     std::vector<uint32_t> cells; // of the tokens of the batch
 
