@@ -171,6 +171,20 @@ def test_a_tap_is_its_rows_and_its_norm(tapped, tmp_path, arch, n_tokens):
 
 
 @pytest.mark.parametrize("n_tokens", [1, 5])
+def test_attention_is_a_few_nodes_on_one_input(tapped, tmp_path, n_tokens):
+    """Two heads on one stem, which is computed once; both taps are there for every token, and only z is picked."""
+    heads = tuple(head for head in HEADS if head.name in ("looks",))
+    heads += (HeadSpec(**{**vars(heads[0]), "name": "second"}),)
+    bare = tapped("qwen3").path.parent / "bare.gguf"
+    path = gguf_files.copy_gguf(bare, tmp_path / "looks.gguf", head_keys(heads), head_tensors(heads, N_EMBD, 1))
+    found = nodes(path, n_tokens) - nodes(bare, n_tokens)
+    assert {op: n for op, n in found.items() if op not in ("VIEW", "RESHAPE", "PERMUTE")} == {
+        "RMS_NORM": 3, "CONCAT": 2, "GET_ROWS": 1, "MUL_MAT": 8, "SET_ROWS": 2, "SOFT_MAX": 1, "CONT": 1, "MUL": 1,
+        "ADD": 3,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("n_tokens", [1, 5])
 @pytest.mark.parametrize("arch", ["qwen3", "gpt-oss", "mamba"])
 def test_heads_on_the_final_norm_have_no_node_more_than_in_version_1(tapped, tmp_path, arch, n_tokens):
     heads = (HEADS[0],)

@@ -10,6 +10,7 @@ from llama_so8t.errors import RuntimeLibraryError
 
 from .conftest import MARGIN
 from .tapped_models import HEADS
+from .test_rpc import FLASH_MARGIN, endpoints, servers  # noqa: F401
 from .test_taps import EXACT, assert_values, tapped, tokens_of  # noqa: F401
 
 TEXTS = [head for head in HEADS if head.prompt_aggregation != ("token",)]
@@ -196,3 +197,28 @@ def test_heads_that_look_at_outputs_only_keep_nothing(tapped):  # noqa: F811
     late = model.values([tokens[0], *tokens[:-1]])
     for name in KEPT:
         assert np.abs(late[name][5:] - expected[name][5:]).max() > 50 * MARGIN * np.abs(expected[name]).max()
+
+
+@pytest.mark.parametrize("arch", ["qwen3", "gemma3"])
+def test_two_rpc_servers_keep_what_one_process_keeps(tapped, servers, arch):  # noqa: F811
+    """Layers, and with them taps and cells, are on other machines; a batch is cut, taken back and read there."""
+    model, tokens = tapped(arch), tokens_of(33, 30)
+    expected = model.values(tokens)
+    with Session(model.path, **EXACT, rpc=endpoints(servers), n_gpu_layers=99) as session:
+        session.decode(tokens[:12])
+        session.decode(tokens_of(34, 5), position=12)
+        session.forget(0, 12)
+        session.decode(tokens[12:], position=12)
+        assert_values(session, expected, slice(12, None))
+        assert_texts(session, expected, [(0, 30), (9, 20)])
+
+
+def test_devices_that_share_every_layer_keep_what_one_keeps(tapped, servers):  # noqa: F811
+    """Split mode tensor needs flash attention, which rounds to half precision on the CPU."""
+    model, tokens = tapped("qwen3"), tokens_of(35, 30)
+    expected = model.values(tokens)
+    where = {"rpc": endpoints(servers), "n_gpu_layers": 99, "split_mode": "tensor", "flash_attn": True}
+    with Session(model.path, **EXACT | where) as session:
+        session.decode(tokens)
+        for name, values in expected.items():
+            assert np.abs(session.head_logits(name) - values).max() <= 2 * FLASH_MARGIN * np.abs(values).max(), name
