@@ -786,3 +786,7 @@ class Tensors:
     STEM_ATTN_OUTPUT = "so8t_stem.{stem}.attn_output.weight"  # [inner, inner]
     STEM_BIAS = "so8t_stem.{stem}.bias"  # [inner]
     STEM_NORM = "so8t_stem.{stem}.norm.weight"  # [inner]
+
+
+HEAD_TENSORS = (Tensors.HEAD_WEIGHT.partition("{")[0], Tensors.STEM_WEIGHT.partition("{")[0])
+"""Beginnings of the tensor names of heads and stems."""

@@ -14,13 +14,10 @@ from llama_so8t.errors import CheckpointError, ConversionError
 from llama_so8t.files.atomic import new_files
 from llama_so8t.files.gguf_file import GgufFile, read_gguf
 from llama_so8t.files.json_file import read_json
-from llama_so8t.format import ARCH, FAMILIES, FORMAT_VERSION, HEADS_TYPE, HeadSpec, Keys, Tensors
+from llama_so8t.files.tensor_hash import base_sha256
+from llama_so8t.format import ARCH, FAMILIES, FORMAT_VERSION, HEAD_TENSORS, HEADS_TYPE, HeadSpec, Keys, Tensors
 from llama_so8t.inspection.gguf_heads import format_version, read_heads
-from llama_so8t.inspection.tensor_hash import model_sha256
 from llama_so8t.tensors import LazyTensor
-
-_PARTS = (Tensors.HEAD_WEIGHT.partition("{")[0], Tensors.STEM.partition("{")[0])
-"""Beginnings of the tensor names of heads and stems."""
 
 
 def attach(model: Path, heads: Sequence[Path], out: Path) -> tuple[str, ...]:
@@ -61,7 +58,7 @@ def attach(model: Path, heads: Sequence[Path], out: Path) -> tuple[str, ...]:
                 raise ConversionError(f"{path}: head {name!r} is there already, expected heads with different names")
             new_names.append(name)
         for tensor in upstream.gguf.GGUFReader(path).tensors:
-            if not tensor.name.startswith(_PARTS):
+            if not tensor.name.startswith(HEAD_TENSORS):
                 continue  # the rotation before the heads, which their weights have
             if tensor.name in added or tensor.name in tensors:
                 raise ConversionError(f"{path}: tensor {tensor.name!r} is there already, expected stems of other names")
@@ -102,13 +99,13 @@ def detach(model: Path, out: Path, heads_out: Path | None = None) -> tuple[str, 
         keys[Keys.FORMAT_VERSION] if file.get("general.architecture") == ARCH else keys.pop(Keys.FORMAT_VERSION, None)
     )
     tensors = upstream.gguf.GGUFReader(model).tensors
-    kept = [tensor for tensor in tensors if not tensor.name.startswith(_PARTS)]
-    moved = [tensor for tensor in tensors if tensor.name.startswith(_PARTS)]
+    kept = [tensor for tensor in tensors if not tensor.name.startswith(HEAD_TENSORS)]
+    moved = [tensor for tensor in tensors if tensor.name.startswith(HEAD_TENSORS)]
     outs = [out] if heads_out is None else [out, heads_out]
     with new_files(outs) as temporaries:
         _write(temporaries[0], file, keys, kept)
         if heads_out is not None:
-            bound = replace(base, sha256=model_sha256(temporaries[0])).keys() | (
+            bound = replace(base, sha256=base_sha256(temporaries[:1])).keys() | (
                 {Keys.FORMAT_VERSION: version} if version else {}
             )
             _write(temporaries[1], None, bound | of_heads, moved)
@@ -136,7 +133,7 @@ class Base:
             CheckpointError: a file is missing or damaged, or the architecture is unknown to llama.cpp.
         """
         if not model.is_dir():
-            return replace(cls.of_gguf(read_gguf(model)), sha256=model_sha256(model, "hash of the base"))
+            return replace(cls.of_gguf(read_gguf(model)), sha256=base_sha256([model], "hash of the base"))
         where = model / "config.json"
         config = read_json(where)
         sizes = config.get("text_config", config)
@@ -182,7 +179,7 @@ class Base:
                     f"{heads.path}: its heads belong to a base with {key} {expected!r}, {path} has {found!r}"
                 )
         sha256 = heads.get(Keys.BASE_SHA256)
-        if sha256 is not None and sha256 != model_sha256(path):
+        if sha256 is not None and sha256 != base_sha256([path]):
             raise ConversionError(
                 f"{heads.path}: its heads belong to a base whose tensors have the hash {sha256}, "
                 f"those of {path} have another"

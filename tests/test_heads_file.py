@@ -14,10 +14,10 @@ from llama_so8t.conversion.convert import convert, heads_file
 from llama_so8t.conversion.options import ConvertOptions
 from llama_so8t.errors import So8tError
 from llama_so8t.files.gguf_file import read_gguf
+from llama_so8t.files.tensor_hash import model_sha256
 from llama_so8t.format import Keys
 from llama_so8t.heads_file import attach, detach
 from llama_so8t.inspection import inspect
-from llama_so8t.inspection.tensor_hash import model_sha256
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -47,7 +47,7 @@ def test_what_is_attached_is_detached_to_the_byte(stock, heads, tmp_path):
     assert subject.architecture == "llama"
     assert detach(full, again, taken) == ("safety", "authority")
     assert again.read_bytes() == stock.read_bytes()
-    assert read_gguf(taken).get(Keys.BASE_SHA256) == model_sha256(stock)
+    assert read_gguf(heads).get(Keys.BASE_SHA256) == read_gguf(taken).get(Keys.BASE_SHA256) == model_sha256(stock)
     attach(stock, [taken], tmp_path / "once-more.gguf")
     assert (tmp_path / "once-more.gguf").read_bytes() == full.read_bytes()
 

@@ -19,7 +19,7 @@ from llama_so8t.format import Keys
 from llama_so8t.heads_file import attach, detach
 from llama_so8t.inspection import inspect
 from llama_so8t.inspection.gguf_heads import read_heads
-from llama_so8t.inspection.tensor_hash import model_sha256
+from llama_so8t.files.tensor_hash import model_sha256
 
 torch = package("torch")
 

@@ -45,6 +45,14 @@ class Adapter:
 
 
 @dataclass(frozen=True)
+class HeadsFile:
+    """A heads file beside the model: the sha256 of the file."""
+
+    path: str
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Open:
     """A run of the server begins."""
 
@@ -56,6 +64,7 @@ class Open:
     settings: dict[str, Any]
     dropped_bytes: int
     adapters: tuple[Adapter, ...]
+    heads_files: tuple[HeadsFile, ...]
 
 
 @dataclass(frozen=True)
@@ -287,6 +296,9 @@ def _open(fields: _Fields) -> Open:
         settings=policy.values,
         dropped_bytes=fields.optional_integer("dropped_bytes") or 0,
         adapters=model.optional_each("adapters", _adapter),
+        heads_files=model.optional_each(
+            "heads_files", lambda file: HeadsFile(path=file.text("path"), sha256=file.text("sha256"))
+        ),
     )
 
 

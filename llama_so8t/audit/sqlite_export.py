@@ -1,4 +1,4 @@
-"""An audit log as a SQLite database: tables runs, adapters, requests, messages, verdicts, escalations, lost."""
+"""An audit log as a SQLite database, whose tables are those of `SCHEMA`."""
 
 import json
 import sqlite3
@@ -34,6 +34,13 @@ CREATE TABLE runs (
     closed TEXT,                        -- time of its "close" line
     hash TEXT NOT NULL
 );
+CREATE TABLE heads_files (
+    run INTEGER REFERENCES runs,
+    number INTEGER NOT NULL,            -- index of the file, from 0
+    path TEXT NOT NULL,
+    sha256 TEXT NOT NULL,               -- of the file
+    PRIMARY KEY (run, number)
+) WITHOUT ROWID;
 CREATE TABLE adapters (
     seq INTEGER NOT NULL,               -- of the line, "open" or "adapters", from which on this is so
     number INTEGER NOT NULL,            -- index of the adapter, from 0
@@ -156,7 +163,7 @@ def export(records: Iterable[tuple[Place, dict[str, Any]]], path: Path) -> dict[
 
 _MAGIC = b"SQLite format 3\0"
 
-_TABLES = ("runs", "adapters", "requests", "messages", "verdicts", "escalations", "lost")
+_TABLES = ("runs", "heads_files", "adapters", "requests", "messages", "verdicts", "escalations", "lost")
 
 
 class _Writer:
@@ -172,6 +179,8 @@ class _Writer:
                 settings = json.dumps(content.settings)
                 model = (content.architecture, content.name, content.model, content.mode, content.policy)
                 self._insert("runs", seq, time, *model, settings, content.dropped_bytes, None, digest)
+                for number, file in enumerate(content.heads_files):
+                    self._insert("heads_files", seq, number, file.path, file.sha256)
                 self._adapters(seq, content.adapters)
             case Adapters():
                 self._adapters(seq, content.adapters)

@@ -32,6 +32,7 @@ def describe(record: dict, content: Content) -> str:
         case Open():
             lines[0] += f"  model {content.name or '-'} ({content.architecture or '-'}) {content.model or '-'}"
             lines[0] += f"  policy {content.mode or '-'} {content.policy or '-'}"
+            lines += [f"heads file {file.path}  {file.sha256}" for file in content.heads_files]
             lines += map(_adapter, content.adapters)
             if content.dropped_bytes:
                 lines.append(f"cut away {content.dropped_bytes} bytes of an unfinished line")

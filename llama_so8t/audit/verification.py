@@ -277,11 +277,16 @@ def _lost(line: Line, n: Any) -> Finding:
 
 
 def _adapted(line: Line, record: dict[str, Any]) -> Iterator[str]:
-    """A note for each adapter that changes the model from this line on."""
+    """A note for each heads file and adapter that the model has from this line on beside its own file."""
     try:
         content = read_record(line.place, record)
     except AuditError:
         return  # the chain is what is verified
+    for file in content.heads_files if isinstance(content, Open) else ():
+        yield (
+            f"{line.place} (seq {line.seq}): the heads of the file {file.path[:200]} ({file.sha256[:64]}) judge from "
+            f"here on"
+        )
     for adapter in content.adapters if isinstance(content, Open | Adapters) else ():
         if adapter.scale != 0:
             yield (

@@ -72,7 +72,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     stats_parser = command("stats", "count decisions, labels, escalations, models and policies")
     export_parser = command(
         "export",
-        "write a SQLite database with tables runs, adapters, requests, messages, verdicts, escalations and lost",
+        "write a SQLite database with tables runs, heads_files, adapters, requests, messages, verdicts, escalations "
+        "and lost",
     )
     export_parser.add_argument("--sqlite", type=Path, required=True, metavar="OUT.db", help="file to write")
     find_parser = command(
@@ -150,7 +151,7 @@ def _verify(args: argparse.Namespace) -> int:
         raise ConfigError("--public-key needs --checkpoint: it is the checkpoint that is signed")
     sha256 = None
     if args.model:
-        from llama_so8t.inspection.tensor_hash import model_sha256
+        from llama_so8t.files.tensor_hash import model_sha256
 
         sha256 = model_sha256(args.model, "model")
     report = verify(args.log, args.checkpoint, args.public_key, sha256, "verify")

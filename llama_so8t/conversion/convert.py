@@ -21,8 +21,9 @@ from llama_so8t.conversion.tensors import plan_heads, plan_stock_tensors, plan_t
 from llama_so8t.conversion.writer import write
 from llama_so8t.errors import ConversionError
 from llama_so8t.files.atomic import new_files
+from llama_so8t.files.tensor_hash import base_sha256
 from llama_so8t.folding import foldable_sites
-from llama_so8t.format import ARCH, HEADS_TYPE, SITES, generator_name
+from llama_so8t.format import ARCH, HEADS_TYPE, SITES, Keys, generator_name
 from llama_so8t.tensors import LazyTensor
 
 _ROWS = 1024
@@ -30,7 +31,7 @@ _ROWS = 1024
 
 @dataclass(frozen=True)
 class Plan:
-    """What a conversion will write: one shard per path; heads of a stock file are the last one.
+    """What a conversion will write: one shard per path. ``heads`` of a stock file have a path of their own behind them.
 
     ``importances``: name of a tensor -> importance of its columns, float32, for those that are quantized by it.
     """
@@ -43,6 +44,7 @@ class Plan:
     paths: tuple[Path, ...]
     shards: tuple[Shard, ...]
     importances: Mapping[str, np.ndarray]
+    heads: Shard | None
 
     @property
     def is_split(self) -> bool:
@@ -52,7 +54,8 @@ class Plan:
     @property
     def tensors(self) -> list[LazyTensor]:
         """All tensors of all files."""
-        return [tensor for shard in self.shards for tensor in shard.tensors]
+        heads = [] if self.heads is None else [self.heads]
+        return [tensor for shard in (*self.shards, *heads) for tensor in shard.tensors]
 
 
 def convert(options: ConvertOptions) -> Path:
@@ -105,12 +108,11 @@ def plan(options: ConvertOptions) -> Plan:
     typed = choose_types([*extra, *tensors], keys, arch, options, spec)
     shards = split(keys, typed, options.split_max_size)
     paths = _shard_paths(outfile, len(shards))
-    if stock and checkpoint.is_so8t and spec.heads:
-        shards.append(_heads_shard(checkpoint))
+    heads = _heads_shard(checkpoint) if stock and checkpoint.is_so8t and spec.heads else None
+    if heads is not None:
         paths.append(heads_file(outfile))
-    return Plan(
-        options, checkpoint, arch, folded, explicit, tuple(paths), tuple(shards), _importances(typed, options.imatrix)
-    )
+    importance = _importances(typed, options.imatrix)
+    return Plan(options, checkpoint, arch, folded, explicit, tuple(paths), tuple(shards), importance, heads)
 
 
 def run(planned: Plan) -> Path:
@@ -120,10 +122,10 @@ def run(planned: Plan) -> Path:
         CheckpointError: a weight is not finite, or the source changed meanwhile.
         ConversionError: a value does not fit its type.
     """
-    options = planned.options
+    options, n = planned.options, len(planned.shards)
     with new_files(planned.paths) as temporaries:
         write(
-            temporaries,
+            temporaries[:n],
             planned.shards,
             planned.arch,
             planned.importances,
@@ -131,7 +133,21 @@ def run(planned: Plan) -> Path:
             check=not options.allow_nonfinite,
             progress=options.outtype if options.progress else None,
         )
+        if planned.heads is not None:
+            heads = bound_heads(planned.heads, temporaries[:n])
+            write(temporaries[n:], [heads], ARCH, {}, options.threads, check=True, progress=None)
     return planned.paths[0]
+
+
+def bound_heads(heads: Shard, parts: Sequence[Path]) -> Shard:
+    """The heads file of a model of which these files were written: it fits no other of the same shapes.
+
+    Raises:
+        CheckpointError: a file is damaged.
+    """
+    gguf = upstream.gguf
+    sha256 = gguf.GGUFValue(base_sha256(parts), gguf.GGUFValueType.STRING)
+    return Shard({**heads.keys, Keys.BASE_SHA256: sha256}, heads.tensors)
 
 
 def default_outfile(options: ConvertOptions) -> Path:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from llama_so8t.conversion.convert import Plan
+from llama_so8t.conversion.convert import Plan, bound_heads
 from llama_so8t.conversion.header import Shard
 from llama_so8t.errors import So8tError
 from llama_so8t.files.gguf_file import GgufFile, read_gguf
@@ -35,13 +35,16 @@ def verify(plan: Plan, *, logits: bool = True) -> VerifyReport:
     """
     files = [read_gguf(path) for path in plan.paths]
     keys, names, pairs = [], [], []
-    for file, shard in zip(files, plan.shards, strict=True):
+    shards = list(plan.shards)
+    if plan.heads is not None:
+        shards.append(bound_heads(plan.heads, plan.paths[: len(shards)]))
+    for file, shard in zip(files, shards, strict=True):
         where = f"{file.path.name}: " if len(files) > 1 else ""
         keys += [where + problem for problem in key_problems(file, shard.keys)]
         names += [where + problem for problem in _name_problems(file, shard)]
         pairs += _comparable(file, shard)
     measures = _measure(pairs, plan)
-    n_keys = sum(len(shard.keys) for shard in plan.shards)
+    n_keys = sum(len(shard.keys) for shard in shards)
     checks = [
         _check("keys", keys, f"{n_keys} keys"),
         _check("names", names, f"{len(plan.tensors)} tensors, no other"),

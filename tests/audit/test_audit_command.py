@@ -312,7 +312,8 @@ def test_export_writes_a_database_that_can_be_asked(so8t, log, tmp_path):
     code, out, _ = so8t("export", log, "--sqlite", db)
     assert (
         code == 0
-        and f"wrote {db} (2 runs, 0 adapters, 4 requests, 0 messages, 9 verdicts, 2 escalations, 0 lost)" in out
+        and f"wrote {db} (2 runs, 0 heads_files, 0 adapters, 4 requests, 0 messages, 9 verdicts, 2 escalations, 0 lost)"
+        in out
     )
     assert [file.name for file in tmp_path.iterdir() if "partial" in file.name or "journal" in file.name] == []
     other = w.digest("other")

@@ -27,7 +27,7 @@ from llama_so8t.cli import main
 from llama_so8t.conversion.convert import convert
 from llama_so8t.conversion.options import ConvertOptions
 from llama_so8t.errors import RuntimeLibraryError
-from llama_so8t.inspection.tensor_hash import model_sha256
+from llama_so8t.files.tensor_hash import model_sha256
 
 from .guard_server import (
     CHAT,

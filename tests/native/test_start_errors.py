@@ -41,6 +41,7 @@ WRONG = {
     "LLAMA_ARG_SO8T_THRESHOLD": "safety/unsafe",
     "LLAMA_ARG_SO8T_POLICY_FILE": "missing.json",
     "LLAMA_ARG_SO8T_REQUIRE_HEADS": "yes",
+    "LLAMA_ARG_SO8T_HEADS": "missing.gguf",
     "LLAMA_ARG_SO8T_AUDIT": "{modle}.jsonl",
     "LLAMA_ARG_SO8T_AUDIT_TEXT": "yes",
     "LLAMA_ARG_SO8T_AUDIT_KEY": "{pid}.key",

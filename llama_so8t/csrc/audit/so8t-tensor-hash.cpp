@@ -99,7 +99,7 @@ static std::string so8t_digest(const so8t_stored_tensor & tensor) {
     return hash.final();
 }
 
-std::string so8t_tensor_hash(const std::string & path) {
+std::string so8t_tensor_hash(const std::string & path, const std::function<bool(const std::string & name)> & counts) {
     std::map<std::string, so8t_stored_tensor> tensors;
     const int n_parts = so8t_read_part(path, tensors);
     if (n_parts > 1) {
@@ -118,7 +118,9 @@ std::string so8t_tensor_hash(const std::string & path) {
 
     std::vector<so8t_stored_tensor *> order;
     for (auto & [name, tensor] : tensors) {
-        order.push_back(&tensor);
+        if (!counts || counts(name)) {
+            order.push_back(&tensor);
+        }
     }
     std::atomic<size_t> next = 0;
     const auto work          = [&]() {

@@ -110,16 +110,28 @@ static void so8t_check_base(const gguf_context * ctx, const llama_model & model)
                 format("so8t: the heads belong to a base with '%s' %u, the model has %u", key, expected, found));
         }
     }
+    const std::string sha256 = so8t_kv_string(ctx, SO8T_KV_BASE_SHA256, ""); // whoever knows the file compares it
+    const bool is_hash       = sha256.size() == 64 && sha256.find_first_not_of("0123456789abcdef") == std::string::npos;
+    if (gguf_find_key(ctx, SO8T_KV_BASE_SHA256) >= 0 && !is_hash) {
+        throw std::runtime_error(
+            format("so8t: key '" SO8T_KV_BASE_SHA256 "' is '%s', expected 64 hex digits", so8t_shown(sha256).c_str()));
+    }
 }
 
-static void so8t_load_heads_file(llama_model & model, const char * path) {
-    ggml_context * data = nullptr;
-    gguf_context_ptr file(gguf_init_from_file(path, {/*.no_alloc =*/false, /*.ctx =*/&data}));
-    ggml_context_ptr owner(data);
+// data: null to read no more than its keys
+static gguf_context_ptr so8t_open_heads_file(const char * path, ggml_context ** data) {
+    gguf_context_ptr file(gguf_init_from_file(path, {/*.no_alloc =*/data == nullptr, /*.ctx =*/data}));
     if (!file) {
         throw std::runtime_error("so8t: the file cannot be read as GGUF");
     }
-    so8t_check_base(file.get(), model);
+    return file;
+}
+
+static void so8t_load_heads_file(llama_model & model, const char * path) {
+    so8t_check_base(so8t_open_heads_file(path, nullptr).get(), model); // the data of a model may be larger than memory
+    ggml_context * data         = nullptr;
+    const gguf_context_ptr file = so8t_open_heads_file(path, &data);
+    ggml_context_ptr owner(data);
 
     auto heads = model.so8t_heads ? std::make_shared<so8t_heads>(*model.so8t_heads) : std::make_shared<so8t_heads>();
     const size_t first = heads->heads.size();
@@ -143,7 +155,7 @@ bool llama_so8t_load_heads(llama_model * model, const char * path) {
         so8t_load_heads_file(*model, path);
         return true;
     } catch (const std::exception & err) {
-        LLAMA_LOG_ERROR("%s: error loading heads '%s': %s\n", __func__, path, err.what());
+        LLAMA_LOG_ERROR("%s: error: heads file '%s': %s\n", __func__, path, err.what());
         return false;
     }
 }

@@ -268,10 +268,16 @@ static so8t_head so8t_create_head(
 }
 
 void so8t_read_heads(const gguf_context * ctx, so8t_head_tensors & tensors, so8t_heads & result) {
-    const auto names = so8t_kv_strings(ctx, SO8T_KV_HEADS, false);
+    const auto names   = so8t_kv_strings(ctx, SO8T_KV_HEADS, false);
+    const size_t first = result.heads.size();
     for (const auto & name : names) {
-        if (std::any_of(
-                result.heads.begin(), result.heads.end(), [&](const so8t_head & h) { return h.name == name; })) {
+        const auto found = std::find_if(
+            result.heads.begin(), result.heads.end(), [&](const so8t_head & h) { return h.name == name; });
+        if (found < result.heads.begin() + first) {
+            throw std::runtime_error(
+                format("so8t: the model has a head '%s' already, expected heads of other names", name.c_str()));
+        }
+        if (found != result.heads.end()) {
             throw std::runtime_error(format("so8t: key '" SO8T_KV_HEADS "' names '%s' twice", name.c_str()));
         }
         if (!so8t_is_name(name)) {

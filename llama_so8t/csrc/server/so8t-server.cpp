@@ -34,6 +34,10 @@ json so8t_server::model_info::to_json(bool with_path) const {
     if (!sha256.empty()) {
         result["sha256"] = sha256;
     }
+    result["heads_files"] = json::array();
+    for (const auto & file : heads_files) {
+        result["heads_files"].push_back(json::object({{"path", file.path}, {"sha256", file.sha256}}));
+    }
     return result;
 }
 
@@ -102,7 +106,7 @@ bool so8t_server::load(const llama_model * m, const common_params & params) try 
         LOG_WRN("so8t: --cache-reuse has no effect: the guard reads a prompt behind what it says, and no other\n");
     }
     model = {so8t_meta(m, "general.architecture"), so8t_meta(m, "general.name"), params.model.path,
-        so8t_served_name(params), ""};
+        so8t_served_name(params), "", params.so8t.heads};
     for (const auto & adapter : params.lora_adapters) {
         adapters.push_back({adapter.path, so8t_file_hash(adapter.path), adapter.scale});
     }
@@ -154,8 +158,11 @@ void so8t_server::begin_waiting(const common_params & params) {
 
 void so8t_server::open_log(const common_params & params) {
     const so8t_audit_params settings = so8t_audit_of_model(params.so8t.audit, model.served);
-    LOG_INF("so8t: hashing the tensors of the model for the audit log\n");
-    model.sha256   = so8t_tensor_hash(params.model.path);
+    model.sha256                     = params.so8t.model_sha256;
+    if (model.sha256.empty()) {
+        LOG_INF("so8t: hashing the tensors of the model for the audit log\n");
+        model.sha256 = so8t_tensor_hash(params.model.path);
+    }
     audit_required = params.so8t.audit_required && policy->mode == SO8T_MODE_ENFORCE;
     json identity  = model.to_json(false);
 

@@ -1,6 +1,7 @@
 #include "so8t-args.h"
 
 #include "so8t-audit-pattern.h"
+#include "so8t-heads-files.h"
 #include "so8t-policy-keys.h"
 
 #include "arg.h"
@@ -51,6 +52,12 @@ static std::vector<common_arg> so8t_policy_args(std::index_sequence<I...>) {
         [](common_params & params) { params.so8t.require_heads = true; })
             .set_examples({LLAMA_EXAMPLE_COMPLETION, LLAMA_EXAMPLE_CLI, LLAMA_EXAMPLE_SERVER})
             .set_env("LLAMA_ARG_SO8T_REQUIRE_HEADS"));
+    args.push_back(common_arg({SO8T_HEADS_OPTION}, "FILE",
+        "SO8T: heads file of this model, as so8t convert --arch stock writes it; several with commas, or one in each "
+        "of several such options (default: none)",
+        [](common_params & params, const std::string & value) { params.so8t.heads = so8t_heads_files(value); })
+            .set_examples({LLAMA_EXAMPLE_COMPLETION, LLAMA_EXAMPLE_CLI, LLAMA_EXAMPLE_SERVER})
+            .set_env("LLAMA_ARG_SO8T_HEADS"));
     return args;
 }
 
@@ -276,9 +283,12 @@ static void so8t_check_heads(const llama_model * model, const so8t_params & para
     }
 }
 
-bool so8t_init(const llama_model * model, common_params & params) {
+bool so8t_init(llama_model * model, common_params & params) {
     try {
         so8t_check_flag("LLAMA_ARG_SO8T_REQUIRE_HEADS");
+        if (!so8t_load_heads_files(model, params)) {
+            return false;
+        }
         so8t_check_heads(model, params.so8t);
         params.sampling.so8t.policy = so8t_policy_init(model, params.so8t.policy);
         if (params.sampling.so8t.policy) {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "so8t-audit.h"
+#include "so8t-heads-files.h"
 #include "so8t-policy-settings.h"
 
 #include <string>
@@ -22,7 +23,10 @@ struct so8t_escalation_params {
 };
 
 struct so8t_params {
-    std::string json_file; // --so8t-json, one line per turn; empty: none
+    std::string json_file;              // --so8t-json, one line per turn; empty: none
+    std::vector<so8t_heads_file> heads; // --so8t-heads, beside the heads of the model
+    std::string model_sha256; // of the tensors of the model, and without those of its heads; empty: not yet needed
+    std::string base_sha256;
     so8t_policy_params policy;
     bool require_heads = false; // --so8t-require-heads: a model without a fitted head is an error
     so8t_audit_params audit;
@@ -34,6 +38,7 @@ struct so8t_params {
 
 std::vector<common_arg> so8t_args();
 
-// puts the policy for this model into params.sampling; false, and an error line, if it does not fit. Says in one line
-// that nothing can be enforced, or that some heads do not act.
-bool so8t_init(const llama_model * model, common_params & params);
+// Gives the model the heads of --so8t-heads and puts the policy for it into params.sampling, before LoRA adapters are
+// loaded and a context is made; false, and an error line, if something does not fit. Says in one line that nothing can
+// be enforced, or that some heads do not act.
+bool so8t_init(llama_model * model, common_params & params);

@@ -9,7 +9,7 @@ import pytest
 from gguf_files import write_gguf
 
 from llama_so8t.errors import CheckpointError
-from llama_so8t.inspection.tensor_hash import model_sha256
+from llama_so8t.files.tensor_hash import base_sha256, model_sha256
 
 TENSORS = {
     "blk.0.ffn_up.weight": (np.float32, (4, 64)),
@@ -71,9 +71,19 @@ def test_metadata_and_order_in_the_file_do_not_count(gguf, tmp_path, arrays):
 
 
 def test_a_tensor_of_many_chunks(gguf, tmp_path, rng, monkeypatch):
-    monkeypatch.setattr("llama_so8t.inspection.tensor_hash._CHUNK", 1000)
+    monkeypatch.setattr("llama_so8t.files.tensor_hash._CHUNK", 1000)
     arrays = {"w": rng.random((100, 99), np.float32)}
     assert model_sha256(write(gguf, tmp_path / "m.gguf", arrays)) == expected(arrays)
+
+
+def test_heads_and_stems_are_no_part_of_a_base(gguf, tmp_path, arrays):
+    more = arrays | {name: np.ones(3, np.float32) for name in ("so8t_head.a.weight", "so8t_stem.s.norm.weight")}
+    file = write(gguf, tmp_path / "m.gguf", more)
+    assert base_sha256([file]) == expected(arrays) and model_sha256(file) == expected(more)
+    arrays |= {"so8t_out_gen.weight": np.ones(3, np.float32), "blk.0.so8t_head.weight": np.ones(3, np.float32)}
+    assert base_sha256([write(gguf, file, arrays)]) == expected(arrays)
+    first, *others = split(gguf, tmp_path, more)
+    assert base_sha256([first]) == base_sha256([*others, first]) == base_sha256([write(gguf, file, more)])
 
 
 def test_every_byte_counts(gguf, tmp_path, arrays):

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from tqdm import tqdm
 from llama_so8t import upstream
 from llama_so8t.errors import CheckpointError
 from llama_so8t.files.gguf_file import read_gguf
+from llama_so8t.format import HEAD_TENSORS
 from llama_so8t.tensors import DataFile
 
 _CHUNK = 8 << 20
@@ -33,14 +34,33 @@ def model_sha256(path: Path, progress: str | None = None) -> str:
     Raises:
         CheckpointError: not GGUF, damaged, or a part is missing or of another model.
     """
+    return _sha256(list(_parts(path)), lambda name: True, progress)
+
+
+def base_sha256(parts: Sequence[Path], progress: str | None = None) -> str:
+    """The same hash without the tensors of heads and stems, which are not what a head was fitted on.
+
+    Args:
+        parts: GGUF files of one model, in any order and of any name; a split model in one path is its first part.
+        progress: as in `model_sha256`.
+
+    Raises:
+        CheckpointError: as `model_sha256`.
+    """
+    files = list(_parts(parts[0])) if len(parts) == 1 else list(parts)
+    return _sha256(files, lambda name: not name.startswith(HEAD_TENSORS), progress)
+
+
+def _sha256(parts: Sequence[Path], counts: Callable[[str], bool], progress: str | None) -> str:
     tensors = {}
-    for part in _parts(path):
+    for part in parts:
         data = DataFile(part)
         for tensor in _reader(part).tensors:
             name = tensor.name.encode("utf-8")
             if name in tensors:
                 raise CheckpointError(f"{part}: tensor {tensor.name!r} is in another part too")
-            tensors[name] = (data, tensor)
+            if counts(tensor.name):
+                tensors[name] = (data, tensor)
     total = sum(int(tensor.n_bytes) for _, tensor in tensors.values())
     ordered = [tensors[name] for name in sorted(tensors)]
     digest = hashlib.sha256()
