@@ -1,5 +1,6 @@
 """Heads put into copies of models and taken out again, on files of upstream's converter and of our own."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ from llama_so8t.files.gguf_file import read_gguf
 from llama_so8t.files.tensor_hash import model_sha256
 from llama_so8t.format import Keys
 from llama_so8t.heads_file import attach, detach
-from llama_so8t.inspection import inspect
+from llama_so8t.inspection import inspect, render
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -180,3 +181,37 @@ def test_the_commands_say_what_they_wrote(stock, heads, tmp_path):
     assert done.stdout == f"wrote {bare} without the heads safety, authority\n"
     refused = so8t("attach", full, heads, "--out", full)
     assert refused.returncode == 1 and refused.stderr.count("\n") == 1 and "is there already" in refused.stderr
+
+
+def test_a_heads_file_is_shown_with_the_hash_of_its_base(stock, heads):
+    report = inspect(heads)
+    assert not report.problems and report.to_dict()["base_sha256"] == model_sha256(stock)
+    assert f"tensors of the base: {model_sha256(stock)}\n" in render(report)
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({Keys.BASE_SHA256: "latest"}, "so8t.base_sha256 is 'latest', expected 64 hex digits"),
+        ({Keys.BASE_SHA256: 7}, "so8t.base_sha256 is 7"),
+        ({"so8t.embedding_length": 0}, "so8t.embedding_length 0"),
+        ({"so8t.embedding_length": 72}, "weight has shape"),
+        ({Keys.HEADS: None}, "is a heads file without heads|unknown|does not name"),
+        ({"so8t.head.safety.mood": "good"}, "unknown key 'so8t.head.safety.mood'"),
+    ],
+)
+def test_a_spoiled_heads_file_is_told(heads, tmp_path, keys, words):
+    if keys.get(Keys.BASE_SHA256) == 7:
+        keys = {Keys.BASE_SHA256: gguf_value(7)}
+    file = gguf_files.copy_gguf(heads, tmp_path / "spoiled.gguf", keys)
+    try:
+        found = " ".join(inspect(file).problems)
+    except So8tError as error:
+        found = str(error)
+    assert re.search(words, found)
+
+
+def gguf_value(number):
+    from llama_so8t.upstream import gguf
+
+    return gguf.GGUFValue(number, gguf.GGUFValueType.UINT32)

@@ -15,6 +15,7 @@ The object of --json:
   architecture, base_architecture, format_version
   n_layer, hidden_size, n_head, n_head_kv, head_dim
                            of a heads file its base; null where it does not say
+  base_sha256              hash of the tensors of the base, where a heads file says it, else null
   compensated              true if the weights undo the rotations; null where the file does not say
   tolerance, ok, problems  largest error allowed; whether all is well; one line per tensor that is not
   sites                    one object per layer and generator:

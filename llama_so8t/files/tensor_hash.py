@@ -51,6 +51,11 @@ def base_sha256(parts: Sequence[Path], progress: str | None = None) -> str:
     return _sha256(files, lambda name: not name.startswith(HEAD_TENSORS), progress)
 
 
+def is_sha256(text: str) -> bool:
+    """Whether a text is such a hash: 64 hex digits in lower case."""
+    return re.fullmatch("[0-9a-f]{64}", text) is not None
+
+
 def _sha256(parts: Sequence[Path], counts: Callable[[str], bool], progress: str | None) -> str:
     tensors = {}
     for part in parts:

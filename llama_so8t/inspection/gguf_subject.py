@@ -11,6 +11,7 @@ from llama_so8t.checkpoint.gguf_generators import read_generators
 from llama_so8t.errors import CheckpointError
 from llama_so8t.files.finite import check_finite
 from llama_so8t.files.gguf_file import GgufFile, read_gguf
+from llama_so8t.files.tensor_hash import is_sha256
 from llama_so8t.format import (
     ARCH,
     HEAD_DIM,
@@ -242,13 +243,18 @@ class _ModelReader(_Reader):
 
 
 class _HeadsReader(_Reader):
-    """A heads file. Of its base it knows the width, and perhaps the architecture and the layers."""
+    """A heads file. Of its base it knows the width, and perhaps the architecture, the layers and the tensors' hash."""
 
     def subject(self) -> Subject:
         layers = f"{self.arch}.block_count"
         n_layer = self._size(layers, MAX_LAYERS) if layers in self.file.metadata else None
         specs = read_heads(self.file, MAX_LAYERS if n_layer is None else n_layer)
         base = Keys.BASE_ARCHITECTURE
+        sha256 = self._get(Keys.BASE_SHA256, str) if Keys.BASE_SHA256 in self.file.metadata else None
+        if sha256 is not None and not is_sha256(sha256):
+            raise CheckpointError(
+                f"{self.path}: key {Keys.BASE_SHA256} is {reprlib.repr(sha256)}, expected 64 hex digits"
+            )
         return Subject(
             path=str(self.path),
             format="heads",
@@ -261,5 +267,6 @@ class _HeadsReader(_Reader):
             n_head_kv=None,
             head_dim=None,
             compensated=None,
+            base_sha256=sha256,
             heads=tuple(self._head(spec) for spec in specs.values()),
         )

@@ -61,7 +61,7 @@ class Report:
             key: getattr(subject, key)
             for key in (
                 "path", "format", "architecture", "base_architecture", "format_version", "n_layer",
-                "hidden_size", "n_head", "n_head_kv", "head_dim", "compensated",
+                "hidden_size", "n_head", "n_head_kv", "head_dim", "compensated", "base_sha256",
             )
         }  # fmt: skip
         heads = [

@@ -71,7 +71,8 @@ class HeadTensors:
 class Subject:
     """One model: where it came from, its shape, generators and heads.
 
-    A heads file may not say of what architecture and depth its base is, and never says how it attends: None.
+    A heads file may not say of what architecture and depth its base is, and never says how it attends: None. It may
+    have the hash of the tensors of its base.
     """
 
     path: str
@@ -85,6 +86,7 @@ class Subject:
     n_head_kv: int | None
     head_dim: int | None
     compensated: bool | None
+    base_sha256: str | None = None
     generators: tuple[Generator, ...] = ()
     heads: tuple[HeadTensors, ...] = ()
 

@@ -68,7 +68,8 @@ def _title(subject: Subject) -> str:
     if subject.n_head is None:
         base = "a base" if subject.base_architecture is None else subject.base_architecture
         width = f"width {subject.hidden_size}" + ("" if subject.n_layer is None else f" with {subject.n_layer} layers")
-        return f"{subject.path}: heads for {base} of {width}, format version {subject.format_version}"
+        tensors = "" if subject.base_sha256 is None else f"\ntensors of the base: {subject.base_sha256}"
+        return f"{subject.path}: heads for {base} of {width}, format version {subject.format_version}{tensors}"
     lines = [
         f"{subject.path}: {subject.format}, architecture {subject.architecture} "
         f"on {subject.base_architecture}, {subject.n_layer} layers",
