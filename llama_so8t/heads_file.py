@@ -15,7 +15,7 @@ from llama_so8t.files.atomic import new_files
 from llama_so8t.files.gguf_file import GgufFile, read_gguf
 from llama_so8t.files.json_file import read_json
 from llama_so8t.files.tensor_hash import base_sha256
-from llama_so8t.format import ARCH, FAMILIES, FORMAT_VERSION, HEAD_TENSORS, HEADS_TYPE, HeadSpec, Keys, Tensors
+from llama_so8t.format import ARCH, FAMILIES, FORMAT_VERSION, HEAD_TENSORS, HEADS_TYPE, HeadSpec, Keys
 from llama_so8t.inspection.gguf_heads import format_version, read_heads
 from llama_so8t.tensors import LazyTensor
 

@@ -15,11 +15,11 @@ from llama_so8t.checkpoint.singprobe import open_probe
 from llama_so8t.cli import main
 from llama_so8t.errors import So8tError
 from llama_so8t.files.gguf_file import read_gguf
+from llama_so8t.files.tensor_hash import model_sha256
 from llama_so8t.format import Keys
 from llama_so8t.heads_file import attach, detach
 from llama_so8t.inspection import inspect
 from llama_so8t.inspection.gguf_heads import read_heads
-from llama_so8t.files.tensor_hash import model_sha256
 
 torch = package("torch")
 

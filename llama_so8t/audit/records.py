@@ -64,6 +64,8 @@ class Open:
     settings: dict[str, Any]
     dropped_bytes: int
     adapters: tuple[Adapter, ...]
+    heads: dict[str, Any]
+    """What is told of each head, by its name; empty in logs of older servers."""
     heads_files: tuple[HeadsFile, ...]
 
 
@@ -296,6 +298,7 @@ def _open(fields: _Fields) -> Open:
         settings=policy.values,
         dropped_bytes=fields.optional_integer("dropped_bytes") or 0,
         adapters=model.optional_each("adapters", _adapter),
+        heads=model.optional("heads", lambda heads: {name: heads.fields(name).values for name in heads.values}) or {},
         heads_files=model.optional_each(
             "heads_files", lambda file: HeadsFile(path=file.text("path"), sha256=file.text("sha256"))
         ),

@@ -1,6 +1,8 @@
 """Lines of an audit log as text for people; a hostile text cannot drive the terminal."""
 
+import json
 from collections.abc import Iterator
+from typing import Any
 
 from llama_so8t.audit.records import (
     Adapter,
@@ -32,6 +34,7 @@ def describe(record: dict, content: Content) -> str:
         case Open():
             lines[0] += f"  model {content.name or '-'} ({content.architecture or '-'}) {content.model or '-'}"
             lines[0] += f"  policy {content.mode or '-'} {content.policy or '-'}"
+            lines += [f"head {name}  {_head(head)}" for name, head in content.heads.items()]
             lines += [f"heads file {file.path}  {file.sha256}" for file in content.heads_files]
             lines += map(_adapter, content.adapters)
             if content.dropped_bytes:
@@ -50,6 +53,12 @@ def describe(record: dict, content: Content) -> str:
         case Lost():
             lines[0] += f"  {content.lines} lines"
     return "\n".join(printable(line) if i == 0 else f"          {printable(line)}" for i, line in enumerate(lines))
+
+
+def _head(head: dict[str, Any]) -> str:
+    """What a head reads and how positions are combined, as far as the server has said it."""
+    names = ("form", "taps", "tap_norm", "link", "rule", "aggregation", "prompt_aggregation", "depends_on")
+    return _shortened(", ".join(f"{name} {json.dumps(head[name])}" for name in names if head.get(name) is not None))
 
 
 def _request(request: Request) -> Iterator[str]:

@@ -150,10 +150,19 @@ def _asked(spec: HeadSpec) -> str:
     """Where a head is asked, and how a prompt is read."""
     parts = [spec.scope]
     if spec.prompt_aggregation != (TOKEN,) and spec.scope != "answer":
-        parts.append(f"prompt by {', '.join(spec.prompt_aggregation)}")
+        parts.append(f"prompt by {', '.join(_prompts(spec))}")
     if spec.depends_on is not None:
         parts.append(f"where {spec.depends_on} acts")
     return "; ".join(parts)
+
+
+def _prompts(spec: HeadSpec) -> Iterable[str]:
+    """The ways in which a prompt is read, with thresholds that are others than those of the labels."""
+    n = len(spec.labels)
+    for i, way in enumerate(spec.prompt_aggregation):
+        alpha = f" {spec.ema_alpha:g}" if way == EMA else ""
+        own = () if spec.prompt_thresholds is None else spec.prompt_thresholds[i * n : (i + 1) * n]
+        yield way + alpha + (f" at {' / '.join(f'{threshold:.3g}' for threshold in own)}" if own else "")
 
 
 def _combined(spec: HeadSpec) -> str:

@@ -48,6 +48,18 @@ def test_show_and_export_have_them(log, tmp_path, capsys):
     assert run("stats", log) == 0
 
 
+def test_show_says_what_heads_read(tmp_path, capsys):
+    event, fields = w.opening()
+    heads = {"safety": {"form": "mlp", "taps": [1, -1], "rule": "argmax", "depends_on": None, "link": "\x1b"}}
+    log = w.write(tmp_path / "audit.jsonl", w.chain([(event, fields | {"model": fields["model"] | {"heads": heads}})]))
+    assert run("show", log) == 0
+    shown = capsys.readouterr().out
+    assert 'head safety  form "mlp", taps [1, -1], link "\\u001b", rule "argmax"\n' in shown
+    for wrong in ("all", {"safety": 3}):
+        w.write(log, w.chain([(event, fields | {"model": fields["model"] | {"heads": wrong}})]))
+        assert run("show", log) == 1 and "field model.heads" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("files", "field"),
     [

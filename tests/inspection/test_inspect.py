@@ -193,6 +193,41 @@ def test_a_file_that_has_no_rule_has_thresholds(write_gguf):
     assert "unsafe: refuse at 0.5" in render(report) and "escalate: escalate if largest" in render(report)
 
 
+def test_how_positions_are_combined_is_shown(write_gguf, gguf):
+    def combine(metadata, tensors):
+        kinds = gguf.GGUFValueType
+        metadata[Keys.FORMAT_VERSION] = 2
+        del metadata[Keys.HEAD_REPRESENTATION.format(name="safety")]
+        safety = {
+            Keys.HEAD_TAPS: gguf.GGUFValue([0, 2], kinds.ARRAY, kinds.INT32),
+            Keys.HEAD_TAP_NORM: "rms",
+            Keys.HEAD_LINK: "sigmoid",
+            Keys.HEAD_AGGREGATION: "window",
+            Keys.HEAD_DEBOUNCE: 3,
+            Keys.HEAD_WINDOW: 5,
+            Keys.HEAD_EMA_ALPHA: 0.25,
+            Keys.HEAD_PROMPT_AGGREGATION: ["mean", "ema"],
+            Keys.HEAD_PROMPT_THRESHOLDS: gguf.GGUFValue([0.5, 0.75, 0.5, 0.875], kinds.ARRAY, kinds.FLOAT32),
+        }
+        metadata |= {key.format(name="safety"): value for key, value in safety.items()}
+        tensors["so8t_head.safety.weight"] = np.ones((2, 2 * tensors["so8t_head.safety.weight"].shape[1]))
+        metadata[Keys.HEAD_AGGREGATION.format(name="authority")] = "mean"
+        metadata[Keys.HEAD_DEPENDS_ON.format(name="authority")] = "safety"
+
+    report = inspect(write_gguf(edit=combine))
+    safety, authority = (
+        " ".join(line.split()) for line in render(report).splitlines() if "escalat" in line or "unsafe" in line
+    )
+    assert safety == (
+        "safety taps 0, 2; rms linear, sigmoid safe | unsafe: refuse at 0.5 "
+        "both; prompt by mean at 0.5 / 0.75, ema 0.25 at 0.5 / 0.875 3 of 5 1"
+    )
+    assert authority.endswith("both; where safety acts 1, mean 1")
+    first, second = report.to_dict()["heads"]
+    assert (first["aggregation"], first["window"], first["ema_alpha"]) == ("window", 5, 0.25)
+    assert (first["prompt_aggregation"], second["depends_on"]) == (["mean", "ema"], "safety")
+
+
 def test_a_missing_base_is_an_error_of_one_line(adapter_directory):
     (adapter_directory.parent / "base.gguf").unlink()
     with pytest.raises(So8tError, match="--base") as error:

@@ -138,6 +138,56 @@ def test_the_log_names_each_heads_file(runtime, stock, parts, tmp_path):
     ]
 
 
+def test_it_is_told_what_each_head_reads(runtime, stock, heads, tmp_path):
+    from llama_so8t.upstream import gguf
+
+    kinds = gguf.GGUFValueType
+    safety = {
+        Keys.HEAD_TAPS: gguf.GGUFValue([0], kinds.ARRAY, kinds.INT32),
+        Keys.HEAD_TAP_NORM: "rms",
+        Keys.HEAD_AGGREGATION: "window",
+        Keys.HEAD_DEBOUNCE: 2,
+        Keys.HEAD_WINDOW: 3,
+        Keys.HEAD_EMA_ALPHA: 0.25,
+        Keys.HEAD_PROMPT_AGGREGATION: ["token", "ema"],
+        Keys.HEAD_PROMPT_THRESHOLDS: gguf.GGUFValue([0.5, 0.7, 0.9, 0.5, 0.75, 0.875], kinds.ARRAY, kinds.FLOAT32),
+    }
+    keys = {key.format(name="safety"): value for key, value in safety.items()}
+    keys |= {
+        key.format(name="authority"): value
+        for key, value in (
+            (Keys.HEAD_LINK, "sigmoid"),
+            (Keys.HEAD_DEPENDS_ON, "safety"),
+            (Keys.HEAD_SCOPE, "answer"),
+        )
+    }
+    file = gguf_files.copy_gguf(heads, tmp_path / "more.heads.gguf", keys)
+    log = tmp_path / "audit.jsonl"
+    with Server(
+        runtime / "llama-server", "-m", stock, "--so8t-heads", file, *SMALL, *POLICY.flags, "--so8t-audit", log
+    ) as server:
+        told = server.get("/so8t")["heads"]
+        assert server.get("/props")["so8t"]["heads"] == told
+    expected = {
+        "form": "linear", "taps": [0], "tap_norm": "rms", "link": "softmax", "rule": "threshold", "debounce": 2,
+        "aggregation": "window", "window": 3, "ema_alpha": 0.25, "prompt_aggregation": ["token", "ema"],
+        "prompt_thresholds": {
+            "token": {"safe": 0.5, "disputed": 0.7, "unsafe": 0.9},
+            "ema": {"safe": 0.5, "disputed": 0.75, "unsafe": 0.875},
+        },
+        "depends_on": None,
+    }  # fmt: skip
+    assert expected.items() <= told["safety"].items() and "sliding_window" not in told["safety"]
+    expected = {
+        "form": "linear", "taps": [-1], "tap_norm": "none", "link": "sigmoid", "aggregation": "run",
+        "prompt_aggregation": ["token"], "depends_on": "safety", "scope": "answer",
+    }  # fmt: skip
+    assert expected.items() <= told["authority"].items()
+    assert not {"window", "ema_alpha", "prompt_thresholds"} & set(told["authority"])
+    opened = next(record for _, record in Log(log).records(lambda line: pytest.fail(f"{line.problem}")))
+    assert opened["model"]["heads"] == told
+
+
 def test_each_model_of_a_router_has_its_heads(runtime, stock, parts, tmp_path):
     """Also of an option that is repeated: the router hands options on."""
     folder = tmp_path / "models"

@@ -36,6 +36,13 @@ HEADS = {
         "temperature": 1.0,
         "scope": "both",
         "representation": "spinor+",
+        "form": "linear",
+        "taps": [-1],
+        "tap_norm": "none",
+        "link": "softmax",
+        "aggregation": "run",
+        "prompt_aggregation": ["token"],
+        "depends_on": None,
     },
     "authority": {
         "labels": ["handle", "escalate"],
@@ -46,6 +53,16 @@ HEADS = {
         "temperature": 1.0,
         "scope": "both",
         "representation": "spinor-",
+        "form": "attention",
+        "taps": [3, 12],
+        "tap_norm": "rms",
+        "sliding_window": 512,
+        "link": "softmax",
+        "aggregation": "window",
+        "window": 5,
+        "ema_alpha": 0.25,
+        "prompt_aggregation": ["token", "ema"],
+        "depends_on": "safety",
     },
 }
 POLICY = {
@@ -132,7 +149,13 @@ class FakeServer:
     def __init__(self, key: str | None = None):
         self.key = key
         self.info: dict[str, Any] = {
-            "model": {"architecture": "so8t", "name": "Tiny 8", "path": "models/tiny-q8_0.gguf", "sha256": "ab" * 32},
+            "model": {
+                "architecture": "so8t",
+                "name": "Tiny 8",
+                "path": "models/tiny-q8_0.gguf",
+                "sha256": "ab" * 32,
+                "heads_files": [{"path": "more.heads.gguf", "sha256": "cd" * 32}],
+            },
             "heads": HEADS,
             "policy": POLICY,
             "rotations": {"explicit": ["qk"], "folded": ["gate", "v", "heads", "ffn"], "checked": True},

@@ -290,6 +290,16 @@ def test_a_model_without_heads(page, server):
     assert page.run("document.querySelector('.answer > .text').textContent") == TEXT
 
 
+def test_what_each_head_reads_is_shown(page, server):
+    shown = page.text("#policy-body")
+    assert "spinor+; linear on the final norm; softmax, threshold; prompts by token\n" in shown
+    assert (
+        "attention on tap 3, tap 12 (rms), 512 tokens back; softmax, threshold; prompts by token, ema (alpha 0.25); "
+        "asked where safety acts" in shown
+    )
+    assert f"more.heads.gguf {'cd' * 32}" in shown
+
+
 def test_a_server_without_a_reviewer(page, server):
     server.info["policy"] = POLICY | {"escalation_wait": 0}
     server.wait = 0

@@ -1,6 +1,7 @@
 #include "so8t-server.h"
 
 #include "so8t-audit-pattern.h"
+#include "so8t-model-info.h"
 #include "so8t-tensor-hash.h"
 
 #include "common.h"
@@ -39,45 +40,6 @@ json so8t_server::model_info::to_json(bool with_path) const {
         result["heads_files"].push_back(json::object({{"path", file.path}, {"sha256", file.sha256}}));
     }
     return result;
-}
-
-static json so8t_heads_json(const llama_model * model, const so8t_policy & policy) {
-    json heads = json::object();
-    for (size_t i = 0; i < policy.heads.size(); ++i) {
-        const auto head  = llama_so8t_get_head(model, i);
-        const auto & set = policy.heads[i];
-
-        json actions = json::array();
-        for (const auto action : set.actions) {
-            actions.push_back(llama_so8t_action_name(action));
-        }
-        const char * scope = head.scope == LLAMA_SO8T_SCOPE_PROMPT ? "prompt" :
-                             head.scope == LLAMA_SO8T_SCOPE_ANSWER ? "answer" :
-                                                                     "both";
-        heads[set.name]    = {
-            {"labels", set.labels},
-            {"actions", actions},
-            {"rule", llama_so8t_rule_name(set.rule)},
-            {"thresholds", set.thresholds_json()},
-            {"fitted", set.fitted},
-            {"debounce", set.debounce},
-            {"temperature", so8t_short(head.temperature)},
-            {"scope", scope},
-            {"representation", llama_so8t_representation_name(head.representation)},
-        };
-    }
-    return heads;
-}
-
-static json so8t_rotations_json(const llama_model * model) {
-    json in_graph = json::array();
-    json folded   = json::array();
-    for (int32_t i = 0; i < llama_so8t_n_rotations(model); ++i) {
-        const auto rotation = llama_so8t_get_rotation(model, i);
-        (rotation.folded ? folded : in_graph).push_back(rotation.site);
-    }
-    // a model whose rotations are not in SO(8) is not loaded
-    return {{"explicit", in_graph}, {"folded", folded}, {"checked", true}};
 }
 
 // as clients name it; if nobody has named it, the name of its file
@@ -166,6 +128,7 @@ void so8t_server::open_log(const common_params & params) {
     audit_required = params.so8t.audit_required && policy->mode == SO8T_MODE_ENFORCE;
     json identity  = model.to_json(false);
 
+    identity["heads"]    = heads;
     identity["adapters"] = adapters_json();
     log                  = std::make_unique<so8t_audit>(settings, identity, policy_json);
 }
