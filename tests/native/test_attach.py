@@ -4,12 +4,12 @@ import subprocess
 
 import numpy as np
 import pytest
-from llama_so8t.inspection.tensor_hash import model_sha256
 
 from llama_so8t.bindings import Session
 from llama_so8t.conversion.convert import convert, heads_file
 from llama_so8t.conversion.options import ConvertOptions
 from llama_so8t.files.gguf_file import read_gguf
+from llama_so8t.files.tensor_hash import model_sha256
 from llama_so8t.format import Keys
 from llama_so8t.heads_file import attach, detach
 
