@@ -128,8 +128,8 @@ class so8t_server {
         std::string architecture;
         std::string name;
         std::string path;
-        std::string served; // as clients name it
-        std::string sha256; // of the tensors; empty without an audit log
+        std::string served;                       // as clients name it
+        std::string sha256;                       // of the tensors; empty without an audit log
         std::vector<so8t_heads_file> heads_files; // beside it
 
         json to_json(bool with_path) const;
