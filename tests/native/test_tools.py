@@ -64,7 +64,7 @@ def test_quantize_keeps_every_key_and_leaves_so8t_tensors_alone(runtime, file, t
         new_keys.pop(key, None)
     assert keys == new_keys
     ours = [name for name in tensors if "so8t_" in name]
-    assert len(ours) == 2 * (6 + 7) + 1 + 4
+    assert len(ours) == 2 * (1 + 7) + 1 + 4
     assert all(new_tensors[name] == tensors[name] and tensors[name][0] == "F32" for name in ours)
     kinds = {new_tensors[name][0] for name in tensors if name.endswith("ffn_down.weight")}
     assert kinds == ({"F32"} if kind == "COPY" else {"Q8_0"} if kind == "Q8_0" else kinds - {"F32"})
