@@ -369,7 +369,7 @@ def test_heads_files_are_checked_as_models_are(tapped, tmp_path):
             Session(bare, heads=[heads_file(tmp_path / "bad.gguf", heads, **tensors)])
         assert words in str(error.value), str(error.value)
     file = heads_file(tmp_path / "good.gguf", heads)
-    with pytest.raises(RuntimeLibraryError, match="names 'final' twice"):
+    with pytest.raises(RuntimeLibraryError, match="the model has a head 'final' already"):
         Session(bare, heads=[file, file])
     with pytest.raises(RuntimeLibraryError, match="cannot be read as GGUF"):
         Session(bare, heads=[tmp_path / "missing.gguf"])
