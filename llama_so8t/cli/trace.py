@@ -16,7 +16,8 @@ The object of --out FILE.json:
   heads                    name -> labels, actions, rule ("threshold", or "argmax": the largest acts), thresholds (null
                            where the rule has none), fitted (false: its weights are zeros, so it does not act),
                            debounce, temperature, scope, representation,
-                           form, taps, tap_norm, link, aggregation, ema_alpha, window, depends_on
+                           form, taps, tap_norm, link, sliding_window, aggregation, ema_alpha, window,
+                           prompt_aggregation, prompt_thresholds (one per way and label, or null), depends_on
   triggers                 where a head acts first in a part: part, position, head, label, action, probability
   trace                    one object per token: part ("prompt", "think" or "answer"), position in the part, id,
                            text, and heads: name -> label -> probability after this token; behind the prompt

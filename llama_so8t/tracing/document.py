@@ -52,9 +52,12 @@ def _head(head: HeadSpec, is_fitted: bool) -> dict[str, Any]:
         "taps": list(head.taps),
         "tap_norm": head.tap_norm,
         "link": head.link,
+        "sliding_window": head.sliding_window,
         "aggregation": head.aggregation,
         "ema_alpha": head.ema_alpha,
         "window": head.window,
+        "prompt_aggregation": list(head.prompt_aggregation),
+        "prompt_thresholds": None if head.prompt_thresholds is None else list(head.prompt_thresholds),
         "depends_on": head.depends_on,
     }
 

@@ -32,6 +32,21 @@ def test_json_has_an_entry_for_every_token(make_trace, tmp_path):
     ]
 
 
+def test_json_tells_all_that_a_head_is(make_trace, tmp_path):
+    head = replace(
+        SAFETY, taps=(3, 1), prompt_aggregation=("token", "mean"), prompt_thresholds=(0.5, 0.75, 0.5, 0.875),
+        activation="attention", stem="s", sliding_window=64,
+    )  # fmt: skip
+    write(make_trace(["a", "b"], 1, {head: two([0.1, 0.2])}), tmp_path / "t.json")
+    told = json.loads((tmp_path / "t.json").read_text(encoding="utf-8"))["heads"]["safety"]
+    of_spec = head.to_dict() | {"form": "attention"}
+    names = ("form", "taps", "tap_norm", "link", "rule", "sliding_window", "aggregation", "window", "ema_alpha",
+             "prompt_aggregation", "prompt_thresholds", "depends_on")  # fmt: skip
+    assert {name: told[name] for name in names} == {
+        name: of_spec.get(name, getattr(head, name, None)) for name in names
+    }
+
+
 @pytest.fixture
 def drawn(make_trace, tmp_path):
     """Size in pixels of the picture of a trace."""
