@@ -80,6 +80,9 @@ class Head:
     ema_alpha: float | None = None
     window: int | None = None
     depends_on: str | None = None
+    prompt_aggregation: Sequence[str] = ("token",)
+    prompt_thresholds: Sequence[float] | None = None
+    """Of each way and label, row after row."""
 
     def spec(self, name: str, ids: Mapping[str, int]) -> HeadSpec:
         """What the checkpoint says of it."""
@@ -87,6 +90,10 @@ class Head:
             name, tuple(self.labels), tuple(self.actions), tuple(self.thresholds), debounce=self.debounce,
             scope=self.scope, rule=self.rule, temperature=self.temperature, link=self.link,
             aggregation=self.aggregation, ema_alpha=self.ema_alpha, window=self.window, depends_on=self.depends_on,
+            prompt_aggregation=tuple(self.prompt_aggregation),
+            prompt_thresholds=None if self.prompt_thresholds is None else tuple(self.prompt_thresholds),
+            # the embedding after its norm is the state after the final norm: nothing is added to it
+            **({"taps": (0,), "tap_norm": "rms"} if tuple(self.prompt_aggregation) != ("token",) else {}),
             prompt_token=None if self.prompt_token is None else ids[self.prompt_token],
         )  # fmt: skip
 

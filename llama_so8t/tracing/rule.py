@@ -1,6 +1,6 @@
 """What head values mean, as `docs/conventions.md` says under "Verdicts". C++: `csrc/model/so8t-rules.h`."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -130,12 +130,18 @@ def reached(head: HeadSpec, probs: np.ndarray) -> np.ndarray:
     return values[:, labels] >= np.array(head.thresholds, dtype=np.float32)[labels]
 
 
-def in_scope(head: HeadSpec, spans: Sequence[Span], n: int) -> np.ndarray:
-    """Positions of the parts that the head judges, ``(n,)`` bool."""
+def in_parts(spans: Sequence[Span], parts: Collection[str], n: int) -> np.ndarray:
+    """Positions of these parts, ``(n,)`` bool."""
     result = np.zeros(n, dtype=bool)
     for span in spans:
-        result[span.start : span.stop] = head.scope in ("both", PROMPT if span.part == PROMPT else ANSWER)
+        result[span.start : span.stop] = span.part in parts
     return result
+
+
+def in_scope(head: HeadSpec, spans: Sequence[Span], n: int) -> np.ndarray:
+    """Positions of the parts that the head judges, ``(n,)`` bool."""
+    parts = {"prompt": (PROMPT,), "answer": (THINK, ANSWER)}.get(head.scope, (PROMPT, THINK, ANSWER))
+    return in_parts(spans, parts, n)
 
 
 def judged(head: HeadSpec, spans: Sequence[Span], n: int) -> np.ndarray:

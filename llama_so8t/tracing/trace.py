@@ -11,7 +11,7 @@ from tqdm import tqdm
 from llama_so8t.bindings import Session
 from llama_so8t.errors import CheckpointError, ConfigError
 from llama_so8t.files.gguf_file import GgufFile, read_gguf
-from llama_so8t.format import HeadSpec
+from llama_so8t.format import TOKEN, HeadSpec
 from llama_so8t.inspection.gguf_subject import open_gguf
 from llama_so8t.tracing import chat
 from llama_so8t.tracing.pieces import Pieces
@@ -23,6 +23,7 @@ from llama_so8t.tracing.rule import (
     Trigger,
     acting,
     aggregate,
+    in_parts,
     in_scope,
     says,
     triggers,
@@ -70,7 +71,7 @@ class Trace:
     unfitted: frozenset[str] = frozenset()
     """Heads that were never fitted, which do not act."""
     asked: dict[str, np.ndarray] = field(default_factory=dict)
-    """Head that depends on another -> positions at which it has values, ``(n,)`` bool."""
+    """A head that is not asked everywhere -> positions at which it has values, ``(n,)`` bool."""
 
     @cached_property
     def triggers(self) -> dict[str, list[Trigger]]:
@@ -164,6 +165,9 @@ def _judged(
             other = by_name[head.depends_on]
             acts = says(other, probs[other.name]) & in_scope(other, spans, len(probs[other.name]))
             asked[head.name] = acts & (other.name not in unfitted)
+        if TOKEN not in head.prompt_aggregation:  # a prompt has no value at a token
+            everywhere = np.ones(len(values[head.name]), dtype=bool)
+            asked[head.name] = asked.get(head.name, everywhere) & ~in_parts(spans, (PROMPT,), len(everywhere))
         probs[head.name] = aggregate(head, values[head.name], spans, asked.get(head.name))
     return probs, asked
 

@@ -118,7 +118,7 @@ void so8t_guard::read_unasked(llama_context * ctx, int32_t idx) {
     for (size_t i = 0; i < heads.size(); ++i) {
         const so8t_policy::head & rule = params.policy->heads[i];
         if (heads[i].probs.empty() && so8t_in_scope(rule.scope, true) && rule.depends_on < 0) {
-            read_prompt_end(i, ctx, idx, seen.unasked[i]);
+            judge_prompt(i, ctx, idx, seen.unasked[i]);
         }
     }
 }
@@ -131,6 +131,75 @@ void so8t_guard::read_prompt_end(int32_t i_head, llama_context * ctx, int32_t id
     }
     probs.resize(params.policy->heads[i_head].labels.size());
     llama_so8t_get_probs_ith(ctx, i_head, idx, probs.data());
+}
+
+// texts of the prompt; where nobody can find them, a program reads one sequence, whose newest tokens are the prompt
+std::vector<so8t_text_span> so8t_guard::prompt_texts(llama_context * ctx) const {
+    if (params.policy->texts->find) {
+        return params.policy->texts->find(prompt);
+    }
+    const int32_t end = llama_memory_seq_pos_max(llama_get_memory(ctx), 0) + 1;
+    return so8t_text_windows(std::max(0, end - n_prompt), end);
+}
+
+// how far the most probable of the labels that act is above its threshold
+static float so8t_margin(const so8t_head_rule & rule, const std::vector<float> & probs) {
+    float margin = -INFINITY;
+    for (size_t i = 0; i < probs.size(); ++i) {
+        if (rule.actions[i] != LLAMA_SO8T_ACTION_ALLOW) {
+            const float threshold = rule.rule == LLAMA_SO8T_RULE_ARGMAX ? 0.0f : rule.thresholds[i];
+            margin                = std::max(margin, std::isfinite(probs[i]) ? probs[i] - threshold : INFINITY);
+        }
+    }
+    return margin;
+}
+
+// one head in the prompt: in each of its ways over each text, of which the strongest counts
+so8t_found so8t_guard::judge_prompt(
+    int32_t i_head, llama_context * ctx, int32_t idx, so8t_head_verdict & result) const {
+    const so8t_policy::head & rule = params.policy->heads[i_head];
+    const size_t n_labels          = rule.labels.size();
+    so8t_head_rule way             = rule;
+    so8t_found strongest;
+    float margin = 0;
+    bool acts    = false;
+    result.reached.assign(n_labels, false);
+
+    const auto judge_one = [&](size_t i_way, const std::vector<float> & probs) {
+        way.thresholds.assign(
+            rule.prompt_thresholds.begin() + i_way * n_labels, rule.prompt_thresholds.begin() + (i_way + 1) * n_labels);
+        so8t_head_run run;
+        const so8t_found found = so8t_judge_head(way, true, 0, probs.data(), run);
+        for (size_t i = 0; i < n_labels && rule.fitted; ++i) {
+            result.reached[i] = result.reached[i] || run.holds[i] || !std::isfinite(probs[i]);
+        }
+        acts                = acts || found.acts;
+        const float here    = so8t_margin(way, probs);
+        const bool is_first = result.probs.empty();
+        if (is_first || found.action > strongest.action || (found.action == strongest.action && here > margin)) {
+            strongest              = found;
+            margin                 = here;
+            result.probs           = probs;
+            result.aggregation     = rule.reads_texts() ? (int32_t) i_way : -1;
+            result.triggered_label = so8t_first_label(way, true, run);
+        }
+    };
+    const auto texts = rule.reads_texts() ? prompt_texts(ctx) : std::vector<so8t_text_span>();
+    std::vector<float> probs(n_labels);
+    for (size_t i_way = 0; i_way < rule.prompt_aggregations.size(); ++i_way) {
+        if (rule.prompt_aggregations[i_way] == LLAMA_SO8T_PROMPT_AGGREGATION_TOKEN) {
+            read_prompt_end(i_head, ctx, idx, probs);
+            judge_one(i_way, probs);
+            continue;
+        }
+        for (const so8t_text_span & text : texts) {
+            llama_so8t_get_text_probs(ctx, i_head, i_way, idx, text.begin, text.end, probs.data());
+            judge_one(i_way, probs);
+        }
+    }
+    result.triggered_position = result.triggered_label < 0 ? -1 : 0;
+    strongest.acts            = acts;
+    return strongest;
 }
 
 // probabilities of one head at the next position of an answer, aggregated with those before it
@@ -174,8 +243,9 @@ so8t_found so8t_guard::ask(so8t_part i_part, int32_t i_head, llama_context * ctx
     head.peak.resize(rule.labels.size(), 0.0f);
     head.reached.resize(rule.labels.size());
 
+    so8t_found found;
     if (is_prompt) {
-        read_prompt_end(i_head, ctx, idx, head.probs);
+        found = judge_prompt(i_head, ctx, idx, head);
     } else {
         read_answer(i_part, i_head, ctx, idx, head.probs);
     }
@@ -191,14 +261,16 @@ so8t_found so8t_guard::ask(so8t_part i_part, int32_t i_head, llama_context * ctx
     for (size_t i = 0; i < head.probs.size() && finite; ++i) {
         head.peak[i] = std::max(head.peak[i], head.probs[i]);
     }
-
-    auto & run             = runs[i_part].heads[i_head];
-    const so8t_found found = so8t_judge_head(rule, is_prompt, position, head.probs.data(), run);
+    if (is_prompt) {
+        return found;
+    }
+    auto & run = runs[i_part].heads[i_head];
+    found      = so8t_judge_head(rule, false, position, head.probs.data(), run);
     for (size_t i = 0; i < run.holds.size() && rule.fitted; ++i) {
         head.reached[i] = head.reached[i] || run.holds[i] || !finite;
     }
     if (head.triggered_label < 0) {
-        head.triggered_label    = so8t_first_label(rule, is_prompt, run);
+        head.triggered_label    = so8t_first_label(rule, false, run);
         head.triggered_position = head.triggered_label < 0 ? -1 : position;
     }
     return found;
@@ -254,6 +326,9 @@ void so8t_guard::accept(llama_token token, bool is_generated) {
         begin(); // the next turn of a conversation
     }
     n_prompt++;
+    if (params.policy->reads_texts()) {
+        prompt.push_back(token);
+    }
     think.accept_prompt(token);
 }
 

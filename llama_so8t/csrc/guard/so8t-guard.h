@@ -142,6 +142,8 @@ class so8t_guard {
     void judge(so8t_part part, llama_context * ctx, int32_t idx);
     so8t_found ask(so8t_part part, int32_t head, llama_context * ctx, int32_t idx);
     void read_prompt_end(int32_t head, llama_context * ctx, int32_t idx, std::vector<float> & probs) const;
+    so8t_found judge_prompt(int32_t head, llama_context * ctx, int32_t idx, so8t_head_verdict & result) const;
+    std::vector<so8t_text_span> prompt_texts(llama_context * ctx) const;
     void read_answer(so8t_part part, int32_t head, llama_context * ctx, int32_t idx, std::vector<float> & probs);
     void read_unasked(llama_context * ctx, int32_t idx);
     void judge_turns();
@@ -157,7 +159,8 @@ class so8t_guard {
 
     // of the request
     so8t_prompt_probs read_probs;
-    so8t_verdict seen; // but for what was enforced
+    std::vector<llama_token> prompt; // where a head reads its texts
+    so8t_verdict seen;               // but for what was enforced
     part_run runs[SO8T_N_PARTS];
     policy_outcome outcome;
     so8t_think_block think;

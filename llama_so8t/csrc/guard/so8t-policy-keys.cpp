@@ -240,8 +240,12 @@ static void so8t_set_heads(so8t_policy & policy, const llama_model * model, cons
                 "none: this head has the rule argmax, by which the label with the largest probability acts");
         }
         for (const auto & [label, threshold] : thresholds.items()) {
-            head.thresholds[so8t_find(head.thresholds.size(), label_name, label, "heads." + name + ".thresholds")] =
-                threshold.get<float>();
+            const int32_t i_label = so8t_find(
+                head.thresholds.size(), label_name, label, "heads." + name + ".thresholds");
+            head.thresholds[i_label] = threshold.get<float>();
+            for (size_t k = 0; k < head.prompt_aggregations.size(); ++k) { // it acts however a prompt is read
+                head.prompt_thresholds[k * head.labels.size() + i_label] = threshold.get<float>();
+            }
         }
     }
 }
@@ -252,6 +256,9 @@ static common_json so8t_get_heads(const so8t_policy & policy, const llama_model 
         common_json head = common_json::object({{"debounce", policy.heads[i].debounce}});
         if (policy.heads[i].rule == LLAMA_SO8T_RULE_THRESHOLD) {
             head["thresholds"] = policy.heads[i].thresholds_json();
+        }
+        if (policy.heads[i].reads_texts() && policy.heads[i].rule == LLAMA_SO8T_RULE_THRESHOLD) {
+            head["prompt_thresholds"] = policy.heads[i].prompt_thresholds_json();
         }
         const common_json aggregation = policy.heads[i].aggregation_json();
         if (!aggregation.empty()) {

@@ -121,6 +121,9 @@ static so8t_policy::head so8t_head_of(const llama_model * model, int32_t i_head)
     result.ema_alpha   = head.ema_alpha;
     result.window      = head.window;
     result.depends_on  = head.depends_on;
+    result.prompt_aggregations.assign(head.prompt_aggregations, head.prompt_aggregations + head.n_prompt_aggregations);
+    result.prompt_thresholds.assign(
+        head.prompt_thresholds, head.prompt_thresholds + head.n_prompt_aggregations * head.n_labels);
     for (int32_t i = 0; i < head.n_labels; ++i) {
         const auto label = llama_so8t_get_label(model, i_head, i);
         result.labels.push_back(label.name);

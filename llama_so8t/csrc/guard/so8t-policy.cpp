@@ -6,6 +6,8 @@
 #include <algorithm>
 #include <cstdlib>
 
+static const int32_t SO8T_N_WINDOW = 32; // tokens of a text without turns that are read as one
+
 const char * so8t_mode_name(so8t_mode mode) {
     switch (mode) {
         case SO8T_MODE_OFF:     return "off";
@@ -93,10 +95,53 @@ common_json so8t_policy::head::aggregation_json() const {
     if (aggregation == LLAMA_SO8T_AGGREGATION_WINDOW) {
         json["window"] = window;
     }
-    if (aggregation == LLAMA_SO8T_AGGREGATION_EMA) {
+    const bool has_ema = aggregation == LLAMA_SO8T_AGGREGATION_EMA ||
+                         std::count(prompt_aggregations.begin(), prompt_aggregations.end(),
+                             LLAMA_SO8T_PROMPT_AGGREGATION_EMA) > 0;
+    if (has_ema) {
         json["ema_alpha"] = so8t_short(ema_alpha);
     }
+    if (reads_texts()) {
+        json["prompt"] = common_json::array();
+        for (const auto how : prompt_aggregations) {
+            json["prompt"].push_back(llama_so8t_prompt_aggregation_name(how));
+        }
+    }
     return json;
+}
+
+bool so8t_policy::head::reads_texts() const {
+    return so8t_in_scope(scope, true) &&
+           std::any_of(prompt_aggregations.begin(), prompt_aggregations.end(),
+               [](llama_so8t_prompt_aggregation how) { return how != LLAMA_SO8T_PROMPT_AGGREGATION_TOKEN; });
+}
+
+common_json so8t_policy::head::prompt_thresholds_json() const {
+    common_json json = common_json::object();
+    for (size_t k = 0; k < prompt_aggregations.size(); ++k) {
+        common_json row = common_json::object();
+        for (size_t i = 0; i < labels.size(); ++i) {
+            row[labels[i]] = nullptr;
+            if (rule == LLAMA_SO8T_RULE_THRESHOLD) {
+                row[labels[i]] = so8t_short(prompt_thresholds[k * labels.size() + i]);
+            }
+        }
+        json[llama_so8t_prompt_aggregation_name(prompt_aggregations[k])] = row;
+    }
+    return json;
+}
+
+bool so8t_policy::reads_texts() const {
+    return std::any_of(heads.begin(), heads.end(), [](const head & head) { return head.reads_texts(); });
+}
+
+std::vector<so8t_text_span> so8t_text_windows(int32_t begin, int32_t end) {
+    std::vector<so8t_text_span> windows;
+    for (int32_t first = begin; first < end; first += SO8T_N_WINDOW) {
+        const int32_t last = std::min(first + SO8T_N_WINDOW, end);
+        windows.push_back({std::max(begin, last - SO8T_N_WINDOW), last});
+    }
+    return windows;
 }
 
 bool so8t_policy::enforces(bool in_think) const {

@@ -4,6 +4,8 @@
 #include "so8t.h"
 
 #include <cstdint>
+#include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -62,6 +64,21 @@ enum so8t_request_lora {
     SO8T_REQUEST_LORA_ALLOW,
 };
 
+// tokens [begin, end) of a text in a prompt
+struct so8t_text_span {
+    int32_t begin;
+    int32_t end;
+};
+
+// Finds what heads that read texts read in the tokens of a prompt; none of these is empty. Who knows the template of the
+// model sets it, before a prompt is read.
+struct so8t_text_finder {
+    std::function<std::vector<so8t_text_span>(const std::vector<llama_token> &)> find;
+};
+
+// A prompt of which nobody knows the turns is read in windows: of 32 tokens each, the last one up to its end.
+std::vector<so8t_text_span> so8t_text_windows(int32_t begin, int32_t end);
+
 const int32_t SO8T_HOLDBACK_AUTO = -1; // as many as the heads need; never in a policy that is in force
 
 // the policy in force, for one model
@@ -72,8 +89,16 @@ struct so8t_policy {
 
         common_json thresholds_json() const; // {LABEL: threshold, null by argmax}
 
-        // how positions are combined: {"answer": NAME, "window": N or "ema_alpha": A}; empty where they are not
+        // how a prompt is read, and the thresholds of each of these ways and labels, row after row
+        std::vector<llama_so8t_prompt_aggregation> prompt_aggregations = {LLAMA_SO8T_PROMPT_AGGREGATION_TOKEN};
+        std::vector<float> prompt_thresholds;
+
+        bool reads_texts() const; // of a prompt, not only a token
+
+        // how positions are combined: {"answer": NAME, "window": N or "ema_alpha": A, "prompt": [NAME]}; empty where they
+        // are not
         common_json aggregation_json() const;
+        common_json prompt_thresholds_json() const; // {NAME: {LABEL: threshold}} of a head that reads texts
     };
 
     so8t_mode mode             = SO8T_MODE_MONITOR;
@@ -97,6 +122,9 @@ struct so8t_policy {
 
     std::string sha256; // of the settings in force, as so8t_policy_json() writes them
 
+    const std::shared_ptr<so8t_text_finder> texts = std::make_shared<so8t_text_finder>();
+
+    bool reads_texts() const; // a head reads texts of a prompt, not only a token
     bool enforces(bool in_think) const;
 
     // tokens that a stream has to withhold, so that none of a run that triggers is sent

@@ -104,6 +104,10 @@ common_json so8t_verdict::part_json(const so8t_part_verdict & part, bool is_prom
         common_json entry      = common_json::object();
         entry["label"]         = label_name(i, head.label);
         entry["probabilities"] = probabilities_json(i, head.probs);
+        if (is_prompt && head.aggregation >= 0) {
+            entry["aggregation"] = llama_so8t_prompt_aggregation_name(
+                policy->heads[i].prompt_aggregations[head.aggregation]);
+        }
         if (!is_prompt) {
             entry["peak"]      = probabilities_json(i, head.peak);
             entry["triggered"] = nullptr;
@@ -212,16 +216,23 @@ common_json so8t_verdict::to_json() const {
     common_json thresholds  = common_json::object();
     common_json debounce    = common_json::object();
     common_json aggregation = common_json::object();
+    common_json of_prompts  = common_json::object();
     for (size_t i = 0; i < policy->heads.size(); ++i) {
         thresholds[head_name(i)] = policy->heads[i].thresholds_json();
         debounce[head_name(i)]   = policy->heads[i].debounce;
-        const common_json how    = policy->heads[i].aggregation_json();
+        if (policy->heads[i].reads_texts()) {
+            of_prompts[head_name(i)] = policy->heads[i].prompt_thresholds_json();
+        }
+        const common_json how = policy->heads[i].aggregation_json();
         if (!how.empty()) {
             aggregation[head_name(i)] = how;
         }
     }
     json["thresholds"] = thresholds;
     json["debounce"]   = debounce;
+    if (!of_prompts.empty()) {
+        json["prompt_thresholds"] = of_prompts;
+    }
     if (!aggregation.empty()) {
         json["aggregation"] = aggregation;
     }

@@ -67,6 +67,8 @@ struct so8t_head_verdict {
     std::vector<float> peak;   // largest so far
     std::vector<bool> reached; // its rule held for the label at a position, whatever the debounce; empty as probs
     int32_t label = -1;        // with the largest of probs; -1: not finite
+    int32_t aggregation =
+        -1; // of a prompt, by which probs are: index into that of the policy; -1: it is read at a token
 
     int32_t triggered_position = -1; // where a label first triggered
     int32_t triggered_label    = -1; // -1: none did
@@ -126,7 +128,7 @@ struct so8t_verdict {
     so8t_part_verdict parts[SO8T_N_PARTS];
     std::vector<so8t_turn_verdict> turns; // of the prompt, those with an action other than allow
     std::vector<so8t_label_change> changes;
-    std::vector<std::vector<float>> unasked; // of a text that is judged: probs of each head behind one that refused
+    std::vector<so8t_head_verdict> unasked; // of a text that is judged: each head behind one that refused
 
     int32_t n_read = 0; // positions
     int64_t t_us   = 0; // spent on reading and judging
@@ -159,15 +161,16 @@ struct so8t_verdict {
 
     // The object "so8t" of an answer (docs/guard.md):
     // {"decision", "enforced", "policy": {"mode", "sha256"},
-    //  "prompt": {"action", "heads": {NAME: {"label", "probabilities"}}},
+    //  "prompt": {"action", "heads": {NAME: {"label", "probabilities", "aggregation"}}},
     //  "think", "answer": {"action", "n_positions", "heads": {NAME: {"label", "probabilities", "peak", "triggered"}}},
     //  "turns": [{"turn", "reading", "noted", "action", "heads": {NAME: {"label", "probabilities"}}}],
     //  "triggered": null | {"part", "position", "head", "label", "probability", "turn", "reading"},
     //  "thresholds": {NAME: {LABEL: T}}, "debounce": {NAME: N},
-    //  "aggregation": {NAME: {"answer", "window" or "ema_alpha"}},
+    //  "prompt_thresholds": {NAME: {AGGREGATION: {LABEL: T}}},
+    //  "aggregation": {NAME: {"answer", "window", "ema_alpha", "prompt": [AGGREGATION]}},
     //  "escalation": {"id", "status", "reviewer"}, "audit": {"seq", "hash"},
     //  "trace": [{"part", "position", "id", "text", "heads": {NAME: {LABEL: P}}}]}
-    // "think", "turns", "turn" and "reading", "aggregation" of heads that combine positions, and the last three only where
+    // "think", "turns", "turn" and "reading", "aggregation" and "prompt_thresholds" of heads that combine positions, and the last three only where
     // there is one
     common_json to_json() const;
 

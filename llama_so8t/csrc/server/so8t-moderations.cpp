@@ -72,28 +72,10 @@ std::vector<common_json> so8t_moderation_inputs(const common_json & body) {
     return conversations;
 }
 
-// probabilities of each label and whether its rule held, of a head that was asked or not
-struct so8t_moderated_head {
-    std::vector<float> probs;
-    std::vector<bool> reached;
-};
-
-static so8t_moderated_head so8t_moderate_head(const so8t_verdict & verdict, size_t i_head) {
+// what a head says of a text, whether it was asked or not
+static const so8t_head_verdict & so8t_moderated_head(const so8t_verdict & verdict, size_t i_head) {
     const so8t_head_verdict & head = verdict.parts[SO8T_PART_PROMPT].heads[i_head];
-    if (!head.probs.empty() || i_head >= verdict.unasked.size()) {
-        return {head.probs, head.reached};
-    }
-    const so8t_policy::head & rule = verdict.policy->heads[i_head];
-    so8t_moderated_head result{verdict.unasked[i_head], std::vector<bool>(verdict.unasked[i_head].size())};
-    if (result.probs.empty() || !rule.fitted) {
-        return result;
-    }
-    so8t_head_run run;
-    so8t_judge_head(rule, true, 0, result.probs.data(), run);
-    for (size_t i = 0; i < run.holds.size(); ++i) {
-        result.reached[i] = run.holds[i] || !std::isfinite(result.probs[i]);
-    }
-    return result;
+    return head.probs.empty() && i_head < verdict.unasked.size() ? verdict.unasked[i_head] : head;
 }
 
 common_json so8t_moderation(const so8t_verdict & verdict) {
@@ -111,7 +93,7 @@ common_json so8t_moderation(const so8t_verdict & verdict) {
     const so8t_part_verdict & prompt = verdict.parts[SO8T_PART_PROMPT];
     for (size_t i = 0; i < prompt.heads.size(); ++i) {
         const auto & rule = verdict.policy->heads[i];
-        const auto head   = so8t_moderate_head(verdict, i);
+        const auto & head = so8t_moderated_head(verdict, i);
         for (size_t j = 0; j < rule.labels.size() && so8t_in_scope(rule.scope, true); ++j) {
             const std::string name = rule.name + "/" + rule.labels[j];
             if (rule.actions[j] == LLAMA_SO8T_ACTION_ALLOW) {

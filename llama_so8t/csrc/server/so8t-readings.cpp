@@ -20,8 +20,14 @@ void so8t_readings::prepare(llama_model * m, const common_params & params, std::
     this->policy = policy;
     this->queue  = &queue;
     std::lock_guard<std::mutex> lock(model_mutex);
+    const auto set_finder = [&](const decltype(so8t_text_finder::find) & find) {
+        policy->texts->find                      = find;
+        params.sampling.so8t.policy->texts->find = find; // of a model that was loaded again
+    };
+    set_finder([](const llama_tokens & prompt) { return so8t_text_windows(0, prompt.size()); });
     try {
         so8t_template tmpl(llama_model_get_vocab(m), chat);
+        set_finder([tmpl](const llama_tokens & prompt) { return so8t_user_texts(tmpl, prompt); });
         const uint32_t n_ctx_max = n_ctx + tmpl.n_around + n_ctx / SO8T_CTX_SHARE;
         model.reset(new loaded_model{tmpl, {m, params, policy, n_ctx_max}, chat, n_ctx});
     } catch (const std::exception & e) { // of the template: nothing is served without a verdict

@@ -408,6 +408,11 @@ void so8t_server::read_request(task_params & params, const json & body, const se
         throw std::invalid_argument(
             "so8t: a request cannot choose adapters here, by which it would be judged as well (request_lora)");
     }
+    if (policy->mode != SO8T_MODE_OFF && policy->reads_texts() && prompt.size() != prompt.get_text_tokens().size()) {
+        throw std::invalid_argument(
+            "so8t: a head of this model reads the text of a turn (prompt_aggregation), which is "
+            "not supported with images or sound in the prompt");
+    }
     const bool is_read = policy->mode != SO8T_MODE_OFF && (is_chat || policy->raw_prompts != SO8T_RAW_PROMPTS_LAST);
     if (log) {
         auto texts = is_chat ? so8t_client_texts(common_chat_msgs_parse_oaicompat(body.at("messages"))) :

@@ -359,6 +359,30 @@ static std::vector<so8t_segment> so8t_segments(const so8t_template & tmpl, const
     return result;
 }
 
+std::vector<so8t_text_span> so8t_user_texts(const so8t_template & tmpl, const llama_tokens & prompt) {
+    const auto segments = so8t_segments(tmpl, prompt);
+    const auto is_read  = [](const so8t_segment & segment) {
+        return (segment.role == so8t_segment::USER || segment.role == so8t_segment::OTHER) &&
+               !so8t_is_blank(segment.text);
+    };
+    const bool has_turns = std::any_of(segments.begin(), segments.end(),
+        [&](const so8t_segment & segment) { return segment.role == so8t_segment::USER && is_read(segment); });
+
+    std::vector<so8t_text_span> texts;
+    for (size_t i = segments.size(); i > 0 && has_turns; --i) {
+        const so8t_segment & segment = segments[i - 1];
+        if (is_read(segment)) {
+            const auto spans = segment.role == so8t_segment::OTHER ?
+                                   so8t_text_windows(segment.n_before, segment.n_end) :
+                                   std::vector<so8t_text_span>{{(int32_t) segment.n_before, (int32_t) segment.n_end}};
+            texts.insert(texts.end(), spans.begin(), spans.end());
+        } else if (!texts.empty() && !so8t_is_blank(segment.text)) {
+            break; // an answer, or a text of the system, before the last turns
+        }
+    }
+    return texts.empty() ? so8t_text_windows(0, prompt.size()) : texts;
+}
+
 std::optional<std::string> so8t_last_question(const so8t_template & tmpl, const llama_tokens & prompt) {
     std::optional<std::string> question;
     for (const auto & segment : so8t_segments(tmpl, prompt)) {

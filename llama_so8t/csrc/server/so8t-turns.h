@@ -56,6 +56,10 @@ std::vector<std::string> so8t_read_raw(
 // the turns in a prompt that its client has made, by the words of the template; none if there are no other texts
 std::vector<so8t_client_text> so8t_turn_texts(const so8t_template & tmpl, const llama_tokens & prompt);
 
+// What heads that read texts read of a prompt, as indices of its tokens: the text of the last turn of a user, and of other
+// turns beside it; what stands outside of turns there, or all of a prompt without turns, in windows. None is empty.
+std::vector<so8t_text_span> so8t_user_texts(const so8t_template & tmpl, const llama_tokens & prompt);
+
 // the text of the last turn of a user in a prompt; nothing: it has none that the words of the template tell
 std::optional<std::string> so8t_last_question(const so8t_template & tmpl, const llama_tokens & prompt);
 
