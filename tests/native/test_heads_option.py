@@ -164,7 +164,17 @@ def test_it_is_told_what_each_head_reads(runtime, stock, heads, tmp_path):
     file = gguf_files.copy_gguf(heads, tmp_path / "more.heads.gguf", keys)
     log = tmp_path / "audit.jsonl"
     with Server(
-        runtime / "llama-server", "-m", stock, "--so8t-heads", file, *SMALL, *POLICY.flags, "--so8t-audit", log
+        runtime / "llama-server",
+        "-m",
+        stock,
+        "--so8t-heads",
+        file,
+        *SMALL,
+        *POLICY.flags,
+        "--so8t-audit",
+        log,
+        "--so8t-threshold",
+        "safety/disputed=0.625",
     ) as server:
         told = server.get("/so8t")["heads"]
         assert server.get("/props")["so8t"]["heads"] == told
@@ -172,8 +182,8 @@ def test_it_is_told_what_each_head_reads(runtime, stock, heads, tmp_path):
         "form": "linear", "taps": [0], "tap_norm": "rms", "link": "softmax", "rule": "threshold", "debounce": 2,
         "aggregation": "window", "window": 3, "ema_alpha": 0.25, "prompt_aggregation": ["token", "ema"],
         "prompt_thresholds": {
-            "token": {"safe": 0.5, "disputed": 0.7, "unsafe": 0.9},
-            "ema": {"safe": 0.5, "disputed": 0.75, "unsafe": 0.875},
+            "token": {"safe": 0.5, "disputed": 0.625, "unsafe": 0.9},
+            "ema": {"safe": 0.5, "disputed": 0.625, "unsafe": 0.875},
         },
         "depends_on": None,
     }  # fmt: skip

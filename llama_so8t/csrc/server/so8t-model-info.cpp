@@ -28,7 +28,7 @@ static void so8t_add_aggregation(const llama_so8t_head & head, const so8t_policy
         has_ema          = has_ema || head.prompt_aggregations[i] == LLAMA_SO8T_PROMPT_AGGREGATION_EMA;
         ways.push_back(way);
         for (int32_t label = 0; label < head.n_labels; ++label) {
-            thresholds[way][set.labels[label]] = so8t_short(head.prompt_thresholds[i * head.n_labels + label]);
+            thresholds[way][set.labels[label]] = so8t_short(set.prompt_thresholds[i * head.n_labels + label]);
         }
     }
     result["aggregation"]        = llama_so8t_aggregation_name(head.aggregation);
