@@ -46,7 +46,10 @@ class Policy:
         acting = [
             head for head in heads.values() if head.fitted and head.scope != "prompt" and set(head.actions) - {"allow"}
         ]
-        return max((head.window or self.debounce_of(head) for head in acting), default=0)
+        spans = (
+            head.window if head.window and self.debounce_of(head) > 1 else self.debounce_of(head) for head in acting
+        )
+        return max(spans, default=0)
 
     def held_back(self, heads: Mapping[str, Head]) -> int:
         """The newest tokens of a stream that wait for their verdicts."""

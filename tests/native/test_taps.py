@@ -179,8 +179,8 @@ def test_attention_is_a_few_nodes_on_one_input(tapped, tmp_path, n_tokens):
     path = gguf_files.copy_gguf(bare, tmp_path / "looks.gguf", head_keys(heads), head_tensors(heads, N_EMBD, 1))
     found = nodes(path, n_tokens) - nodes(bare, n_tokens)
     assert {op: n for op, n in found.items() if op not in ("VIEW", "RESHAPE", "PERMUTE")} == {
-        "RMS_NORM": 3, "CONCAT": 2, "GET_ROWS": 1, "MUL_MAT": 8, "SET_ROWS": 2, "SOFT_MAX": 1, "CONT": 1, "MUL": 1,
-        "ADD": 3,
+        "RMS_NORM": 3, "CONCAT": 2, "CLAMP": 2, "GET_ROWS": 1, "MUL_MAT": 8, "SET_ROWS": 2, "SOFT_MAX": 1, "CONT": 1,
+        "MUL": 1, "ADD": 3,
     }  # fmt: skip
 
 
@@ -243,8 +243,8 @@ def refusal(tapped, tmp_path, keys=None, tensors=None, arch="qwen3"):
         ("text.prompt_aggregation", ["median"], "has 'median', expected different ones of token, mean"),
         ("text.prompt_thresholds", [0.5, 0.5], "has 2 values, expected 15 that are finite"),
         ("text_too.prompt_thresholds", [0.5, float("nan")], "has 2 values, expected 2 that are finite"),
-        ("final.depends_on", "risks", "depends_on' is 'risks', expected the name of a head before it"),
-        ("final.depends_on", "final", "depends_on' is 'final', expected the name of a head before it"),
+        ("final.depends_on", "risks", "depends_on' is 'risks', expected the name of a head before it in this file"),
+        ("final.depends_on", "final", "depends_on' is 'final', expected the name of a head before it in this file"),
         ("risks", 3, "key 'so8t.head.risks' is unknown"),
         ("other.rule", "argmax", "key 'so8t.head.other.rule' is of a head that 'so8t.heads' does not name"),
     ],
@@ -272,6 +272,15 @@ def test_a_key_of_version_2_is_none_of_version_1(tapped, tmp_path, version):
     """Nor of a file without a version, which is of the first."""
     said = refusal(tapped, tmp_path, {"so8t.format_version": version})
     assert "came with version 2 of the format, the file is of version 1" in said
+
+
+@pytest.mark.parametrize("name", ["attn_q", "attn_k", "attn_v", "attn_output", "norm"])
+def test_a_stem_of_attention_is_finite(tapped, tmp_path, name):
+    def spoil(values):
+        values.reshape(-1)[2] = np.nan
+
+    said = refusal(tapped, tmp_path, tensors={f"so8t_stem.u.{name}.weight": spoil})
+    assert f"tensor 'so8t_stem.u.{name}.weight' has nan at 2, expected finite numbers" in said
 
 
 def test_a_stem_is_as_wide_as_its_taps(tapped, tmp_path):

@@ -1,6 +1,7 @@
 """What heads keep of every token: keys and values of attention stems, values of texts. However a sequence came to be,
 it has what one pass over it has."""
 
+import gguf_files
 import numpy as np
 import pytest
 
@@ -9,7 +10,7 @@ from llama_so8t.bindings.session import F16, Q8_0
 from llama_so8t.errors import RuntimeLibraryError
 
 from .conftest import MARGIN
-from .tapped_models import HEADS
+from .tapped_models import HEADS, N_EMBD, head_keys, head_tensors
 from .test_rpc import FLASH_MARGIN, endpoints, servers  # noqa: F401
 from .test_taps import EXACT, assert_values, tapped, tokens_of  # noqa: F401
 
@@ -156,6 +157,66 @@ def test_a_state_of_other_heads_is_refused_and_leaves_nothing_half_read(tapped):
         assert_values(session, model.values(tokens))
 
 
+def save(path, tokens):
+    with Session(path, **EXACT) as session:
+        session.decode(tokens)
+        return session.save_state(0)
+
+
+def test_heads_that_look_at_outputs_only_keep_nothing(tapped, tmp_path):  # noqa: F811
+    model, tokens = tapped("qwen3"), tokens_of(36, 12)
+    bare, heads = model.path.parent / "bare.gguf", tuple(head for head in HEADS if head.name not in KEPT)
+    path = gguf_files.copy_gguf(bare, tmp_path / "few.gguf", head_keys(heads), head_tensors(heads, N_EMBD, 1))
+    assert save(path, tokens) == save(bare, tokens) and len(save(model.path, tokens)) > len(save(bare, tokens))
+
+
+@pytest.mark.parametrize("name", ["so8t_stem.u.attn_k.weight", "so8t_head.text.bias", "so8t_stem.w.weight"])
+def test_a_state_of_heads_with_other_weights_is_refused(tapped, tmp_path, name):  # noqa: F811
+    """Everything fits, and every value would be wrong."""
+
+    def change(values):
+        values.reshape(-1)[1] += 1
+
+    model, tokens = tapped("qwen3"), tokens_of(37, 12)
+    other = gguf_files.copy_gguf(model.path, tmp_path / "other.gguf", tensors={name: change})
+    with Session(model.path, **EXACT) as session:
+        with pytest.raises(RuntimeLibraryError, match="does not fit"):
+            session.load_state(save(other, tokens), 0)
+        session.load_state(save(model.path, tokens), 0)
+
+
+def cells_of(state, n_tokens):
+    """Where a state begins to tell of cells: behind the magic, the number of cells and the hash."""
+    at = state.rindex((0x73386D31).to_bytes(4, "little") + n_tokens.to_bytes(4, "little"))
+    return at + 16
+
+
+@pytest.mark.parametrize(
+    ("offset", "value", "words"),
+    [
+        (-12, 1 << 30, "has 1073741824 tokens, more than the heads have room for"),
+        (-8, 7, "is of a model with other heads"),
+        (0, 0xFFFFFFFF, "has a token at position -1"),
+        (4, 3, "has a token of no sequence, or of too many"),
+        (8 * 12, 0x7FC00000, "has a value that is not finite"),
+    ],
+)
+def test_a_damaged_state_is_refused_and_leaves_nothing(tapped, offset, value, words):  # noqa: F811
+    model, tokens = tapped("qwen3"), tokens_of(38, 12)
+    state = bytearray(save(model.path, tokens))
+    at = cells_of(bytes(state), 12) + offset
+    state[at : at + 4] = value.to_bytes(4, "little")
+    with Session(model.path, **EXACT) as session:
+        session.decode(tokens_of(39, 7))
+        with pytest.raises(RuntimeLibraryError, match=words):
+            session.load_state(bytes(state), 0)
+        with pytest.raises(RuntimeLibraryError):
+            session.load_state(bytes(state[:-9]), 0)
+        session.decode(tokens)  # position 0: nothing is there
+        assert_values(session, model.values(tokens))
+        assert_texts(session, model.values(tokens), [(0, 12)])
+
+
 @pytest.mark.parametrize(("kind", "margin"), [(F16, 5e-3), (Q8_0, 5e-2)])
 def test_the_type_of_the_kv_cache_is_that_of_the_model_alone(tapped, kind, margin):  # noqa: F811
     """What heads keep is F32: their values differ no more than those of heads that keep nothing."""
@@ -190,8 +251,8 @@ def test_a_full_context_is_an_error_and_frees_what_it_took(tapped):  # noqa: F81
         assert_values(session, model.values(tokens[:40]), slice(20, None))
 
 
-def test_heads_that_look_at_outputs_only_keep_nothing(tapped):  # noqa: F811
-    """The margin of the tests above can fail: a key that is one position late is far outside of it."""
+def test_the_margin_can_fail(tapped):  # noqa: F811
+    """A key that is one position late is far outside of it."""
     model, tokens = tapped("qwen3"), tokens_of(32, 30)
     expected = model.values(tokens)
     late = model.values([tokens[0], *tokens[:-1]])

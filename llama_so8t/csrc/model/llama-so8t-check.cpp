@@ -167,9 +167,9 @@ static void so8t_check_finite(const ggml_tensor * tensor) {
 
 void so8t_finish_heads(so8t_heads & heads, size_t first_stem, size_t first_head) {
     for (size_t i = first_stem; i < heads.stems.size(); ++i) {
-        so8t_check_finite(heads.stems[i].weight);
-        so8t_check_finite(heads.stems[i].bias);
-        so8t_check_finite(heads.stems[i].norm);
+        for (const ggml_tensor * tensor : heads.stems[i].tensors()) {
+            so8t_check_finite(tensor);
+        }
     }
     std::string names;
     int n_unfitted = 0;

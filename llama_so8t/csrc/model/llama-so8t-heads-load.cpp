@@ -160,18 +160,19 @@ static int32_t so8t_load_stem(so8t_head_tensors & tensors, so8t_heads & result, 
     return (int32_t) result.stems.size() - 1;
 }
 
-// index of the head that another one depends on; -1: on none
-static int32_t so8t_load_dependency(const gguf_context * ctx, const std::string & name, const so8t_heads & heads) {
+// index of the head of the same file that another one depends on; -1: on none
+static int32_t so8t_load_dependency(
+    const gguf_context * ctx, const std::string & name, const so8t_heads & heads, size_t first_head) {
     const std::string key  = format(SO8T_KV_HEAD_DEPENDS_ON, name.c_str());
     const std::string text = so8t_kv_string(ctx, key, "");
-    const auto found       = std::find_if(
-        heads.heads.begin(), heads.heads.end(), [&](const so8t_head & other) { return other.name == text; });
+    const auto found       = std::find_if(heads.heads.begin() + first_head, heads.heads.end(),
+        [&](const so8t_head & other) { return other.name == text; });
     if (found != heads.heads.end()) {
         return (int32_t) (found - heads.heads.begin());
     }
     if (gguf_find_key(ctx, key.c_str()) >= 0) {
-        throw std::runtime_error(format(
-            "so8t: key '%s' is '%s', expected the name of a head before it", key.c_str(), so8t_shown(text).c_str()));
+        throw std::runtime_error(format("so8t: key '%s' is '%s', expected the name of a head before it in this file",
+            key.c_str(), so8t_shown(text).c_str()));
     }
     return -1;
 }
@@ -248,13 +249,13 @@ static void so8t_create_stem(const gguf_context * ctx, so8t_head_tensors & tenso
 }
 
 // reads the keys of a head, and creates its tensors
-static so8t_head so8t_create_head(
-    const gguf_context * ctx, so8t_head_tensors & tensors, so8t_heads & result, const std::string & name) {
+static so8t_head so8t_create_head(const gguf_context * ctx, so8t_head_tensors & tensors, so8t_heads & result,
+    size_t first_head, const std::string & name) {
     so8t_head head     = so8t_load_head_keys(ctx, name, tensors.n_vocab);
     head.source        = so8t_find_source(result.sources, so8t_load_source_keys(ctx, head, tensors.n_layer));
     head.offset        = result.n_values;
     head.stored_offset = result.n_stored;
-    head.depends_on    = so8t_load_dependency(ctx, name, result);
+    head.depends_on    = so8t_load_dependency(ctx, name, result, first_head);
     so8t_create_stem(ctx, tensors, result, head,
         so8t_kv_string(ctx, format(SO8T_KV_HEAD_ACTIVATION, name.c_str()), SO8T_ACTIVATION_WITHOUT_STEM));
 
@@ -285,7 +286,7 @@ void so8t_read_heads(const gguf_context * ctx, so8t_head_tensors & tensors, so8t
                 format("so8t: key '" SO8T_KV_HEADS "' has '%s', expected letters, digits, '_' and '-'",
                     so8t_shown(name).c_str()));
         }
-        so8t_head head   = so8t_create_head(ctx, tensors, result, name);
+        so8t_head head   = so8t_create_head(ctx, tensors, result, first, name);
         result.n_values += head.labels.size();
         result.n_stored += head.aggregates_prompt() ? head.labels.size() : 0;
         result.heads.push_back(std::move(head));

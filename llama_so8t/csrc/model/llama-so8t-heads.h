@@ -55,6 +55,9 @@ struct so8t_stem {
     ggml_tensor * attn_output = nullptr; // [inner, inner]
 
     int64_t n_inner() const { return (weight ? weight : attn_q)->ne[1]; }
+
+    // all of them, null where the form has none
+    std::vector<ggml_tensor *> tensors() const { return {weight, bias, norm, attn_q, attn_k, attn_v, attn_output}; }
 };
 
 struct so8t_label {

@@ -136,7 +136,10 @@ static void so8t_save_heads(const so8t_heads & heads, gguf_context * ctx) {
         }
         names.push_back(head.name);
     }
-    so8t_set_strings(ctx, SO8T_KV_HEADS, names);
+    if (!names.empty()) {
+        gguf_set_val_u32(ctx, SO8T_KV_FORMAT_VERSION, SO8T_FORMAT_VERSION);
+        so8t_set_strings(ctx, SO8T_KV_HEADS, names);
+    }
 }
 
 void so8t_save(const llama_model & model, gguf_context * ctx) {
@@ -145,10 +148,8 @@ void so8t_save(const llama_model & model, gguf_context * ctx) {
             gguf_add_tensor(ctx, tensor);
         }
     }
-    if (model.arch == LLM_ARCH_SO8T || model.so8t_heads) {
-        gguf_set_val_u32(ctx, SO8T_KV_FORMAT_VERSION, SO8T_FORMAT_VERSION);
-    }
     if (model.arch == LLM_ARCH_SO8T) {
+        gguf_set_val_u32(ctx, SO8T_KV_FORMAT_VERSION, SO8T_FORMAT_VERSION);
         so8t_save_arch(static_cast<const llama_model_so8t &>(model), ctx);
     }
     if (model.so8t_heads) {

@@ -131,6 +131,8 @@ static ggml_tensor * so8t_build_rmsnorm(llm_graph_context & llm, const so8t_stem
     return ggml_mul(llm.ctx0, ggml_rms_norm(llm.ctx0, cur, llm.hparams.f_norm_rms_eps), stem.norm);
 }
 
+static const float SO8T_MAX_CELL = 1e15f; // far from what heads have, and products with it are finite
+
 // softmax(q k / sqrt(head_dim)) v over the tokens before, with one head of keys and values; [inner, n]
 static ggml_tensor * so8t_attend(llm_graph_context & llm, const so8t_token_memory::attention_cells & cells,
     const so8t_token_input & input, ggml_tensor * q) {
@@ -155,9 +157,10 @@ static ggml_tensor * so8t_build_attention(llm_graph_context & llm, const so8t_st
     ggml_context * ctx = llm.ctx0;
     auto & input       = so8t_get_token_input(llm);
     const auto & cells = input.context->memory.attention(at.i_stem);
-    ggml_tensor * k    = ggml_mul_mat(ctx, stem.attn_k, at.z_all); // [head_dim, n_tokens]
-    ggml_tensor * v    = ggml_mul_mat(ctx, stem.attn_v, at.z_all);
-    ggml_tensor * q    = ggml_mul_mat(ctx, stem.attn_q, at.z); // [inner, n]
+    // Cells are read beside those of other sequences, so a value that is not finite must not become theirs.
+    ggml_tensor * k = ggml_clamp(ctx, ggml_mul_mat(ctx, stem.attn_k, at.z_all), -SO8T_MAX_CELL, SO8T_MAX_CELL);
+    ggml_tensor * v = ggml_clamp(ctx, ggml_mul_mat(ctx, stem.attn_v, at.z_all), -SO8T_MAX_CELL, SO8T_MAX_CELL);
+    ggml_tensor * q = ggml_mul_mat(ctx, stem.attn_q, at.z); // [inner, n]
 
     input.attentions.push_back({so8t_token_input::input(llm, GGML_TYPE_I64, ggml_nelements(v), 1),
         so8t_token_input::input(llm, GGML_TYPE_F32, input.n_kv, at.z->ne[1]), stem.sliding_window, at.all_tokens});

@@ -8,14 +8,65 @@
 #include "llama-model.h"
 
 #include <algorithm>
+#include <cmath>
 #include <stdexcept>
 
 static const uint32_t SO8T_CELL_PAD    = 256; // of what a graph looks at, as in llama.cpp's KV cache
 static const uint32_t SO8T_STATE_MAGIC = 0x73386d31;
 
+// FNV-1a over what decides the numbers in the cells: weights of the heads that keep something, and what they read
+class so8t_cell_hash {
+  public:
+    void add(const void * data, size_t n_bytes) {
+        for (size_t i = 0; i < n_bytes; ++i) {
+            value = (value ^ ((const uint8_t *) data)[i]) * 0x100000001b3;
+        }
+    }
+
+    void add(const ggml_tensor * tensor) {
+        if (tensor) {
+            std::vector<uint8_t> data(ggml_nbytes(tensor));
+            ggml_backend_tensor_get(tensor, data.data(), 0, data.size());
+            add(data.data(), data.size());
+        }
+    }
+
+    void add(const so8t_source & source) {
+        add(source.taps.data(), source.taps.size() * sizeof(int32_t));
+        add(&source.norm, sizeof(source.norm));
+    }
+
+    uint64_t value = 0xcbf29ce484222325;
+};
+
+static uint64_t so8t_hash_of_cells(const so8t_heads & heads) {
+    so8t_cell_hash hash;
+    for (const auto & stem : heads.stems) {
+        if (stem.attn_k) {
+            hash.add(heads.sources[stem.source]);
+            hash.add(stem.attn_k);
+            hash.add(stem.attn_v);
+        }
+    }
+    for (const auto & head : heads.heads) {
+        if (!head.aggregates_prompt()) {
+            continue;
+        }
+        hash.add(heads.sources[head.source]);
+        hash.add(head.weight);
+        hash.add(head.bias);
+        for (size_t i = 0; head.stem >= 0 && i < heads.stems[head.stem].tensors().size(); ++i) {
+            hash.add(heads.stems[head.stem].tensors()[i]);
+        }
+    }
+    return hash.value;
+}
+
 so8t_token_memory::so8t_token_memory(const llama_model & model, const llama_cparams & cparams, llama_memory_ptr base) :
     base(std::move(base)),
-    is_unified(cparams.kv_unified) {
+    is_unified(cparams.kv_unified),
+    n_seq_max(cparams.kv_unified ? LLAMA_MAX_SEQ : cparams.n_seq_max),
+    hash(model.hparams.no_alloc ? 0 : so8t_hash_of_cells(*model.so8t_heads)) {
     const auto & heads     = *model.so8t_heads;
     const uint32_t n_cells = GGML_PAD(cparams.n_ctx, SO8T_CELL_PAD);
     cells.resize(n_cells);
@@ -174,9 +225,12 @@ uint32_t so8t_token_memory::own_cell(uint32_t cell, llama_seq_id seq_id) {
     }
     const llama_pos pos = cells.pos_get(cell);
     uint32_t copy       = 0;
-    while (!cells.is_empty(copy)) { // there is one: n_cells is enough for all sequences without sharing
+    while (copy < n_cells() && !cells.is_empty(copy)) {
         ++copy;
     }
+    // a KV cache has as many cells without sharing; only in a recurrent model can sequences be longer than that
+    GGML_ASSERT(
+        copy < n_cells() && "so8t: the heads have no cells left to move one of two sequences that share tokens");
     std::vector<std::vector<uint8_t>> data;
     each_piece(
         [&](ggml_tensor * tensor, size_t offset, size_t size) {
@@ -276,24 +330,15 @@ void so8t_token_memory::each_piece(Io && io, const cell_list & list) const {
 // what a state begins with: whether it is of the same heads, and how many cells it has
 struct so8t_state_header {
     uint32_t magic;
-    uint32_t n_bytes_of_cell;
     uint32_t n_cells;
+    uint64_t hash;
 };
-
-static uint32_t so8t_bytes_of_cell(ggml_context * ctx, uint32_t n_cells) {
-    size_t result = 0;
-    for (auto * t = ggml_get_first_tensor(ctx); t; t = ggml_get_next_tensor(ctx, t)) {
-        result += ggml_nbytes(t) / n_cells;
-    }
-    return result;
-}
 
 void so8t_token_memory::state_write(llama_io_write_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) const {
     base->state_write(io, seq_id, flags);
 
     const cell_list list           = cells_of(seq_id, -1, -1);
-    const so8t_state_header header = {
-        SO8T_STATE_MAGIC, so8t_bytes_of_cell(ctx.get(), n_cells()), (uint32_t) list.size()};
+    const so8t_state_header header = {SO8T_STATE_MAGIC, (uint32_t) list.size(), hash};
     io.write(&header, sizeof(header));
     for (const uint32_t cell : list) {
         const llama_pos pos = cells.pos_get(cell);
@@ -308,14 +353,24 @@ void so8t_token_memory::state_write(llama_io_write_i & io, llama_seq_id seq_id, 
         io.write(&n_seqs, sizeof(n_seqs));
         io.write(seqs.data(), n_seqs * sizeof(llama_seq_id));
     }
-    each_piece([&](ggml_tensor * tensor, size_t offset, size_t size) { io.write_tensor(tensor, offset, size); }, list);
+    std::vector<float> data;
+    each_piece(
+        [&](ggml_tensor * tensor, size_t offset, size_t size) {
+            data.resize(size / sizeof(float));
+            ggml_backend_tensor_get(tensor, data.data(), offset, size);
+            io.write(data.data(), size);
+        },
+        list);
 }
 
 void so8t_token_memory::state_read(llama_io_read_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) {
-    base->state_read(io, seq_id, flags);
     try {
+        base->state_read(io, seq_id, flags);
+        for (const uint32_t cell : cells_of(seq_id, -1, -1)) {
+            seq_id < 0 ? cells.rm(cell) : (void) cells.seq_rm(cell, seq_id);
+        }
         read_cells(io, seq_id);
-    } catch (...) { // the model's own memory is there already: neither is, or both are
+    } catch (...) { // the model's own memory and the cells: neither is read, or both are
         io.discard();
         if (seq_id < 0) {
             clear(false);
@@ -326,46 +381,70 @@ void so8t_token_memory::state_read(llama_io_read_i & io, llama_seq_id seq_id, ll
     }
 }
 
-void so8t_token_memory::read_cells(llama_io_read_i & io, llama_seq_id seq_id) {
-    for (const uint32_t cell : cells_of(seq_id, -1, -1)) {
-        seq_id < 0 ? cells.rm(cell) : (void) cells.seq_rm(cell, seq_id);
+// the sequences of a cell: in the state of one sequence it is this one
+std::vector<llama_seq_id> so8t_token_memory::read_seqs(llama_io_read_i & io, llama_seq_id seq_id) const {
+    uint32_t n_seqs;
+    io.read(&n_seqs, sizeof(n_seqs));
+    if (n_seqs > n_seq_max || (n_seqs == 0) != (seq_id >= 0)) {
+        throw std::runtime_error("so8t: the saved state has a token of no sequence, or of too many");
     }
+    std::vector<llama_seq_id> seqs(n_seqs);
+    io.read(seqs.data(), n_seqs * sizeof(llama_seq_id));
+    for (auto s = seqs.begin(); s != seqs.end(); ++s) {
+        if (*s < 0 || *s >= (llama_seq_id) n_seq_max || std::find(seqs.begin(), s, *s) != s) {
+            throw std::runtime_error(
+                format("so8t: the saved state has a token of sequence %d, expected different ones up to %u", *s,
+                    n_seq_max - 1));
+        }
+    }
+    return seq_id >= 0 ? std::vector<llama_seq_id>{seq_id} : seqs;
+}
+
+void so8t_token_memory::read_cells(llama_io_read_i & io, llama_seq_id seq_id) {
     so8t_state_header header;
     io.read(&header, sizeof(header));
-    if (header.magic != SO8T_STATE_MAGIC || header.n_bytes_of_cell != so8t_bytes_of_cell(ctx.get(), n_cells())) {
+    if (header.magic != SO8T_STATE_MAGIC || header.hash != hash) {
         throw std::runtime_error("so8t: the saved state is of a model with other heads");
     }
-    if (header.n_cells > n_cells() - cells.get_used()) {
-        throw std::runtime_error(format("so8t: the saved state has %u tokens, more than the heads have room for (%u)",
-            header.n_cells, n_cells() - cells.get_used()));
-    }
+    const uint32_t n_free = n_cells() - cells.get_used();
+    const auto check_room = [&](size_t n) {
+        if (n > n_free) {
+            throw std::runtime_error(
+                format("so8t: the saved state has %zu tokens, more than the heads have room for (%u)", n, n_free));
+        }
+    };
+    check_room(header.n_cells);
+    size_t n_unshared = 0; // each sequence may need cells of its own later
     cell_list list;
     for (uint32_t cell = 0; list.size() < header.n_cells; ++cell) {
         if (!cells.is_empty(cell)) {
             continue;
         }
         llama_pos pos;
-        uint32_t n_seqs;
         io.read(&pos, sizeof(pos));
-        io.read(&n_seqs, sizeof(n_seqs));
-        if (pos < 0 || n_seqs > LLAMA_MAX_SEQ) {
-            throw std::runtime_error("so8t: the saved state is damaged");
+        if (pos < 0) {
+            throw std::runtime_error(format("so8t: the saved state has a token at position %d", pos));
         }
-        std::vector<llama_seq_id> seqs(n_seqs);
-        io.read(seqs.data(), n_seqs * sizeof(llama_seq_id));
-        if (seq_id >= 0) {
-            seqs = {seq_id};
-        }
-        list.push_back(cell);
+        const auto seqs  = read_seqs(io, seq_id);
+        n_unshared      += is_unified ? 1 : seqs.size();
+        check_room(n_unshared);
         cells.pos_set(cell, pos);
         for (const llama_seq_id s : seqs) {
-            if (s < 0 || s >= LLAMA_MAX_SEQ || cells.seq_has(cell, s)) {
-                throw std::runtime_error("so8t: the saved state is damaged");
-            }
             cells.seq_add(cell, s);
         }
+        list.push_back(cell);
     }
-    each_piece([&](ggml_tensor * tensor, size_t offset, size_t size) { io.read_tensor(tensor, offset, size); }, list);
+    std::vector<float> data;
+    each_piece(
+        [&](ggml_tensor * tensor, size_t offset, size_t size) {
+            data.resize(size / sizeof(float));
+            io.read(data.data(), size);
+            if (!std::all_of(data.begin(), data.end(), [](float value) { return std::isfinite(value); })) {
+                throw std::runtime_error("so8t: the saved state has a value that is not finite");
+            }
+            ggml_backend_tensor_set(tensor, data.data(), offset, size);
+        },
+        list);
 }
 
 //

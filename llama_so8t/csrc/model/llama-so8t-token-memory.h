@@ -86,11 +86,14 @@ class so8t_token_memory : public llama_memory_i {
     void each_piece(Io && io, const cell_list & list) const;
     cell_list cells_of(llama_seq_id seq_id, llama_pos p0, llama_pos p1) const;
     uint32_t own_cell(uint32_t cell, llama_seq_id seq_id);
+    std::vector<llama_seq_id> read_seqs(llama_io_read_i & io, llama_seq_id seq_id) const;
     void read_cells(llama_io_read_i & io, llama_seq_id seq_id);
     void clear_data();
 
     llama_memory_ptr base;
-    bool is_unified; // the KV cache
+    bool is_unified;    // the KV cache
+    uint32_t n_seq_max; // sequences that it can have
+    uint64_t hash;      // of the heads that keep something
     llama_kv_cells cells;
     std::vector<attention_cells> stems; // as in so8t_heads; empty ones of other forms
     ggml_context_ptr ctx;

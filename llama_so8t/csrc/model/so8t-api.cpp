@@ -115,18 +115,18 @@ bool llama_so8t_get_probs_ith(llama_context * ctx, int32_t head, int32_t i, floa
 
 bool llama_so8t_get_text_probs(
     llama_context * ctx, int32_t head, int32_t aggregation, int32_t i, llama_pos p0, llama_pos p1, float * probs) {
-    const auto & h = so8t_get(&ctx->get_model(), head);
-    GGML_ASSERT(aggregation >= 0 && aggregation < (int32_t) h.prompt_aggregations.size() && "no such aggregation");
-    const auto kind = h.prompt_aggregations[aggregation];
-    GGML_ASSERT(kind != LLAMA_SO8T_PROMPT_AGGREGATION_TOKEN && "a token is read by llama_so8t_get_probs_ith()");
+    const auto & h  = so8t_get(&ctx->get_model(), head);
+    const auto kind = aggregation >= 0 && aggregation < (int32_t) h.prompt_aggregations.size() ?
+                          h.prompt_aggregations[aggregation] :
+                          LLAMA_SO8T_PROMPT_AGGREGATION_TOKEN;
     ctx->synchronize();
     const auto * memory       = dynamic_cast<const so8t_token_memory *>(ctx->get_memory());
     const llama_seq_id seq_id = ctx->get_so8t_seq_id_ith(i);
     std::vector<float> values;
-    if (memory && seq_id >= 0 && p0 < p1) {
+    if (kind != LLAMA_SO8T_PROMPT_AGGREGATION_TOKEN && memory && seq_id >= 0 && p0 < p1) {
         values = memory->read_values(seq_id, p0, p1, h);
     }
-    if (values.size() < (size_t) std::max(0, p1 - p0) * h.labels.size()) {
+    if (values.size() != (size_t) std::max(0, p1 - p0) * h.labels.size()) { // each position once
         values.clear();
     }
     return so8t_aggregate_text({kind, h.ema_alpha, h.temperature, h.link}, values, h.labels.size(), probs);

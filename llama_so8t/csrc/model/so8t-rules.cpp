@@ -166,7 +166,9 @@ int32_t so8t_n_needed(const so8t_head_rule & rule) {
     const bool acts = rule.fitted && so8t_in_scope(rule.scope, false) &&
                       std::any_of(rule.actions.begin(), rule.actions.end(),
                           [](llama_so8t_action action) { return action != LLAMA_SO8T_ACTION_ALLOW; });
-    return !acts ? 0 : rule.aggregation == LLAMA_SO8T_AGGREGATION_WINDOW ? rule.window : rule.debounce;
+    return !acts                                                                  ? 0 :
+           rule.aggregation == LLAMA_SO8T_AGGREGATION_WINDOW && rule.debounce > 1 ? rule.window :
+                                                                                    rule.debounce;
 }
 
 // positions that agree already, if the next one agrees as well

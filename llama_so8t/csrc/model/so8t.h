@@ -140,7 +140,8 @@ LLAMA_API const float * llama_so8t_get_logits_ith(struct llama_context * ctx, in
 LLAMA_API bool llama_so8t_get_probs_ith(struct llama_context * ctx, int32_t head, int32_t i, float * probs);
 
 // probabilities of one head over a text of a prompt, by one of its prompt_aggregations but for TOKEN: over the positions
-// [p0, p1) of the sequence of output i, into n_labels floats. False, and NaN, where one of them has no finite values.
+// [p0, p1) of the sequence of output i, into n_labels floats. False, and NaN, where one of them has no finite values, or
+// there is no such aggregation.
 LLAMA_API bool llama_so8t_get_text_probs(struct llama_context * ctx, int32_t head, int32_t aggregation, int32_t i,
     llama_pos p0, llama_pos p1, float * probs);
 

@@ -271,7 +271,7 @@ const float * so8t_session_head_logits(so8t_session * session, int32_t head, int
 
 bool so8t_session_text_probs(
     so8t_session * session, int32_t head, int32_t aggregation, int32_t i, int32_t p0, int32_t p1, float * probs) {
-    return llama_so8t_get_text_probs(session->ctx, head, aggregation, i, p0, p1, probs);
+    return so8t_has_head(session, head) && llama_so8t_get_text_probs(session->ctx, head, aggregation, i, p0, p1, probs);
 }
 
 void so8t_session_copy(so8t_session * session, int32_t from, int32_t to, int32_t p0, int32_t p1) {
