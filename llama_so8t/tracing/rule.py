@@ -171,11 +171,11 @@ def triggers(
     """
     if not is_fitted:
         return []
-    found = []
+    found, read = [], judged(head, spans, len(probs))
     for span in spans:
         held: list[np.ndarray] = []
         needed = 1 if span.part == PROMPT else head.debounce
-        for token in np.flatnonzero(judged(head, spans, len(probs))[span.start : span.stop]) + span.start:
+        for token in np.flatnonzero(read[span.start : span.stop]) + span.start:
             if asked is not None and not asked[token]:
                 held.append(np.zeros(len(acting(head)), dtype=bool))
                 continue

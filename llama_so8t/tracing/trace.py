@@ -83,9 +83,13 @@ class Trace:
             for head in self.heads
         }
 
+    @cached_property
+    def _everywhere(self) -> np.ndarray:
+        return np.ones(len(self.tokens), dtype=bool)
+
     def has_values(self, head: HeadSpec) -> np.ndarray:
         """Positions at which the head is asked, ``(n,)`` bool."""
-        return self.asked.get(head.name, np.ones(len(self.tokens), dtype=bool))
+        return self.asked.get(head.name, self._everywhere)
 
     def not_finite(self, head: HeadSpec) -> np.ndarray:
         """Positions at which it is asked and its values are not finite, ``(n,)`` bool."""
