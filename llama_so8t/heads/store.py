@@ -61,7 +61,7 @@ def out_rotations(checkpoint: Checkpoint, head: HeadSpec) -> np.ndarray:
     return rotation(checkpoint.load_generator(OUT_GENERATOR), head.representation)
 
 
-_FIXED = ("taps", "tap_norm", "link", "aggregation", "prompt_aggregation")
+_FIXED = ("taps", "tap_norm", "link", "aggregation", "prompt_aggregation", "prompt_thresholds", "depends_on")
 """Fields of a head whose default is the only value that a fit knows: f at every position, a softmax, a run of them."""
 
 
@@ -85,7 +85,7 @@ def check_form(head: HeadSpec) -> None:
 
 
 def _shown(value: Any) -> str:
-    return value if isinstance(value, str) else ", ".join(map(str, value))
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def tuned(head: HeadSpec, threshold: float, debounce: int, scope: str) -> HeadSpec:

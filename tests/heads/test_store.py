@@ -95,6 +95,7 @@ def test_other_forms_of_heads_are_refused():
     [
         ({"taps": (3, 7)}, "head 'safety': found taps 3, 7, expected -1: so8t heads fits"),
         ({"taps": (-1, 7)}, "found taps -1, 7, expected -1"),
+        ({"prompt_thresholds": (0.5, 0.4)}, "found prompt_thresholds 0.5, 0.4, expected None"),
         ({"tap_norm": "rms"}, "found tap_norm rms, expected none"),
         ({"link": "sigmoid"}, "found link sigmoid, expected softmax"),
         ({"aggregation": "mean"}, "found aggregation mean, expected run"),

@@ -89,6 +89,7 @@ static void so8t_check_base(const std::string & path, common_params & params, bo
 
 bool so8t_load_heads_files(llama_model * model, common_params & params) {
     const bool has_own_heads = llama_so8t_n_heads(model) > 0;
+    params.so8t.base_sha256.clear(); // the model's file may have changed while it was not loaded
     for (auto & file : params.so8t.heads) {
         const std::string sha256 = so8t_file_hash(file.path);
         if (!file.sha256.empty() && file.sha256 != sha256) {

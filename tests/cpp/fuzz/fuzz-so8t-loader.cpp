@@ -188,11 +188,10 @@ static const std::vector<std::string> & changed_keys() {
             SO8T_KV_ATTN_HEAD_KV_REPRESENTATION, SO8T_KV_HEADS, "so8t.attention.head_count",
             "so8t.attention.head_count_kv", "so8t.pooling_type", "so8t.head..labels"};
         for (const char * name : {"safety", "risk", "kind"}) {
-            for (const char * field :
-                {"labels", "actions", "thresholds", "temperature", "debounce", "scope", "representation", "stem",
-                    "activation", "rule", "prompt_token", "taps", "tap_norm", "form", "link", "provenance", "window"}) {
-                keys.push_back(std::string("so8t.head.") + name + "." + field);
+            for (const auto & row : so8t_head_key_rows) {
+                keys.push_back(std::string("so8t.head.") + name + "." + row.field);
             }
+            keys.push_back(std::string("so8t.head.") + name + ".colour");
         }
         return keys;
     }();
@@ -202,8 +201,8 @@ static const std::vector<std::string> & changed_keys() {
 static fuzz_value any_value(fuzz_input & input) {
     static const std::vector<std::string> words = {"", "safe", "unsafe", "allow", "refuse", "gate", "qk", "v", "heads",
         "ffn", "out", "safety", "risk", "kind", "shared", "other", "gelu", "silu", "relu", "rmsnorm", "none", "llama",
-        "qwen3", "qwen2", "both", "prompt", "answer", "argmax", "rms", "mlp", "sigmoid", "{}", "\xff\xfe", "a\nb",
-        "a.b", "%s%n", std::string(300, 'x')};
+        "qwen3", "qwen2", "both", "prompt", "answer", "argmax", "rms", "mlp", "sigmoid", "attention", "ema", "mean",
+        "max", "window", "window8", "token", "{}", "\xff\xfe", "a\nb", "a.b", "%s%n", std::string(300, 'x')};
     static const std::vector<double> values   = {0, 1, 2, 3, 8, 9, 7, -1, 0.5, 1e9, INT32_MAX, INT32_MIN, 4294967295.0,
         1e300, std::numeric_limits<double>::infinity(), std::numeric_limits<double>::quiet_NaN()};
     static const std::vector<size_t> counts   = {0, 1, 2, 3, 8, 9, 64, 5000};
