@@ -115,15 +115,17 @@ void so8t_guard::judge(so8t_part i_part, llama_context * ctx, int32_t idx) {
 void so8t_guard::read_unasked(llama_context * ctx, int32_t idx) {
     const auto & heads = seen.parts[SO8T_PART_PROMPT].heads;
     seen.unasked.resize(heads.size());
+    std::vector<bool> acts(heads.size(), false); // of those that were not asked
     for (size_t i = 0; i < heads.size(); ++i) {
         const so8t_policy::head & rule = params.policy->heads[i];
-        if (heads[i].probs.empty() && so8t_in_scope(rule.scope, true) && rule.depends_on < 0) {
-            judge_prompt(i, ctx, idx, seen.unasked[i]);
+        const bool has_place           = rule.depends_on < 0 || acts[rule.depends_on];
+        if (heads[i].probs.empty() && so8t_in_scope(rule.scope, true) && has_place) {
+            acts[i] = judge_prompt(i, ctx, idx, seen.unasked[i]).acts;
         }
     }
 }
 
-// probabilities of one head
+// probabilities of one head at the end of the prompt
 void so8t_guard::read_prompt_end(int32_t i_head, llama_context * ctx, int32_t idx, std::vector<float> & probs) const {
     if (i_head < (int32_t) read_probs.size() && !read_probs[i_head].empty()) {
         probs = read_probs[i_head];

@@ -145,8 +145,9 @@ LLAMA_API bool llama_so8t_get_probs_ith(struct llama_context * ctx, int32_t head
 LLAMA_API bool llama_so8t_get_text_probs(struct llama_context * ctx, int32_t head, int32_t aggregation, int32_t i,
     llama_pos p0, llama_pos p1, float * probs);
 
-// the verdict of all heads at output i: refuse > escalate > allow. A refusal by one head is final, later
-// heads are not consulted. A head without finite values refuses (fail closed).
+// the verdict of all heads at output i: refuse > escalate > allow. A refusal by one head is final: of the later heads only
+// those that depend on it are consulted. A head without finite values refuses (fail closed). Nothing is aggregated: each
+// head is judged by its thresholds at this one position.
 LLAMA_API enum llama_so8t_action llama_so8t_get_action_ith(struct llama_context * ctx, int32_t i);
 
 //
