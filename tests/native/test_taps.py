@@ -124,6 +124,26 @@ def test_sequences_beside_each_other_do_not_mix(tapped, arch):
                     assert difference <= MARGIN * np.abs(expected[sequence][name]).max(), name
 
 
+@pytest.mark.parametrize("file", ["bare.gguf", "qwen3.gguf"])
+def test_outputs_that_are_put_in_order(tapped, file):
+    """llama.cpp evaluates the sequences of a batch one after the other and swaps outputs: with heads and without."""
+    path, texts = tapped("qwen3").path.parent / file, [tokens_of(40, 9), tokens_of(41, 9), tokens_of(42, 9)]
+    alone = []
+    for tokens in texts:
+        with Session(path, **EXACT) as session:
+            session.decode(tokens)
+            alone.append(session.logits())
+    with Session(path, **EXACT, n_seq_max=3, kv_unified=False) as session:
+        session.decode(
+            [tokens[position] for position in range(9) for tokens in texts],
+            positions=[position for position in range(9) for _ in texts],
+            sequence=[0, 1, 2] * 9,
+        )
+        found = session.logits()
+    for sequence, expected in enumerate(alone):
+        assert np.abs(found[sequence::3] - expected).max() <= MARGIN * np.abs(expected).max()
+
+
 def test_embeddings_change_no_value(tapped):
     model, tokens = tapped("llama"), tokens_of(7)
     with Session(model.path, **EXACT, embeddings=True) as session:

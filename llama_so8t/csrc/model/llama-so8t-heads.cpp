@@ -54,6 +54,9 @@ void so8t_head_values::extract(ggml_backend_sched_t sched, ggml_tensor * values,
 }
 
 void so8t_head_values::swap(uint64_t i0, uint64_t i1) {
+    if (n_values == 0) {
+        return;
+    }
     std::swap(seq_ids[i0], seq_ids[i1]);
     std::swap_ranges(data.begin() + i0 * n_values, data.begin() + (i0 + 1) * n_values, data.begin() + i1 * n_values);
 }
