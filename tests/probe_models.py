@@ -72,6 +72,18 @@ class ProbeShape:
         }
 
 
+HIDDEN = 1024
+LAYERS = (1, 3, 4)
+SHAPES = {
+    "attn-4": ProbeShape("attn", HIDDEN, LAYERS, n_head=4),
+    "attn-8": ProbeShape("attn", HIDDEN, LAYERS, n_head=8),
+    "attn-2048": ProbeShape("attn", HIDDEN, LAYERS, n_head=4, window=2048),
+    "attn-5": ProbeShape("attn", HIDDEN, LAYERS, n_head=4, window=5),
+    "mlp": ProbeShape("mlp", HIDDEN, LAYERS),
+}
+"""The published sizes: hidden 1024 and three layers of five, 4 or 8 heads of 64, windows, and the MLP."""
+
+
 def random_tensors(shape: ProbeShape, seed: int = 0, dtype: str = "float32") -> dict[str, Any]:
     """Weights of which every part shows in the values: queries and keys that agree somewhere, an uneven norm."""
     import torch

@@ -2,23 +2,13 @@
 
 import numpy as np
 import pytest
-from probe_models import ROWS, ProbeShape, features, probe_logits, random_tensors, write_probe
+from probe_models import HIDDEN, ROWS, SHAPES, features, probe_logits, random_tensors, write_probe
 from required import package
 
 torch = package("torch")
 
 MARGIN = 2e-4
 """Largest difference, as a part of the largest value of a head."""
-
-HIDDEN = 1024
-LAYERS = (1, 3, 4)
-SHAPES = {
-    "attn-4": ProbeShape("attn", HIDDEN, LAYERS, n_head=4),
-    "attn-8": ProbeShape("attn", HIDDEN, LAYERS, n_head=8),
-    "attn-2048": ProbeShape("attn", HIDDEN, LAYERS, n_head=4, window=2048),
-    "attn-5": ProbeShape("attn", HIDDEN, LAYERS, n_head=4, window=5),
-    "mlp": ProbeShape("mlp", HIDDEN, LAYERS),
-}
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from probe_models import ROWS, ProbeShape, features, probe_logits, random_tensors, write_probe
+from probe_models import HIDDEN, ROWS, SHAPES, features, probe_logits, random_tensors, write_probe
 
 from llama_so8t.bindings import Session
 from llama_so8t.bindings.session import F32
@@ -12,15 +12,6 @@ from llama_so8t.heads_file import Base, write_heads_file
 from .conftest import MARGIN
 from .tapped_models import N_VOCAB, make_bare, streams
 
-HIDDEN = 1024
-LAYERS = (1, 3, 4)
-SHAPES = {
-    "attn-4": ProbeShape("attn", HIDDEN, LAYERS, n_head=4),
-    "attn-8": ProbeShape("attn", HIDDEN, LAYERS, n_head=8),
-    "attn-2048": ProbeShape("attn", HIDDEN, LAYERS, n_head=4, window=2048),
-    "attn-5": ProbeShape("attn", HIDDEN, LAYERS, n_head=4, window=5),
-    "mlp": ProbeShape("mlp", HIDDEN, LAYERS),
-}
 SIZES = {"hidden_size": HIDDEN, "num_hidden_layers": 5, "max_position_embeddings": 4096}
 
 EXACT = {"n_ctx": 4096, "n_batch": 4096, "type_k": F32, "type_v": F32, "flash_attn": False}
